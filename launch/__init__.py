@@ -1,0 +1,1 @@
+"""Composition root: the command line, launch plans, and the short programs that one rank runs."""

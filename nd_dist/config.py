@@ -1,0 +1,291 @@
+"""The configuration: frozen values, one class per concern, checked once at construction, unknown keys refused.
+
+This file says what can be set and in which range. Reading recipes, overrides and files is ``launch.recipe``'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nd_dist.schema import TARGETS
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+SubjectId = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, docstrings under the fields become their description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PhantomConfig(Section):
+    """The made-up NSD that `nd phantom` writes (counts of the real one: 8 subjects, 40 sessions of 750 trials)."""
+
+    num_subjects: Positive = 4
+    """Subjects; each has its own number of voxels and its own brain grid."""
+    num_sessions: Annotated[int, Field(ge=2)] = 9
+    """Sessions of a complete subject; the last subject but one misses some."""
+    trials_per_session: Annotated[int, Field(ge=10)] = 80
+    """Trials in a session; each image is shown three times."""
+    num_shared: Positive = 24
+    """Test images, seen by every subject."""
+    num_voxels: Annotated[int, Field(ge=50)] = 400
+    """About how many voxels the ROI of a subject has (subjects differ)."""
+    noise_ceiling: Fraction = 0.5
+    """Share of a good voxel's single-trial variance that the picture explains."""
+
+
+class DataConfig(Section):
+    """What is packed from NSD, and how."""
+
+    reader: Literal["nsd", "mindeye2"] = "nsd"
+    """Layout of `nsd_root`: NSD's own files or MindEye2's published ones."""
+    betas: str = "betas_fithrf_GLMdenoise_RR"
+    """Version of the single-trial betas (folder name)."""
+    betas_format: Literal["auto", "nifti", "hdf5"] = "auto"
+    """File format of the betas; auto takes HDF5 where both exist (it reads by session chunk)."""
+    roi: str = "nsdgeneral"
+    """Name of the ROI volume whose positive labels select the voxels."""
+    subjects: tuple[SubjectId, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    """Subjects to pack and to train on."""
+    max_sessions: Positive | None = None
+    """Take only the first sessions of every subject (37 = the early release); none takes all."""
+    normalization: Literal["session-train", "mindeye1", "mindeye2", "brain-diffuser"] = "session-train"
+    """Z-scoring: per session without the test images (default, and what MindEye2's paper says), per session with
+    all trials (mindeye1, mindeye2's notebook), or by the training trials of all sessions (brain-diffuser)."""
+    voxel_dtype: Literal["float16", "float32"] = "float16"
+    """How voxels are stored."""
+    captions: str = "${nsd_root}/captions"
+    """Folder with COCO's `captions_train2017.json` and `captions_val2017.json`."""
+    targets: tuple[str, ...] = TARGETS
+    """Target stores to make: c, z, g02 .. g12."""
+    images_per_shard: Positive = 512
+    """Images in one shard of a target store."""
+    pictures: Literal["none", "test", "all"] = "test"
+    """Whose pictures are packed as PNG, so that evaluation needs the shards only."""
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> DataConfig:
+        if unknown := [name for name in self.targets if name not in TARGETS]:
+            raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
+        return self
+
+
+class FrozenConfig(Section):
+    """How the frozen networks turn pictures and captions into targets, and pictures into guidance features."""
+
+    vae_encode: Literal["mode", "sample"] = "mode"
+    """z from the mode of the VAE's posterior, or a sample of it (as the released targets were made)."""
+    normalize: Literal["imagenet", "clip"] = "imagenet"
+    """Pixel statistics before the guidance CLIP (the released code uses ImageNet's with CLIP)."""
+    antialias: bool = False
+    """Antialiased resize before the guidance CLIP (torchvision's tensor default: off up to 0.16, on from 0.17)."""
+    batch_size: Positive = 32
+    """Pictures per forward pass when targets are extracted."""
+    dtype: Dtype = "float32"
+    """Computation dtype of the frozen networks."""
+
+
+class DecoderConfig(Section):
+    """The trainable network: voxel encoders, backbone, heads, prior."""
+
+    heads: Literal["joint", "single"] = "joint"
+    """joint: one shared space with all heads; single: every target has its own network (as published)."""
+    hidden_size: Positive = 4096
+    """Width h of the subject-shared space."""
+    num_blocks: Positive = 4
+    """Mixer blocks of the backbone, residual blocks of the z network."""
+    mixer: Literal["official", "single_residual"] = "official"
+    """official: the published mixer (an exact affine map at sequence length 1); single_residual: the repaired one."""
+    backbone_dropout: Fraction = 0.15
+    """Dropout in the mixer."""
+    initial_voxel_dropout: Fraction = 0.5
+    """Dropout in the voxel encoder of the z network."""
+    initial_dropout: Fraction = 0.25
+    """Dropout in the residual blocks of the z network."""
+    initial_channels: tuple[Positive, Positive, Positive] = (64, 128, 256)
+    """Channels of the three up blocks of the z network."""
+    prior_depth: Count = 6
+    """Transformer layers of the diffusion prior; 0 trains the backbone itself with the prior's MSE."""
+    prior_dim_head: Positive = 52
+    """Width of one attention head of the prior."""
+    prior_timesteps: Positive = 100
+    """Diffusion steps that the prior is trained on."""
+    prior_sample_steps: Positive = 20
+    """Steps when sampling from the prior."""
+    prior_drop: Fraction = 0.2
+    """Probability to replace condition or target by the learned null embedding."""
+
+
+class TrainingConfig(Section):
+    """Two stages of training with DeepSpeed."""
+
+    target_subject: SubjectId = 1
+    """Stage 1 trains on all other subjects of `data.subjects`, stage 2 on this one."""
+    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    """Stages to run, in order; stage 2 starts from stage 1's model where there is one."""
+    targets: tuple[str, ...] = TARGETS
+    """Targets to train heads for."""
+    sessions: tuple[Positive, ...] | None = None
+    """Sessions of the target subject used in stage 2 (none: all; one session is the "1 hour" setting)."""
+    steps: tuple[Positive, Positive] = (107_100, 107_100)
+    """Optimizer steps of stage 1 and stage 2."""
+    samples_per_subject: tuple[Positive, Positive] = (6, 42)
+    """Trials of each subject in a global step, in stage 1 and stage 2; must be a multiple of the number of ranks."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak of the one-cycle schedule, which counts global steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """AdamW weight decay."""
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 2 / 150
+    """Share of the steps until the peak learning rate."""
+    cycle_momentum: bool = True
+    """Cycle beta1 .95 -> .85 -> .95 with the learning rate, as the released code does."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Maximum global gradient norm; 0 is off, as published."""
+    gradient_accumulation: Positive = 1
+    """Micro-steps per optimizer step."""
+    dtype: Dtype = "float32"
+    """Training precision."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """DeepSpeed ZeRO stage."""
+    prior_weight: Annotated[float, Field(ge=0)] = 30.0
+    """Weight of the prior's MSE."""
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the contrastive loss (MixCo, then SoftCLIP)."""
+    mixco_fraction: Fraction = 49 / 150
+    """Share of the steps trained with MixCo before SoftCLIP."""
+    quirks: Literal["fixed", "official"] = "fixed"
+    """MixCo's permutation offsets and target diagonal: repaired, or as released."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints kept per stage."""
+    validate_every: Positive = 1000
+    """Steps between validations."""
+    reader_threads: Positive = 2
+    """Reader threads of one rank's stream."""
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> TrainingConfig:
+        if unknown := [name for name in self.targets if name not in TARGETS]:
+            raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
+        return self
+
+
+class SamplerConfig(Section):
+    """The guided sampler (method: NeuralDiffuser section III; defaults are the released behaviour)."""
+
+    kappa: Annotated[float, Field(ge=0)] = 300_000.0
+    """Guidance scale."""
+    eta: Fraction = 0.2
+    """Guided share of the denoising steps: int(steps run x eta) steps, from the first."""
+    num_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """DDIM steps of the full schedule."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of the schedule that is run: int(num_steps x strength) steps."""
+    cfg_scale: Annotated[float, Field(ge=0)] = 7.5
+    """Classifier-free guidance scale."""
+    sag_scale: Annotated[float, Field(ge=0)] = 0.75
+    """Self-attention guidance scale; 0 is off (one UNet pass less per step)."""
+    layer_scale: tuple[float, ...] = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
+    """Factors a_l of the guidance layers, applied after the norm weights."""
+    x0_form: Literal["official", "ddim"] = "official"
+    """Image estimate of the guidance: with (1 - abar) as released, or sqrt(1 - abar) as DDIM defines it."""
+    noise_timestep: Literal["official", "first_step"] = "official"
+    """Timestep that z is noised to: int(strength x 1000) of the steps run, or the first step's."""
+    noise: Literal["per_image", "official"] = "per_image"
+    """per_image: a seed per (image, repeat); official: the same draws for all images (seed 42, draw 41 r)."""
+    uint8: Literal["round", "truncate"] = "round"
+    """How pixels in [0,1] become bytes."""
+    dtype: Dtype = "float32"
+    """Dtype of UNet and VAE; latents, schedule and loss stay float32."""
+    unet_gradient: bool = True
+    """Differentiate the guidance loss through the UNet; false is the cheaper stop-gradient approximation."""
+
+
+class EvaluationConfig(Section):
+    """Reconstructions and metrics."""
+
+    subjects: tuple[SubjectId, ...] | None = None
+    """Subjects to reconstruct (none: the training's target subject)."""
+    num_images: Positive | None = None
+    """Test images to reconstruct, first ids first (none: all)."""
+    num_repeats: Positive = 5
+    """Reconstructions of an image."""
+    embeddings: Literal["decoded", "ground_truth"] = "decoded"
+    """Targets from the decoder, or the pictures' own (the ceiling)."""
+    baseline: bool = True
+    """Also reconstruct without guidance (kappa 0), for comparison."""
+    protocol: str = "nd"
+    """Named metric protocol."""
+    z_calibration: Literal["test_set", "stored", "none"] = "test_set"
+    """Statistics that re-standardise predicted z: of all test predictions (as published), of the training, or none."""
+    batch_size: Positive = 4
+    """Images in one work unit (all repeats of an image ride together)."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the test images for the intervals."""
+
+
+class SweepConfig(Section):
+    """The grid of `nd sweep`."""
+
+    kappa: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 1e5, 3e5, 1e6)
+    """Guidance scales."""
+    eta: tuple[Fraction, ...] = (0.1, 0.2, 0.5, 1.0)
+    """Guided-step proportions."""
+
+
+class LaunchConfig(Section):
+    """How ranks are started."""
+
+    ranks: Positive | None = None
+    """Ranks of every stage (none: one per GPU, or one where there is none)."""
+    threads_per_rank: Positive = 1
+    """OMP_NUM_THREADS of every rank on CPU; part of the numbers, so it does not follow the number of cores."""
+    timeout_s: Annotated[int, Field(ge=10)] = 600
+    """Longest wait of a collective call."""
+
+
+class Config(Section):
+    """A recipe: everything that a command needs. Top-level names are stable, people script against them."""
+
+    seed: Count = 0
+    """Seed of the run; every other seed derives from it and the unit of work."""
+    nsd_root: Path = Path("nsd")
+    """Folder of NSD (or of a phantom NSD)."""
+    shards_dir: Path = Path("shards_out")
+    """Folder of the packed shards."""
+    run_dir: Path = Path("runs/default")
+    """Folder of this run: config, events, checkpoints, reconstructions, metrics, report."""
+    model: str = "CompVis/stable-diffusion-v1-4"
+    """Stable Diffusion: a folder in Hugging Face layout, or a name in the local Hugging Face cache."""
+    guidance_model: str = "openai/clip-vit-base-patch32"
+    """The guidance CLIP: a folder in Hugging Face layout, or a name in the local Hugging Face cache."""
+    phantom: PhantomConfig = PhantomConfig()
+    data: DataConfig = DataConfig()
+    frozen: FrozenConfig = FrozenConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _subjects_exist(self) -> Config:
+        wanted = {self.training.target_subject, *(self.evaluation.subjects or ())}
+        if missing := sorted(wanted - set(self.data.subjects)):
+            raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
+        return self
+
+    @property
+    def evaluated_subjects(self) -> tuple[int, ...]:
+        """Subjects whose test images are reconstructed."""
+        return self.evaluation.subjects or (self.training.target_subject,)

@@ -1,0 +1,56 @@
+"""Where a number comes from: versions, code state, hashes, host. Put beside every result that is reported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nd_dist
+from nd_dist.config import Config
+from nd_dist.files import hash_json
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "webdataset", "mpi4py", "torchmetrics", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of every package that can move a number."""
+    versions = {"python": platform.python_version(), "nd_dist": nd_dist.__version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def git_state() -> str:
+    """Return the commit of the checkout that runs, with ``+changes`` where files differ; "installed" outside one."""
+    folder = Path(nd_dist.__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "installed"
+
+
+def config_hash(config: Config) -> str:
+    """Return the hash of a whole recipe."""
+    return hash_json(config.model_dump(mode="json"))
+
+
+def provenance(config: Config, **more: object) -> dict[str, Any]:
+    """Return the record that goes with a result: versions, code, config and its hash, seed, and ``more``."""
+    return {
+        "versions": package_versions(),
+        "code": git_state(),
+        "config_hash": config_hash(config),
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "platform": f"{platform.system()} {platform.machine()}, {sys.implementation.name}",
+        **more,
+    }

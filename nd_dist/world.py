@@ -1,0 +1,93 @@
+"""The world a process belongs to: rank, size, and who started it. The only reader of launcher variables.
+
+Families are all-or-nothing: a launcher that set only some of its variables, or two launchers that contradict each
+other, is an error and never a silent world of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from nd_dist.errors import WorldError
+
+Family = Literal["single", "torch", "openmpi", "pmi", "slurm"]
+
+# family -> (rank, size, local rank or None): variables that the launchers set (read in their sources or observed)
+_FAMILIES: dict[Family, tuple[str, str, str | None]] = {
+    "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed's launch.py and torchrun
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "pmi": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH and Intel MPI (hydra)
+    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among its ranks.
+
+    Args:
+        rank: 0-based global rank.
+        size: Number of ranks.
+        local_rank: 0-based rank on this host (chooses the GPU).
+        family: Which launcher's variables said so; ``single`` where none did.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    family: Family = "single"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @staticmethod
+    def from_env(environ: Mapping[str, str]) -> World:
+        """Return the world that the launcher described in ``environ``.
+
+        Raises:
+            WorldError: a family is incomplete, not a number, out of range, or two families disagree on rank or size.
+        """
+        found = [world for family in _FAMILIES if (world := _read_family(family, environ)) is not None]
+        if not found:
+            return World()
+        sizes = {(world.rank, world.size) for world in found if world.size > 1} or {(0, 1)}
+        if len(sizes) > 1:
+            raise WorldError(
+                "Two launchers describe different worlds.",
+                where=", ".join(f"{w.family}: rank {w.rank} of {w.size}" for w in found),
+                todo="start the program with one launcher only, or unset the variables of the other",
+            )
+        return max(found, key=lambda world: world.size)
+
+
+def _read_family(family: Family, environ: Mapping[str, str]) -> World | None:
+    """Return the world of one launcher family, None where it set neither rank nor size."""
+    rank_name, size_name, local_name = _FAMILIES[family]
+    present = [name for name in (rank_name, size_name) if name in environ]
+    if not present:
+        return None
+    if family == "slurm" and size_name not in environ:
+        return None  # an sbatch script itself (no step): SLURM_PROCID alone is no world
+    if len(present) == 1:
+        raise WorldError(
+            f"The {family} launcher set only a part of its variables.",
+            expected=f"{rank_name} and {size_name}",
+            found=present[0],
+            todo="unset it, or start the program through the launcher",
+        )
+    try:
+        rank, size = int(environ[rank_name]), int(environ[size_name])
+        local_rank = int(environ.get(local_name, "0")) if local_name else 0
+    except ValueError as error:
+        raise WorldError(f"The {family} launcher's variables are not numbers.", found=str(error)) from error
+    if not 0 <= rank < size:
+        raise WorldError(
+            f"The {family} launcher's rank is outside its world.",
+            expected=f"0 <= {rank_name} < {size_name}",
+            found=f"{rank_name}={rank}, {size_name}={size}",
+        )
+    return World(rank, size, local_rank, family)
