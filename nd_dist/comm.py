@@ -50,7 +50,7 @@ def load_mpi() -> ModuleType | None:
         from mpi4py import MPI
     except (ImportError, RuntimeError):
         return None
-    return MPI  # type: ignore[no-any-return]
+    return MPI
 
 
 def connect(world: World) -> Comm:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
+if TYPE_CHECKING:  # names and shapes only: importing this file stays cheap
+    import numpy as np
+    import numpy.typing as npt
+    import torch
 
 Role = Literal["semantic", "initial", "guidance"]
 Split = Literal["train", "test"]
