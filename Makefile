@@ -1,0 +1,42 @@
+# Each target does all of its own set-up: a fresh clone needs nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
+	@echo "make test   the test suite"
+	@echo "make check  what CI runs: format, lint, types, layers, tests"
+	@echo "make bench  the benchmarks (ratios against a baseline in the same run)"
+
+setup: $(STAMP)
+
+# torch first and alone: the other packages then take the build that is there (CPU or CUDA)
+$(STAMP): pyproject.toml constraints/tested.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints/tested.txt torch
+	$(PIP) --constraint constraints/tested.txt --editable ".[dev,mpi]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/nd demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,216 @@
+"""The command line `nd`. Parses words, calls ``launch.commands``, turns errors into messages and exit codes.
+
+Heavy imports stay inside the commands: `nd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="nd",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distributed NeuralDiffuser: reconstruct seen pictures from fMRI.\n\n"
+    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole line on made-up data.",
+)
+
+Recipe = Annotated[str, typer.Argument(help="Recipe: a name (demo, paper) or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value overrides, e.g. shards_dir=shards sampler.kappa=1e5.")
+]
+Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
+Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
+LauncherName = Annotated[
+    str, typer.Option("--launcher", help="auto, local, deepspeed-pdsh (train) or mpirun (pack, evaluate, sweep).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print configuration, hosts and the exact command; run nothing.")
+]
+
+
+def _version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from nd_dist import __version__
+
+        typer.echo(f"nd_dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `nd` itself."""
+
+
+@app.command()
+def doctor(
+    hostfile: Hostfile = None,
+) -> None:
+    """Say what is installed, what is missing, and the command that installs it."""
+    from launch.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(hostfile))
+
+
+@app.command()
+def phantom(
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Recipe whose `phantom` section and seed are used.")
+    ] = "demo",
+) -> None:
+    """Write a small made-up NSD in NSD's own files and layout."""
+    from launch.commands import make_phantom
+
+    make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
+
+
+@app.command()
+def pack(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
+    _launch("pack", recipe, overrides, ranks, hostfile, launcher, dry_run)
+
+
+@app.command()
+def verify(
+    shards_dir: Annotated[Path, typer.Argument(help="Folder of packed shards.")],
+) -> None:
+    """Re-hash every shard and check the index against it; name what is wrong."""
+    from launch.commands import run_verify
+
+    raise typer.Exit(run_verify(shards_dir))
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
+    _launch("train", recipe, overrides, ranks, hostfile, launcher, dry_run)
+
+
+@app.command()
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
+    _launch("evaluate", recipe, overrides, ranks, hostfile, launcher, dry_run)
+
+
+@app.command()
+def sweep(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Reconstruct and score the whole kappa x eta grid of the recipe."""
+    _launch("sweep", recipe, overrides, ranks, hostfile, launcher, dry_run)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")]) -> None:
+    """Write report.html of a run: one page with tables, pictures and provenance."""
+    from launch.commands import run_report
+
+    run_report(run_dir)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    ranks: Ranks = 2,
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to run.")] = "demo",
+) -> None:
+    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, report."""
+    from launch.demo import run_demo
+
+    run_demo(recipe, overrides or [], ranks)
+
+
+@app.command()
+def conformance(
+    directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
+) -> None:
+    """Compare this implementation with reference cases of the released code; exit 0 only if all hold."""
+    from launch.commands import run_conformance_table
+
+    raise typer.Exit(run_conformance_table(directory))
+
+
+def _launch(
+    command: str,
+    recipe: str,
+    overrides: list[str] | None,
+    ranks: int | None,
+    hostfile: Path | None,
+    launcher: str,
+    dry_run: bool,
+) -> None:
+    """Start a launching command, or show what it would start."""
+    from launch.commands import LaunchOptions, dry_run_command, launch_command
+    from launch.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    options = LaunchOptions(ranks, hostfile, launcher)
+    if dry_run:
+        dry_run_command(command, config, options)
+    else:
+        launch_command(command, config, options)
+
+
+def main() -> None:
+    """Run `nd`: the other place (beside the rank boundary) where errors are caught; they become exit codes."""
+    from nd_dist.errors import NdDistError
+
+    try:
+        app()
+    except NdDistError as error:
+        _complain(type(error).__name__, str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("Interrupted", "Stopped; run the same command again to go on.")
+        sys.exit(130)
+
+
+def _complain(title: str, message: str) -> None:
+    """Write an error to the terminal's standard error."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text(f"{title}: ", style="bold red") + Text(message))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`nd demo`: the whole line on a phantom NSD, one command after the other. Every step resumes by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from launch.commands import LaunchOptions, launch_command, make_phantom, run_report, run_verify
+from launch.recipe import load_recipe
+
+
+def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
+    """Run phantom, pack, verify, train, evaluate, sweep and report of a recipe; print the time of each.
+
+    Args:
+        recipe: Name or path of the recipe.
+        overrides: ``key=value`` overrides for every step.
+        ranks: Ranks of every launched step.
+
+    Raises:
+        NdDistError: a step failed; the same command goes on from there.
+    """
+    console = Console(soft_wrap=True)
+    config = load_recipe(recipe, overrides)
+    options = LaunchOptions(ranks)
+
+    def launch(command: str) -> Callable[[], object]:
+        return lambda: launch_command(command, config, options, console)
+
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("phantom", lambda: make_phantom(recipe, overrides)),
+        ("pack", launch("pack")),
+        ("verify", lambda: run_verify(config.shards_dir)),
+        ("train", launch("train")),
+        ("evaluate", launch("evaluate")),
+        ("sweep", launch("sweep")),
+        ("report", lambda: run_report(config.run_dir)),
+    ]
+    started = time.monotonic()
+    for number, (name, step) in enumerate(steps, start=1):
+        console.print(f"[{number}/{len(steps)}] {name}", highlight=False, markup=False)
+        before = time.monotonic()
+        step()
+        console.print(f"  {time.monotonic() - before:.1f} s", highlight=False)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Open this page:", highlight=False)
+    console.print(str((config.run_dir / "report.html").resolve()), highlight=False)

@@ -1,0 +1,131 @@
+"""`nd doctor`: what is there, what is missing, and the command that would install it. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.commands import find_tools
+from launch.hosts import read_hostfile
+from nd_dist.comm import load_mpi
+
+REQUIRED = (
+    "torch",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "webdataset",
+    "mpi4py",
+    "torchmetrics",
+    "h5py",
+    "nibabel",
+)
+OUR_PACKAGES = ("nd_dist", "launch", "shards")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's answer.
+
+    Args:
+        name: What was looked at.
+        state: ``ok``, ``missing`` (the line cannot run), or ``note`` (works with less).
+        found: What is there.
+        todo: The command that would help; empty if nothing is to be done.
+    """
+
+    name: str
+    state: str
+    found: str
+    todo: str = ""
+
+
+def run_doctor(hostfile: Path | None) -> int:
+    """Print every check as a table; return 0, or 3 if something required is missing."""
+    checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
+    if hostfile is not None:
+        hosts = read_hostfile(hostfile)
+        checks.append(Check("hostfile", "ok", ", ".join(f"{host.name} slots={host.slots}" for host in hosts)))
+    table = Table(title="nd doctor", title_justify="left")
+    for heading in ("what", "state", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    for check in checks:
+        table.add_row(check.name, f"[{colours[check.state]}]{check.state}[/]", check.found, check.todo)
+    Console().print(table)
+    return 3 if any(check.state == "missing" for check in checks) else 0
+
+
+def _python() -> Iterator[Check]:
+    """Yield the check of the interpreter."""
+    state = "ok" if sys.version_info >= (3, 11) else "missing"
+    yield Check(
+        "python", state, f"{platform.python_version()} ({sys.executable})", "" if state == "ok" else "use 3.11+"
+    )
+
+
+def _packages() -> Iterator[Check]:
+    """Yield a check for each required package, without importing it."""
+    for name in REQUIRED:
+        try:
+            yield Check(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, "missing", "not installed", f"pip install {name}")
+
+
+def _collisions() -> Iterator[Check]:
+    """Yield a check that our generic package names are ours: another wheel may ship `shards` or `launch` too."""
+    home = Path(__file__).resolve().parent.parent
+    owners = importlib.metadata.packages_distributions()
+    for name in OUR_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        others = sorted(set(owners.get(name, ())) - {"nd-dist"})
+        if origin != home or others:
+            yield Check(f"package {name}", "missing", f"comes from {origin}", f"pip uninstall {' '.join(others)}")
+
+
+def _mpi() -> Iterator[Check]:
+    """Yield the check of the MPI library and its mpirun."""
+    mpi, tools = load_mpi(), find_tools()
+    if mpi is None:
+        yield Check("MPI", "note", "mpi4py finds no MPI library: one process does all work", "pip install mpich")
+        return
+    library = mpi.Get_library_version().splitlines()[0].split(",")[0].strip()
+    yield Check("MPI library", "ok", library)
+    if not tools.mpirun:
+        yield Check("mpirun", "note", "not on PATH: one process does all work", "pip install mpich")
+    elif ("Open MPI" in library) != (tools.mpi_flavour == "openmpi"):
+        todo = "put the mpirun that belongs to the library first on PATH"
+        yield Check("mpirun", "missing", f"{tools.mpirun} ({tools.mpi_flavour}) does not fit {library}", todo)
+    else:
+        yield Check("mpirun", "ok", f"{tools.mpirun} ({tools.mpi_flavour})")
+
+
+def _accelerator() -> Iterator[Check]:
+    """Yield the check of the GPUs that torch sees."""
+    import torch
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            yield Check(f"GPU {number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    else:
+        yield Check("GPU", "note", "none: everything runs on the CPU, far slower at full size")
+
+
+def _tools() -> Iterator[Check]:
+    """Yield checks of programs that only launches over several hosts need."""
+    for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
+        found = shutil.which(program)
+        todo = "" if found else f"apt-get install {package}"
+        yield Check(program, "ok" if found else "note", found or "missing: needed only for several hosts", todo)

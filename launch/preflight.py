@@ -1,0 +1,105 @@
+"""What a command needs, checked in seconds before ranks are started for hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.index import Index
+
+from nd_dist.config import Config
+from nd_dist.errors import CheckpointError, ConfigError, DataError
+
+
+def preflight(command: str, config: Config, ranks: int) -> None:
+    """Raise the error that a command would meet later, if it can be known now.
+
+    Raises:
+        DataError: NSD, the shards or a target store is missing.
+        ConfigError: a subject is not in the shards, or the ranks do not divide the batch.
+        CheckpointError: there is no trained decoder to evaluate.
+    """
+    if command == "pack":
+        from shards.pack import plan_pack
+
+        plan_pack(config)
+        return
+    index = Index.read(config.shards_dir)
+    _check_subjects(config, index)
+    if command == "train":
+        _check_training(config, index, ranks)
+    else:
+        _check_evaluation(config, index)
+
+
+def _check_subjects(config: Config, index: Index) -> None:
+    """Refuse subjects that were not packed."""
+    wanted = {*config.data.subjects, *config.evaluated_subjects, config.training.target_subject}
+    if missing := sorted(wanted - set(index.subjects)):
+        raise ConfigError(
+            f"Subjects {missing} are not in the shards.",
+            where=str(config.shards_dir),
+            expected=f"some of {sorted(index.subjects)}",
+            todo="choose data.subjects= and training.target_subject= from these, or pack them",
+        )
+
+
+def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> None:
+    """Refuse targets that were not packed."""
+    if missing := [name for name in targets if name not in index.features]:
+        raise DataError(
+            f"Target stores {missing} are not in the shards.",
+            where=str(config.shards_dir),
+            found=", ".join(sorted(index.features)),
+            todo=f"run `nd pack` with data.targets=[{','.join(config.data.targets)}]",
+        )
+
+
+def _check_training(config: Config, index: Index, ranks: int) -> None:
+    """Refuse stages without subjects and batches that the ranks do not divide."""
+    _check_targets(config, index, config.training.targets)
+    if 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:
+        raise ConfigError(
+            "Stage 1 trains on all subjects but the target, and there is no other.",
+            where="data.subjects",
+            todo="add subjects, or train stage 2 alone with training.stages=[2]",
+        )
+    for stage in config.training.stages:
+        samples = config.training.samples_per_subject[stage - 1]
+        if samples % ranks:
+            raise ConfigError(
+                f"{ranks} ranks do not divide the {samples} samples of a subject in a step of stage {stage}.",
+                where="training.samples_per_subject",
+                todo="choose a multiple of the number of ranks: the global batch must not depend on it",
+            )
+
+
+def _check_evaluation(config: Config, index: Index) -> None:
+    """Refuse an evaluation without pictures, networks or a decoder."""
+    if "img" not in index.features:
+        raise DataError(
+            "The shards hold no pictures to compare with.",
+            where=str(config.shards_dir),
+            todo="run `nd pack` with data.pictures=test",
+        )
+    for name in (config.model, config.guidance_model):
+        if ("/" in name or name.startswith(".")) and name.count("/") != 1 and not Path(name).is_dir():
+            raise CheckpointError("A model folder is missing.", where=name, todo="set model= and guidance_model=")
+    if config.evaluation.embeddings == "decoded":
+        decoder_dir(config)
+
+
+def decoder_dir(config: Config) -> Path:
+    """Return the folder of the newest trained decoder of a run: stage 2's, or stage 1's where that was the last.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    stage = max(config.training.stages)
+    folder = config.run_dir / "checkpoints" / f"stage{stage}" / "model"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"There is no decoder of stage {stage} in the run.",
+            where=str(folder),
+            todo="run `nd train` with the same recipe and run_dir=, or set evaluation.embeddings=ground_truth",
+        )
+    return folder

@@ -1,0 +1,121 @@
+"""Recipes: YAML file + ``key=value`` overrides -> one validated, frozen ``Config``. Reads files, starts nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+from nd_dist.files import write_text
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def recipe_path(recipe: str) -> Path:
+    """Return the file of a recipe given by name or path.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    named = RECIPES_DIR / f"{recipe}.yaml"
+    if named.is_file():
+        return named
+    if Path(recipe).is_file():
+        return Path(recipe)
+    raise ConfigError(
+        "There is no such recipe.",
+        where=recipe,
+        expected=f"a path of a YAML file, or one of {', '.join(recipe_names())}",
+    )
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a recipe with ``key=value`` overrides.
+
+    The defaults, the file and the overrides are merged in this order with OmegaConf, so ``${nsd_root}`` and
+    ``${oc.env:NSD_ROOT}`` work anywhere; the result is validated once.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, an override has no ``=``, a key is unknown, a value out of range.
+    """
+    path = recipe_path(recipe)
+    if bad := [word for word in overrides if "=" not in word]:
+        raise ConfigError("An override is not of the form key=value.", where=" ".join(bad))
+    try:
+        text = OmegaConf.load(path)
+        defaults = OmegaConf.create(Config().model_dump(mode="json"))
+        given = OmegaConf.merge(text, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.to_container(OmegaConf.merge(defaults, given), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError("A recipe or an override cannot be read.", where=str(path), found=str(error)) from error
+    return validated(merged, str(path))
+
+
+def validated(values: Any, where: str) -> Config:  # Any: comes from YAML
+    """Return the ``Config`` of plain values.
+
+    Raises:
+        ConfigError: names every wrong field with its value, what is allowed, and the nearest key.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        raise ConfigError("The configuration is wrong.", where=where, found="\n    ".join(["", *problems])) from error
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    """Return one line for one validation error."""
+    key = ".".join(str(part) for part in detail["loc"]) or "(whole configuration)"
+    if detail["type"] == "extra_forbidden":
+        near = nearest_keys(key)
+        return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    message = detail["msg"].removeprefix("Value error, ")
+    value = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
+    return f"{key}: {message}{value}"
+
+
+def all_keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
+    """Yield every settable key in dotted form."""
+    for key, value in (Config().model_dump() if values is None else values).items():
+        if isinstance(value, Mapping):
+            yield from all_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def nearest_keys(key: str) -> list[str]:
+    """Return up to three valid keys that look like ``key``: same last word first, then similar spelling."""
+    keys = list(all_keys())
+    last = key.rsplit(".", 1)[-1]
+    same_leaf = [known for known in keys if known.rsplit(".", 1)[-1] == last]
+    leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
+    similar = difflib.get_close_matches(key, keys, n=2) + [
+        leaves[leaf] for leaf in difflib.get_close_matches(last, leaves, n=2)
+    ]
+    return list(dict.fromkeys(same_leaf + similar))[:3]
+
+
+def config_yaml(config: Config) -> str:
+    """Return the configuration as YAML that ``load_recipe`` reads back to an equal value."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def write_config(config: Config) -> Path:
+    """Write ``run_dir/config.yaml`` and return its path."""
+    path = config.run_dir / "config.yaml"
+    write_text(path, config_yaml(config))
+    return path

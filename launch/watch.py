@@ -1,0 +1,94 @@
+"""Turns rank 0's events into a progress bar on a terminal, and into plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class EventTail:
+    """Reads the lines that are appended to an event file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._rest = b""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the events that were completed since the last call."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as stream:
+            stream.seek(self._offset)
+            fresh = stream.read()
+        self._offset += len(fresh)
+        *lines, self._rest = (self._rest + fresh).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
+
+class Watcher:
+    """Shows one launch: a bar per task on a terminal, a line every few seconds otherwise.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+        self._loss = ""
+
+    def __enter__(self) -> None:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._console,
+            )
+            self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event of rank 0."""
+        if event["event"] == "train_step":
+            self._loss = f"loss {float(event['loss']):.4g}"
+        elif event["event"] == "notice":
+            self._console.print(f"  note: {event['message']}", highlight=False)
+        elif event["event"] == "progress":
+            self._advance(str(event["task"]), int(event["done"]), int(event["total"]))
+
+    def _advance(self, task: str, done: int, total: int) -> None:
+        """Move the bar of a task, or write its line."""
+        detail = self._loss if task.startswith("train") else ""
+        if self._progress is not None:
+            if task not in self._tasks:
+                self._tasks[task] = self._progress.add_task(task, total=total, detail=detail)
+            self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
+        elif done == total or time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+            self._last_line = time.monotonic()
+            self._console.print(f"  {task}: {done}/{total} {detail}".rstrip(), highlight=False)
