@@ -6,6 +6,8 @@ Heavy imports stay inside the commands: `nd --help` answers at once.
 from __future__ import annotations
 
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -66,9 +68,7 @@ def doctor(
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
     overrides: Overrides = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", help="Recipe whose `phantom` section and seed are used.")
-    ] = "demo",
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe whose `phantom` section is used.")] = "demo",
 ) -> None:
     """Write a small made-up NSD in NSD's own files and layout."""
     from launch.commands import make_phantom
@@ -201,6 +201,16 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("Interrupted", "Stopped; run the same command again to go on.")
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, with its traceback on disk
+        _complain("Unexpected error", f"{type(error).__name__}: {error}\n  traceback: {_write_traceback()}")
+        sys.exit(1)
+
+
+def _write_traceback() -> str:
+    """Write the traceback of the current exception to a new file and return its path."""
+    with tempfile.NamedTemporaryFile("w", prefix="nd-traceback-", suffix=".txt", delete=False) as stream:
+        traceback.print_exc(file=stream)
+    return stream.name
 
 
 def _complain(title: str, message: str) -> None:

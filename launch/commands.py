@@ -170,9 +170,8 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
 
 def run_verify(shards_dir: Path) -> int:
     """Verify packed shards, print each problem; return the exit code."""
-    from shards.verify import verify
-
     from nd_dist.errors import DataError
+    from shards.verify import verify
 
     console = Console(soft_wrap=True)
     problems = verify(shards_dir)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from shards.index import Index
+from typing import TYPE_CHECKING
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from shards.index import Index
 
 
 def preflight(command: str, config: Config, ranks: int) -> None:
@@ -23,6 +25,8 @@ def preflight(command: str, config: Config, ranks: int) -> None:
 
         plan_pack(config)
         return
+    from shards.index import Index
+
     index = Index.read(config.shards_dir)
     _check_subjects(config, index)
     if command == "train":

@@ -89,24 +89,22 @@ def _problem(detail: Mapping[str, Any]) -> str:
 
 
 def all_keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
-    """Yield every settable key in dotted form."""
+    """Yield every settable key in dotted form, sections included."""
     for key, value in (Config().model_dump() if values is None else values).items():
+        yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from all_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def nearest_keys(key: str) -> list[str]:
     """Return up to three valid keys that look like ``key``: same last word first, then similar spelling."""
     keys = list(all_keys())
     last = key.rsplit(".", 1)[-1]
-    same_leaf = [known for known in keys if known.rsplit(".", 1)[-1] == last]
-    leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
-    similar = difflib.get_close_matches(key, keys, n=2) + [
-        leaves[leaf] for leaf in difflib.get_close_matches(last, leaves, n=2)
-    ]
-    return list(dict.fromkeys(same_leaf + similar))[:3]
+    same_word = [known for known in keys if known.rsplit(".", 1)[-1] == last]
+    words = {known.rsplit(".", 1)[-1]: known for known in keys}
+    similar_words = [words[word] for word in difflib.get_close_matches(last, words, n=2, cutoff=0.7)]
+    similar = difflib.get_close_matches(key, keys, n=2, cutoff=0.7)
+    return list(dict.fromkeys(same_word + similar + similar_words))[:3]
 
 
 def config_yaml(config: Config) -> str:

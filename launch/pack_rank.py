@@ -1,0 +1,23 @@
+"""One rank of `nd pack`: load the frozen networks, then take part in packing."""
+
+from __future__ import annotations
+
+import os
+
+from launch.networks import load_extractor
+from launch.rank import Rank, run_rank
+from nd_dist.comm import connect
+from nd_dist.world import World
+
+
+def work(rank: Rank) -> None:
+    """Pack this rank's share of the shards; rank 0 writes the index last."""
+    from shards.pack import pack
+
+    comm = connect(World.from_env(os.environ))
+    pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
+    comm.barrier()
+
+
+if __name__ == "__main__":
+    run_rank("pack", work)

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from launch.recipe import all_keys, config_yaml, load_recipe, nearest_keys, recipe_names
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_ships_is_valid(name: str) -> None:
+    assert isinstance(load_recipe(name), Config)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_written_config_is_read_back_to_an_equal_value(name: str, tmp_path: Path) -> None:
+    config = load_recipe(name, ["seed=7", "sampler.kappa=12.5"])
+    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    assert load_recipe(str(tmp_path / "config.yaml")) == config
+
+
+def test_overrides_win_over_the_recipe_and_interpolations_follow_them() -> None:
+    config = load_recipe("demo", ["nsd_root=elsewhere", "data.subjects=[1,2]", "sampler.eta=1"])
+    assert config.nsd_root == Path("elsewhere")
+    assert config.data.captions == "elsewhere/captions"
+    assert config.data.subjects == (1, 2)
+    assert config.sampler.eta == 1.0
+
+
+def test_the_paper_recipe_holds_the_published_values() -> None:
+    config = load_recipe("paper")
+    assert (config.sampler.kappa, config.sampler.eta, config.sampler.sag_scale) == (300_000, 0.2, 0.75)
+    assert config.decoder.hidden_size == 4096
+    assert config.training.steps == (107_100, 107_100)
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("sampler.eta=1.5", ["sampler.eta", "1.5", "less than or equal to 1"]),
+        ("eta=0.5", ["eta: unknown key", "sampler.eta"]),
+        ("smapler.kappa=1", ["smapler: unknown key", "sampler"]),
+        ("training.target_subject=9", ["subjects [9]", "[1, 2, 3, 4]"]),
+        ("data.targets=[c,q]", ["unknown targets ['q']"]),
+        ("seed=-1", ["seed", "greater than or equal to 0"]),
+        ("sampler=3", ["demo.yaml"]),
+        ("nsd_root=${missing_key}", ["missing_key"]),
+        ("noequals", ["key=value", "noequals"]),
+    ],
+)
+def test_a_wrong_override_is_one_clear_config_error(override: str, fragments: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", [override])
+    assert caught.value.exit_code == 2
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="demo, paper"):
+        load_recipe("demoo")
+
+
+def test_a_recipe_that_is_no_yaml_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_recipe(str(path))
+
+
+def test_the_nearest_key_prefers_the_same_last_word() -> None:
+    assert nearest_keys("kappa")[0] == "sampler.kappa"
+    assert "sampler" in nearest_keys("smapler")
+    assert "training.learning_rate" in set(all_keys())
