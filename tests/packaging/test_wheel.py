@@ -43,8 +43,7 @@ def test_nd_runs_from_the_unpacked_wheel_in_another_folder(wheel: Path, tmp_path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['nd', '--version']
-"
+        f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['nd', '--version']; "
         "from launch.cli import main; main()"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
