@@ -1,0 +1,99 @@
+"""The whole line with real launchers on a very small phantom: phantom, pack, train, evaluate, sweep, report."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nd_dist.events import events_path, read_events
+
+ND = [sys.executable, "-m", "launch.cli"]
+TINY = [
+    "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
+    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
+    "training.samples_per_subject=[2,4]", "training.checkpoint_every=3", "sampler.num_steps=4", "sampler.kappa=10",
+    "evaluation.num_images=4", "evaluation.num_repeats=2", "evaluation.batch_size=2", "evaluation.bootstrap=100",
+    "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]",
+]  # fmt: skip
+
+
+def words_of(folder: Path) -> list[str]:
+    return [*TINY, f"nsd_root={folder / 'nsd'}", f"shards_dir={folder / 'shards'}", f"run_dir={folder / 'run'}"]
+
+
+def nd(*words: str) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def points_of(folder: Path) -> Any:
+    return json.loads((folder / "run" / "metrics.json").read_text())["points"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `nd demo` ran with two ranks in every stage."""
+    folder = tmp_path_factory.mktemp("line")
+    nd("demo", *words_of(folder), "--ranks", "2")
+    return folder
+
+
+def test_the_demo_leaves_the_documented_run_folder(finished: Path) -> None:
+    run_dir = finished / "run"
+    for name in ("config.yaml", "events/rank-0000.jsonl", "events/rank-0001.jsonl", "checkpoints", "reconstructions"):
+        assert (run_dir / name).exists(), name
+    assert "<html" in (run_dir / "report.html").read_text()
+
+
+def test_the_metrics_file_has_the_documented_shape(finished: Path) -> None:
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    assert metrics["protocol"]
+    assert metrics["provenance"]["seed"] == 0
+    assert {(point["kappa"], point["eta"]) for point in metrics["points"]} == {(0, 0), (10, 0.5), (10, 1)}
+    for point in metrics["points"]:
+        assert point["subject"] == 1
+        for value in point["metrics"].values():
+            assert {"value", "ci_low", "ci_high", "n", "higher_is_better"} <= set(value)
+
+
+def test_both_ranks_train_both_stages_step_by_step(finished: Path) -> None:
+    for rank in range(2):
+        steps = [e for e in read_events(events_path(finished / "run", rank)) if e["event"] == "train_step"]
+        assert [(step["stage"], step["step"]) for step in steps] == [(s, k) for s in (1, 2) for k in range(6)]
+
+
+def test_running_the_demo_again_repeats_nothing_and_keeps_the_metrics(finished: Path) -> None:
+    before = (finished / "run" / "metrics.json").read_bytes()
+    steps = sum(e["event"] == "train_step" for e in read_events(events_path(finished / "run", 0)))
+    nd("demo", *words_of(finished), "--ranks", "2")
+    assert (finished / "run" / "metrics.json").read_bytes() == before
+    assert sum(e["event"] == "train_step" for e in read_events(events_path(finished / "run", 0))) == steps
+
+
+def test_one_rank_reconstructs_to_the_same_metrics_as_two(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    words = [*words_of(finished), f"run_dir={tmp_path / 'run'}"]
+    nd("evaluate", "demo", *words, "--ranks", "1")
+    nd("sweep", "demo", *words, "--ranks", "1")
+    assert points_of(tmp_path) == points_of(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [2, 6, 12, 18, 24, 30])
+def test_a_demo_killed_at_any_moment_goes_on_and_ends_with_the_same_metrics(
+    finished: Path, tmp_path: Path, after_s: int
+) -> None:
+    process = subprocess.Popen([*ND, "demo", *words_of(tmp_path), "--ranks", "2"], stdout=subprocess.DEVNULL)
+    time.sleep(after_s)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    nd("demo", *words_of(tmp_path), "--ranks", "2")
+    assert points_of(tmp_path) == points_of(finished)
