@@ -1,0 +1,126 @@
+"""Intervals over images and paired tests between guidance points, by one bootstrap that all metrics share.
+
+Legend: N images, B resamples. The same resamples serve every metric and point of a set of images, so differences
+between points are paired. Sums that decide a number are exact or of fixed order: no bits depend on threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.seeds import unit_seed
+
+Float64 = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its percentile interval over images.
+
+    Args:
+        value: The metric on all images.
+        ci_low, ci_high: Percentile interval (95 %) of the bootstrap.
+        n: Images.
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference between two points, first minus second.
+
+    Args:
+        value: Difference of the metric on all images.
+        ci_low, ci_high: Percentile interval (95 %) of the difference.
+        p: Two-sided bootstrap probability of a difference of the other sign, at least 1 / (resamples + 1).
+        n: Images.
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+    p: float
+    n: int
+
+
+def resample_counts(num_images: int, num_resamples: int, seed: int) -> Counts:
+    """Return (B, N): how often each image is drawn in each resample (rows sum to N)."""
+    rng = np.random.Generator(np.random.PCG64(unit_seed(seed, "bootstrap", num_images)))
+    draws_BN = rng.integers(0, num_images, size=(num_resamples, num_images))
+    offsets_B1 = np.arange(num_resamples)[:, None] * num_images
+    counts = np.bincount((draws_BN + offsets_B1).ravel(), minlength=num_resamples * num_images)
+    return counts.reshape(num_resamples, num_images).astype(np.int64)
+
+
+def mean_of(values_N: Float64) -> float:
+    """Return the mean of values, with an exact sum: the order of the images cannot matter."""
+    return math.fsum(values_N.tolist()) / len(values_N)
+
+
+def mean_resampled(values_N: Float64, counts_BN: Counts) -> Float64:
+    """Return (B,) means of each resample."""
+    return np.asarray((counts_BN * values_N).sum(axis=1) / values_N.shape[0], dtype=np.float64)
+
+
+def two_way_of(wins_NN: npt.NDArray[np.integer], num_repeats: int = 1) -> float:
+    """Return two-way identification from counts of wins.
+
+    Args:
+        wins_NN: Entry (k, j): how many repeats of pair j beat distractor k; the diagonal is 0.
+        num_repeats: Repeats that were summed.
+    """
+    num = len(wins_NN)
+    return float(int(wins_NN.sum()) / (num * (num - 1) * num_repeats))
+
+
+def two_way_resampled(wins_NN: npt.NDArray[np.integer], counts_BN: Counts, num_repeats: int = 1) -> Float64:
+    """Return (B,) two-way identification of each resample of *images*.
+
+    An image enters both as a pair and as a distractor, so both sides are resampled together; a copy of an image is
+    never its own distractor. Resampling only the per-image shares would hold the distractors fixed and give too
+    narrow an interval.
+    """
+    weights_BN = counts_BN.astype(np.float64)  # whole numbers far below 2**53: every product and sum is exact
+    won_B = ((weights_BN @ wins_NN.astype(np.float64)) * weights_BN).sum(axis=1)
+    pairs_B = weights_BN.sum(axis=1) ** 2 - (weights_BN**2).sum(axis=1)
+    # a resample that holds one image only has no distractor: it is at chance by definition (N = 2, 3 only)
+    return np.where(pairs_B > 0, won_B / np.where(pairs_B > 0, pairs_B, 1.0) / num_repeats, 0.5)
+
+
+def interval(value: float, resampled_B: Float64, num_images: int) -> Interval:
+    """Return a value with the percentile interval of its resamples."""
+    low, high = _percentiles(resampled_B)
+    return Interval(value, low, high, num_images)
+
+
+def difference(first: tuple[float, Float64], second: tuple[float, Float64], num_images: int) -> Difference:
+    """Return the paired difference of two points whose resamples were drawn together.
+
+    Args:
+        first, second: (value, (B,) resampled values) of each point, from the same ``resample_counts``.
+        num_images: N.
+    """
+    differences_B = first[1] - second[1]
+    low, high = _percentiles(differences_B)
+    resamples = len(differences_B)
+    below, above = int((differences_B <= 0).sum()), int((differences_B >= 0).sum())
+    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
+    return Difference(first[0] - second[0], low, high, p, num_images)
+
+
+def _percentiles(values_B: Float64) -> tuple[float, float]:
+    """Return the two ends of the central 95 %."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(values_B, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,98 @@
+"""The metrics that are reported: names, order, direction and how a number is written. Pure text, no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["low-level", "high-level", "retrieval", "agreement"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One reported metric.
+
+    Args:
+        name: Key in ``metrics.json``.
+        label: The field's name for it, as tables print it.
+        kind: Block of the table it stands in.
+        higher_is_better: Its direction.
+        is_share: Written in per cent (two-way identification, retrieval).
+        chance: Value without any information, where there is one.
+        explanation: One sentence.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    higher_is_better: bool
+    is_share: bool
+    chance: float | None
+    explanation: str
+
+    @property
+    def arrow(self) -> str:
+        """Arrow that shows the better direction."""
+        return "↑" if self.higher_is_better else "↓"
+
+    def text(self, value: float) -> str:
+        """Return a value as the field prints it: 95.4 % for shares, .322 otherwise."""
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def _two_way(name: str, label: str) -> Metric:
+    return Metric(name, label, "high-level", True, True, 0.5, f"Two-way identification on features of {label}.")
+
+
+def _distance(name: str, label: str) -> Metric:
+    return Metric(name, label, "high-level", False, False, 1.0, f"Mean correlation distance of features of {label}.")
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("pixcorr", "PixCorr", "low-level", True, False, 0.0, "Pearson correlation of the RGB pixels."),
+        Metric("ssim", "SSIM", "low-level", True, False, None, "Structural similarity of the grey pictures."),
+        _two_way("alexnet_2", "AlexNet(2)"),
+        _two_way("alexnet_5", "AlexNet(5)"),
+        _two_way("inception", "Inception"),
+        _two_way("clip", "CLIP"),
+        _distance("effnet_b", "EffNet-B"),
+        _distance("swav", "SwAV"),
+        Metric(
+            "image_retrieval", "Image retrieval", "retrieval", True, True, None, "Given the brain, find its picture."
+        ),
+        Metric(
+            "brain_retrieval", "Brain retrieval", "retrieval", True, True, None, "Given the picture, find its brain."
+        ),
+        Metric(
+            "repeat_pixcorr", "Repeats: PixCorr", "agreement", True, False, None, "PixCorr among the repeats of a picture."
+        ),
+        Metric("repeat_ssim", "Repeats: SSIM", "agreement", True, False, None, "SSIM among the repeats of a picture."),
+    )
+}
+
+
+def metric_of(name: str, higher_is_better: bool = True) -> Metric:
+    """Return a metric by name; an unknown judge's metric is made from its name and direction.
+
+    Args:
+        name: Key in ``metrics.json``.
+        higher_is_better: Direction of a metric that the table does not know.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    label = name.replace("_", " ")
+    return _two_way(name, label) if higher_is_better else _distance(name, label)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Return metric names in the paper's order: low-level, high-level, retrieval, agreement; unknown ones by name."""
+    blocks: tuple[Kind, ...] = ("low-level", "high-level", "retrieval", "agreement")
+    known = list(METRICS)
+
+    def place(name: str) -> tuple[int, int, str]:
+        return blocks.index(metric_of(name).kind), known.index(name) if name in METRICS else len(known), name
+
+    return sorted(names, key=place)
