@@ -1,0 +1,64 @@
+"""Start noise that depends on the unit of work only: one seed per (image, repeat), or the released draws.
+
+Drawn on the CPU in float32, so that every device and every batch gets the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from nd_dist.seeds import unit_seed
+
+OFFICIAL_SEED = 42
+OFFICIAL_DRAWS_PER_REPEAT = 41
+
+LatentShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NoiseRequest:
+    """One reconstruction to make: the unit that names it in seeds and errors.
+
+    Args:
+        image_id: 0-based NSD image id.
+        repeat: Which of the image's reconstructions, 0-based.
+        run_seed: Seed of the run.
+    """
+
+    image_id: int
+    repeat: int
+    run_seed: int
+
+
+def draw_noise(
+    requests: Sequence[NoiseRequest], shape: LatentShape, kind: Literal["per_image", "official"] = "per_image"
+) -> torch.Tensor:
+    """Return standard normal noise, float32 (B, C, H, W), one row per request.
+
+    Args:
+        requests: Which reconstructions.
+        shape: Shape (C, H, W) of one latent.
+        kind: ``per_image``: a seed per (image, repeat). ``official``: as released, every image's repeat r gets draw
+            41 r of a generator seeded with 42 (one draw and 40 discarded per repeat), so all images share the noises.
+    """
+    if kind == "official":
+        return torch.stack([_official_draw(request.repeat, shape) for request in requests])
+    return torch.stack([_own_draw(request, shape) for request in requests])
+
+
+def _own_draw(request: NoiseRequest, shape: LatentShape) -> torch.Tensor:
+    seed = unit_seed(request.run_seed, "noise", request.image_id, request.repeat)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@lru_cache(maxsize=64)
+def _official_draw(repeat: int, shape: LatentShape) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(OFFICIAL_SEED)
+    for _ in range(OFFICIAL_DRAWS_PER_REPEAT * repeat):
+        torch.randn((1, *shape), generator=generator)
+    return torch.randn((1, *shape), generator=generator)[0]

@@ -1,0 +1,40 @@
+"""Pictures leave the sampler: bytes, PNG files, strips and animations of intermediate steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from nd_dist.files import atomic_path
+
+
+def to_uint8(images_BCHW: torch.Tensor, rounding: Literal["round", "truncate"] = "round") -> npt.NDArray[np.uint8]:
+    """Return pictures (B, 3, H, W) of [0,1] as bytes (B, H, W, 3); ``truncate`` is the released conversion.
+
+    Raises:
+        ValueError: a picture holds NaN or infinity (it would turn black in silence).
+    """
+    if not bool(torch.isfinite(images_BCHW).all()):
+        raise ValueError("a picture holds NaN or infinity")
+    scaled = images_BCHW.detach().cpu().clamp(0.0, 1.0).permute(0, 2, 3, 1) * 255.0
+    return np.asarray((scaled.round() if rounding == "round" else scaled).to(torch.uint8).numpy())
+
+
+def write_strip(path: Path, pictures_TBCHW: torch.Tensor, every: int = 1) -> None:
+    """Write a PNG with one row per sample and its pictures after every ``every`` steps from left to right."""
+    frames = [to_uint8(pictures) for pictures in pictures_TBCHW[::every]]
+    sheet = np.concatenate([np.concatenate(list(frame), axis=0) for frame in frames], axis=1)
+    with atomic_path(path) as part:
+        Image.fromarray(sheet).save(part, format="PNG")
+
+
+def write_animation(path: Path, pictures_TCHW: torch.Tensor, frame_ms: int = 80) -> None:
+    """Write a looping GIF of one sample's pictures."""
+    frames = [Image.fromarray(picture) for picture in to_uint8(pictures_TCHW)]
+    with atomic_path(path) as part:
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0)

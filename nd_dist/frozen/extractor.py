@@ -1,0 +1,155 @@
+"""Pictures and captions to targets c, z and g02 .. g12, batched, the same on any number of ranks.
+
+Shape suffixes: B batch, L tokens, D width, C channels, H height, W width.
+Source: NeuralDiffuser, section III-A (targets); defaults other than the VAE's mode follow the released extraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nd_dist.config import FrozenConfig
+from nd_dist.errors import DataError
+from nd_dist.frozen.clip_vision import ClipVision
+from nd_dist.frozen.resize import pictures_to_pixels, resize_lanczos
+from nd_dist.frozen.stable_diffusion import StableDiffusion
+from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec
+from nd_dist.seeds import unit_seed
+
+FINGERPRINT_FORMAT = 1
+
+
+class FrozenExtractor:
+    """Extracts all targets of a picture with one Stable Diffusion folder and one guidance CLIP.
+
+    Args:
+        sd: Text encoder and VAE.
+        clip: Guidance CLIP.
+        config: Posterior mode or sample, pixel statistics, antialias, batch size.
+        seed: Run seed; matters only when ``config.vae_encode`` is ``sample``.
+    """
+
+    def __init__(self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int) -> None:
+        self._sd, self._clip, self._config, self._seed = sd, clip, config, seed
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """Names and shapes of the targets: c (L, D), z (C, H, W), one guidance layer (L, D) per tapped block."""
+        guidance = (TargetSpec(name, "guidance", self._clip.feature_shape) for name in self._clip.layer_names)
+        return (
+            TargetSpec(SEMANTIC, "semantic", self._sd.text_shape),
+            TargetSpec(INITIAL, "initial", self._sd.latent_shape),
+            *guidance,
+        )
+
+    @cached_property
+    def fingerprint(self) -> dict[str, object]:
+        """What made the targets: model names, hashes of their files, every setting that changes a value (JSON)."""
+        config = self._config
+        hashes = {f"{part}_sha256": digest for part, digest in self._sd.hashes().items()}
+        return {
+            "format": FINGERPRINT_FORMAT,
+            "model": self._sd.name,
+            "guidance_model": self._clip.name,
+            **hashes,
+            "guidance_model_sha256": self._clip.hash(),
+            "picture_size": self._sd.picture_size,
+            "guidance_size": self._clip.image_size,
+            "normalize": config.normalize,
+            "antialias": config.antialias,
+            "vae_encode": config.vae_encode,
+            "vae_seed": self._seed if config.vae_encode == "sample" else None,
+            "dtype": str(self._sd.dtype).removeprefix("torch."),
+        }
+
+    def extract(
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return all targets of some pictures.
+
+        Args:
+            pictures_BHWC: uint8 pictures (B, H, W, 3) of any size.
+            captions: Captions of each picture, at least one; their embeddings are averaged.
+            image_ids: 0-based NSD ids; they seed the VAE's sample, and name a picture in errors.
+
+        Returns:
+            Target name -> float32 (B, *shape).
+
+        Raises:
+            DataError: counts differ, a picture has no caption, or a target is not finite (the image is named).
+        """
+        self._check(pictures_BHWC, captions, image_ids)
+        batches: list[dict[str, torch.Tensor]] = []
+        for rows in _slices(len(image_ids), self._config.batch_size):
+            targets = {
+                SEMANTIC: self._semantic(captions[rows]),
+                INITIAL: self._initial(pictures_BHWC[rows], image_ids[rows]),
+                **self._guidance(pictures_BHWC[rows]),
+            }
+            _check_finite(targets, image_ids[rows])
+            batches.append(targets)
+        return {spec.name: _join([batch[spec.name] for batch in batches], spec) for spec in self.specs}
+
+    def _check(
+        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], ids: Sequence[int]
+    ) -> None:
+        if not len(pictures_BHWC) == len(captions) == len(ids):
+            raise DataError(
+                "Pictures, captions and image ids differ in number.",
+                found=f"{len(pictures_BHWC)} pictures, {len(captions)} captions, {len(ids)} ids",
+            )
+        if pictures_BHWC.dtype != np.uint8 or pictures_BHWC.ndim != 4 or pictures_BHWC.shape[3] != 3:
+            raise DataError(
+                "Pictures are not RGB bytes.",
+                expected="uint8 (B, H, W, 3)",
+                found=f"{pictures_BHWC.dtype} {pictures_BHWC.shape}",
+            )
+        if bare := [image_id for image_id, texts in zip(ids, captions, strict=True) if not texts]:
+            raise DataError("An image has no caption.", where=f"image {bare[0]}", expected="at least one caption")
+
+    def _semantic(self, captions: Sequence[Sequence[str]]) -> torch.Tensor:
+        texts = [text for group in captions for text in group]
+        tokens = [self._sd.encode_text(texts[rows]) for rows in _slices(len(texts), self._config.batch_size)]
+        groups = torch.split(torch.cat(tokens), [len(group) for group in captions])
+        return torch.stack([group.mean(dim=0) for group in groups])
+
+    def _initial(self, pictures_BHWC: npt.NDArray[np.uint8], image_ids: Sequence[int]) -> torch.Tensor:
+        pixels = pictures_to_pixels(resize_lanczos(pictures_BHWC, self._sd.picture_size))
+        sampled = self._config.vae_encode == "sample"
+        seeds = [unit_seed(self._seed, "vae", int(image_id)) for image_id in image_ids] if sampled else None
+        return self._sd.encode_image(pixels * 2.0 - 1.0, seeds)
+
+    @torch.no_grad()
+    def _guidance(self, pictures_BHWC: npt.NDArray[np.uint8]) -> Mapping[str, torch.Tensor]:
+        pixels = pictures_to_pixels(pictures_BHWC)
+        features = self._clip.features(pixels, self._config.antialias, self._config.normalize)
+        return dict(zip(self._clip.layer_names, features, strict=True))
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _join(parts: Sequence[torch.Tensor], spec: TargetSpec) -> npt.NDArray[np.float32]:
+    if not parts:
+        return np.zeros((0, *spec.shape), dtype=np.float32)
+    return np.asarray(torch.cat(list(parts)).float().cpu().numpy(), dtype=np.float32)
+
+
+def _check_finite(targets: Mapping[str, torch.Tensor], image_ids: Sequence[int]) -> None:
+    for name, values in targets.items():
+        finite_B = torch.isfinite(values.flatten(1)).all(dim=1)
+        if not bool(finite_B.all()):
+            raise DataError(
+                f"Target {name} is not finite.",
+                where=f"image {image_ids[int((~finite_B).int().argmax())]}",
+                todo="use frozen.dtype=float32, or check the model folder",
+            )

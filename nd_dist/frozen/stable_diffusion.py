@@ -1,0 +1,218 @@
+"""A Stable Diffusion folder as an object: text to tokens, pixels to latents and back, and the UNet for the sampler.
+
+Any folder of the family in Hugging Face layout works (widths, sizes and the prediction type are the folder's own).
+Sampling is not done here. Shape suffixes: B batch, L tokens, D width, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextModel
+
+from nd_dist.errors import CheckpointError
+from nd_dist.files import read_json
+from nd_dist.frozen.folders import hash_files, hash_weights, model_name, require_part, resolve_folder, weight_files
+
+SCHEDULER_CONFIG = "scheduler_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """The frozen networks of one Stable Diffusion folder, in evaluation mode, on one device.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        vae: diffusers' AutoencoderKL.
+        scheduler_config: Content of the folder's scheduler configuration (noise schedule, prediction type).
+        text_encoder: transformers' CLIPTextModel; None where texts are never encoded (the sampler then needs the
+            empty caption's embedding).
+        tokenizer: The text encoder's tokenizer, or None.
+        name: Model name for the records.
+        folder: Where it was read from; None for networks made in memory.
+    """
+
+    unet: Any  # Any: diffusers and transformers ship no usable types
+    vae: Any
+    scheduler_config: Mapping[str, Any]
+    text_encoder: Any = None
+    tokenizer: Any = None
+    name: str = "in memory"
+    folder: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the UNet's and VAE's weights."""
+        return next(self.unet.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def upscale(self) -> int:
+        """Pixels per latent along one side (8 for Stable Diffusion)."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one latent: the size that the UNet was trained on."""
+        size = int(self.unet.config.sample_size)
+        return int(self.vae.config.latent_channels), size, size
+
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels of the square pictures that the VAE encodes and decodes (512 for version 1.4)."""
+        return self.latent_shape[1] * self.upscale
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Shape (L, D) of one caption's tokens (77, 768 for version 1.4)."""
+        text_encoder, _ = self._require_text()
+        return int(text_encoder.config.max_position_embeddings), int(text_encoder.config.hidden_size)
+
+    def _require_text(self) -> tuple[Any, Any]:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise CheckpointError("A text encoder is needed, and this model was made without one.", where=self.name)
+        return self.text_encoder, self.tokenizer
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
+        """Return the text encoder's last hidden state (after the final LayerNorm), float32 (B, L, D).
+
+        Captions are padded to L tokens and cut there.
+        """
+        text_encoder, tokenizer = self._require_text()
+        length = self.text_shape[0]
+        tokens = tokenizer(
+            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        hidden_BLD: torch.Tensor = text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        return hidden_BLD.float()
+
+    @torch.no_grad()
+    def encode_image(self, pixels_BCHW: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Return scaled latents (B, C, H, W) float32 of pixels in [-1,1].
+
+        Args:
+            pixels_BCHW: Pixels of [-1,1] at ``picture_size``.
+            seeds: None takes the posterior's mode; otherwise one seed per picture, and a sample is drawn.
+        """
+        posterior = self.vae.encode(pixels_BCHW.to(self.device, self.dtype)).latent_dist
+        latents: torch.Tensor = posterior.mean.float()
+        if seeds is not None:
+            draws = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            latents = latents + posterior.std.float() * torch.stack(draws).to(latents)
+        return latents * float(self.vae.config.scaling_factor)
+
+    def decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the pixels (B, 3, H, W), about [-1,1], of scaled latents; differentiable, in the VAE's dtype."""
+        unscaled = latents_BCHW / float(self.vae.config.scaling_factor)
+        pixels: torch.Tensor = self.vae.decode(unscaled.to(self.dtype)).sample
+        return pixels
+
+    def hashes(self) -> dict[str, str]:
+        """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``."""
+        if self.folder is None:
+            raise CheckpointError("Networks made in memory have no files to record.", where=self.name)
+        tokenizer_files = [path for path in sorted((self.folder / "tokenizer").iterdir()) if path.is_file()]
+        return {
+            "vae": hash_weights(self.folder / "vae"),
+            "text_encoder": hash_weights(self.folder / "text_encoder"),
+            "tokenizer": hash_files(tokenizer_files),
+        }
+
+
+def load(model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> StableDiffusion:
+    """Load a Stable Diffusion folder; weights are frozen and in evaluation mode.
+
+    Args:
+        model: A folder in Hugging Face layout, or a name that the local Hugging Face cache holds.
+        dtype: Dtype of UNet and VAE; the text encoder stays float32 (it runs once per caption).
+        device: Where the networks go.
+
+    Raises:
+        CheckpointError: a part is missing or torn, has no safetensors, or the parts do not fit together.
+    """
+    folder = resolve_folder(model)
+    scheduler = read_json(require_part(folder, "scheduler", SCHEDULER_CONFIG) / SCHEDULER_CONFIG)
+    unet = _load_network(UNet2DConditionModel, require_part(folder, "unet"))
+    vae = _load_network(AutoencoderKL, require_part(folder, "vae"))
+    text_encoder = _load_network(CLIPTextModel, require_part(folder, "text_encoder"))
+    tokenizer = _load_tokenizer(require_part(folder, "tokenizer", TOKENIZER_CONFIG))
+    _check_parts(folder, unet, vae, text_encoder)
+    return StableDiffusion(
+        unet=_freeze(unet, dtype, device),
+        vae=_freeze(vae, dtype, device),
+        scheduler_config=scheduler,
+        text_encoder=_freeze(text_encoder, torch.float32, device),
+        tokenizer=tokenizer,
+        name=model_name(model),
+        folder=folder,
+    )
+
+
+def _load_network(network_class: Any, folder: Path) -> Any:
+    """Return a network with every weight read from safetensors.
+
+    Raises:
+        CheckpointError: weights are missing, torn, left over or of another shape.
+    """
+    weight_files(folder)
+    options = {"low_cpu_mem_usage": False} if network_class is not CLIPTextModel else {}
+    try:
+        network, report = network_class.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            "A network could not be read.",
+            where=str(folder),
+            found=str(error).strip().splitlines()[0],
+            todo="copy this part of the model folder again; its weights must belong to its config.json",
+        ) from error
+    problems = {key: sorted(map(str, report.get(key, []))) for key in ("missing_keys", "mismatched_keys")}
+    if any(problems.values()):
+        raise CheckpointError(
+            "A network's weights do not belong to its configuration.",
+            where=str(folder),
+            expected="every parameter in the file, in the configured shape",
+            found="; ".join(f"{key}: {names[:3]}" for key, names in problems.items() if names),
+        )
+    return network
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            "A tokenizer could not be read.", where=str(folder), found=str(error).strip().splitlines()[0]
+        ) from error
+
+
+def _check_parts(folder: Path, unet: Any, vae: Any, text_encoder: Any) -> None:
+    pairs = (
+        ("text width", unet.config.cross_attention_dim, text_encoder.config.hidden_size, "text_encoder"),
+        ("latent channels", unet.config.in_channels, vae.config.latent_channels, "vae"),
+    )
+    for what, expected, found, part in pairs:
+        if expected != found:
+            raise CheckpointError(
+                f"The parts of a model folder do not fit together: {what}.",
+                where=str(folder),
+                expected=f"{expected} (unet)",
+                found=f"{found} ({part})",
+                todo="take all parts from the same model",
+            )
+
+
+def _freeze(network: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+    return network.requires_grad_(False).eval().to(device=device, dtype=dtype)
