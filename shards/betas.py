@@ -1,0 +1,178 @@
+"""Reads the voxels of an ROI from one session's betas, NIfTI or HDF5, without holding the brain in memory.
+
+The two formats order their axes differently: NIfTI is (X, Y, Z, T) with X fastest, and the HDF5 that MATLAB wrote
+shows in h5py as (T, Z, Y, X). Both lie in memory as Z, Y, X with X fastest, so one flat index serves both. Integer
+betas are percent signal change x 300; floating-point ones are percent signal change already.
+
+Shape suffixes: T trials, V voxels of the ROI, X, Y, Z the brain grid.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import h5py
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.errors import DataError
+
+BETA_SCALE = 300.0  # NSD manual: int16 betas are percent signal change x 300
+HDF5_DATASET = "betas"
+
+
+@dataclass(frozen=True)
+class Roi:
+    """The voxels of an ROI.
+
+    Args:
+        grid: Brain grid (X, Y, Z).
+        flat: (V,) index of every voxel into a volume that is flattened with X fastest; voxels are numbered as
+            ``betas_XYZT[mask_XYZ]`` numbers them (Z fastest), the order that published code uses.
+    """
+
+    grid: tuple[int, int, int]
+    flat: npt.NDArray[np.int64]
+
+    @staticmethod
+    def from_labels(labels_XYZ: npt.NDArray[np.floating]) -> Roi:
+        """Return the voxels with a positive label (zero and negative labels are outside)."""
+        x, y, z = np.nonzero(labels_XYZ > 0)
+        size_x, size_y, size_z = labels_XYZ.shape
+        return Roi((size_x, size_y, size_z), (z * size_y + y) * size_x + x)
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of voxels V."""
+        return len(self.flat)
+
+    def x_runs(self) -> Iterator[tuple[int, int, int, int, npt.NDArray[np.int64]]]:
+        """Yield (z, y, x_start, x_stop, voxels): runs along X of neighbouring voxels, and which voxels they are."""
+        size_x, size_y, _ = self.grid
+        voxels = np.argsort(self.flat, kind="stable")
+        flat = self.flat[voxels]
+        is_break = (np.diff(flat) != 1) | (flat[1:] % size_x == 0)
+        for run in np.split(np.arange(len(flat)), np.flatnonzero(is_break) + 1):
+            first = int(flat[run[0]])
+            x, z_y = first % size_x, first // size_x
+            yield z_y // size_y, z_y % size_y, x, x + len(run), voxels[run]
+
+
+@dataclass(frozen=True)
+class BetasHeader:
+    """Shape of a betas file: brain grid (X, Y, Z) and number of trials."""
+
+    grid: tuple[int, int, int]
+    num_trials: int
+
+
+def read_labels(path: Path) -> npt.NDArray[np.floating]:
+    """Return an ROI volume's labels (X, Y, Z).
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with _named_errors(path):
+        return np.asarray(nibabel.load(path).get_fdata(dtype=np.float32))
+
+
+def read_header(path: Path) -> BetasHeader:
+    """Return the shape of a betas file without reading betas.
+
+    Raises:
+        DataError: the file is missing, damaged or not four-dimensional.
+    """
+    with _named_errors(path):
+        if path.suffix == ".hdf5":
+            with h5py.File(path, "r") as file:
+                shape = tuple(reversed(file[HDF5_DATASET].shape))
+        else:
+            shape = tuple(nibabel.load(path).shape)
+    if len(shape) != 4:
+        raise DataError("Betas must have four axes.", where=str(path), expected="X, Y, Z, trials", found=shape)
+    return BetasHeader((int(shape[0]), int(shape[1]), int(shape[2])), int(shape[3]))
+
+
+def read_betas(path: Path, roi: Roi) -> npt.NDArray[np.float32]:
+    """Return the ROI's betas (T, V) in percent signal change.
+
+    Raises:
+        DataError: the file is missing, truncated or damaged, or its grid is not the ROI's.
+    """
+    header = read_header(path)
+    if header.grid != roi.grid:
+        raise DataError("Betas and ROI have different grids.", where=str(path), expected=roi.grid, found=header.grid)
+    read = _read_hdf5 if path.suffix == ".hdf5" else _read_nifti
+    with _named_errors(path):
+        return read(path, roi, header.num_trials)
+
+
+def _read_hdf5(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32]:
+    """Read run by run along X: NSD's chunks hold all trials of one voxel, so only the ROI's chunks are touched."""
+    with h5py.File(path, "r") as file:
+        dataset = file[HDF5_DATASET]
+        betas_TV = np.empty((num_trials, roi.num_voxels), dtype=np.float32)
+        for z, y, x_start, x_stop, voxels in roi.x_runs():
+            betas_TV[:, voxels] = dataset[:, z, y, x_start:x_stop]
+        if np.issubdtype(dataset.dtype, np.integer):
+            betas_TV /= np.float32(BETA_SCALE)
+    return betas_TV
+
+
+def _read_nifti(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32]:
+    """Read volume by volume to the end of the file, so that gzip checks its sum and memory holds one volume."""
+    image = nibabel.load(path)
+    dtype, offset = image.header.get_data_dtype(), int(image.dataobj.offset)
+    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+    volume_bytes = int(np.prod(roi.grid)) * dtype.itemsize
+    betas_TV = np.empty((num_trials, roi.num_voxels), dtype=np.float32)
+    with _open_maybe_gzip(path) as stream:
+        stream.read(offset)
+        for trial in range(num_trials):
+            content = stream.read(volume_bytes)
+            if len(content) != volume_bytes:
+                raise EOFError(f"ends in trial {trial} of {num_trials}")
+            betas_TV[trial] = np.frombuffer(content, dtype=dtype)[roi.flat]
+        while stream.read(1 << 20):
+            pass
+    if (slope, intercept) != (1.0, 0.0):  # the header states a scale of its own
+        return betas_TV * np.float32(slope) + np.float32(intercept)
+    if np.issubdtype(dtype, np.integer):
+        betas_TV /= np.float32(BETA_SCALE)
+    return betas_TV
+
+
+@contextmanager
+def _open_maybe_gzip(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file's (uncompressed) bytes."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as stream:
+            yield stream
+    else:
+        with open(path, "rb") as stream:
+            yield stream
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn what the file formats raise about damage into an error that names the file."""
+    if not path.is_file():
+        raise DataError("A file of the data set is missing.", where=str(path), todo="download it, then run again")
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, EOFError, KeyError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise DataError(
+            "A file of the data set is truncated or damaged.",
+            where=str(path),
+            found=str(error) or type(error).__name__,
+            todo="download this file again, then run the same command",
+        ) from error

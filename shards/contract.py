@@ -1,0 +1,106 @@
+"""The contract between a data set's layout and the packer: what every reader must tell and hand out.
+
+A reader knows one layout on disk (file names, 1-based ids, axis order); the packer knows none. Readers touch no betas
+before ``read_session``, and say at construction what is missing.
+
+Shape suffixes: T trials, V voxels of one subject, N pictures, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SubjectDesign:
+    """What a subject saw, trial by trial in order, and how many voxels its ROI has.
+
+    Args:
+        subject: Subject id, 1-based as in file names.
+        num_voxels: Voxels of the ROI.
+        session: (T,) 1-based session of each trial, non-decreasing.
+        image_id: (T,) 0-based image id.
+        is_test: (T,) whether the image is one that all subjects share.
+        source: JSON facts that identify this subject's data (kept in the index, compared on resume).
+    """
+
+    subject: int
+    num_voxels: int
+    session: npt.NDArray[np.int64]
+    image_id: npt.NDArray[np.int64]
+    is_test: npt.NDArray[np.bool_]
+    source: Mapping[str, object]
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials T."""
+        return len(self.session)
+
+    @property
+    def sessions(self) -> tuple[int, ...]:
+        """Sessions in order."""
+        return tuple(int(session) for session in np.unique(self.session))
+
+    def trials_of(self, session: int) -> npt.NDArray[np.int64]:
+        """Return the 0-based trials of a session, in order."""
+        return np.flatnonzero(self.session == session)
+
+    @property
+    def repeat(self) -> npt.NDArray[np.int64]:
+        """(T,) how often the subject had seen the trial's image before (0, 1, 2)."""
+        order = np.argsort(self.image_id, kind="stable")
+        ids = self.image_id[order]
+        is_first = np.concatenate([[True], ids[1:] != ids[:-1]])
+        positions = np.arange(len(ids))
+        first_position = np.maximum.accumulate(np.where(is_first, positions, 0))
+        repeats = np.empty(len(ids), dtype=np.int64)
+        repeats[order] = positions - first_position
+        return repeats
+
+
+class Reader(Protocol):
+    """A data set in one layout."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of image ids of the data set (73,000 in NSD)."""
+
+    @property
+    def source(self) -> Mapping[str, object]:
+        """JSON facts that identify the data set's pictures, captions and design."""
+
+    def design(self, subject: int) -> SubjectDesign:
+        """Return a subject's design."""
+
+    def read_session(self, subject: int, session: int) -> npt.NDArray[np.float32]:
+        """Return one session's betas (T, V) in percent signal change; NaN where the data set has none."""
+
+    def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return pictures (N, H, W, 3), 0..255, in the order of ``image_ids``."""
+
+    def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return every picture's captions, in the order of ``image_ids``."""
+
+
+def open_reader(config: Config) -> Reader:
+    """Return the reader that ``config.data.reader`` names, after it has checked that its files exist.
+
+    Raises:
+        ConfigError: no such reader.
+        DataError: a file, subject or session is missing or does not fit the others.
+    """
+    if config.data.reader == "nsd":
+        from shards.nsd import NsdReader
+
+        return NsdReader.open(config)
+    raise ConfigError(
+        "This layout cannot be read yet.", where="data.reader", expected="nsd", found=config.data.reader
+    )

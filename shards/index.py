@@ -1,0 +1,221 @@
+"""``index.json``: what a folder of shards holds. Written last, so its presence means that everything is there.
+
+Layout of a folder (format 1; see also ``shards.tables``, ``shards.codec``)::
+
+    index.json                              this file
+    index/trials.npy                        one row a trial
+    index/<store>.npy                       one row an image id
+    trials/subj01/nsd-s01-e01.tar           one shard a subject and session
+    features/<store>/nsd-<store>-<group>-000.tar   images grouped by who sees them: shared, s01 .. s08
+    .pack/                                  receipts of finished shards, for resuming and repairing
+
+Paths are relative, and nothing depends on time, host or number of ranks: equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nd_dist.errors import DataError
+from nd_dist.files import hash_json, read_json, write_json
+from nd_dist.schema import TARGETS, TargetSpec, role_of
+from shards.codec import PICTURES
+from shards.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
+
+FORMAT: Literal["nsd-shards"] = "nsd-shards"
+VERSION: Literal[1] = 1
+INDEX_NAME = "index.json"
+TRIALS = "trials"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class VoxelsInfo(_Record):
+    """How voxels are stored."""
+
+    member: str
+    """Field of the members."""
+    dtype: Literal["<f2", "<f4"]
+    """Stored dtype."""
+    header: int
+    """Bytes of the npy header before the record."""
+
+
+class SubjectInfo(_Record):
+    """One subject's trials."""
+
+    voxels: int
+    """Voxels of the ROI."""
+    sessions: int
+    """Sessions packed, 1 .. sessions."""
+    trials: int
+    """Trials packed."""
+    test_trials: int
+    """Of them with a test image."""
+    images: int
+    """Different images seen."""
+    test_images: int
+    """Of them test images."""
+    normalization: str
+    """Name of the z-scoring (``data.normalization``)."""
+    normalization_text: str
+    """What that is."""
+    source: dict[str, Any]
+    """What identifies the data: betas, ROI and its hash."""
+
+
+class FeatureInfo(_Record):
+    """One image-keyed store: a target, or the pictures."""
+
+    dtype: str
+    """Stored dtype; ``png`` for pictures."""
+    shape: tuple[int, ...]
+    """Shape of one image's record; of one picture (H, W, 3)."""
+    header: int
+    """Bytes of the npy header before the record; 0 for pictures."""
+    rows: int
+    """Images in the store."""
+    source: dict[str, Any]
+    """What the records were made by."""
+
+
+class TableInfo(_Record):
+    """One binary table."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+class ShardInfo(_Record):
+    """One tar."""
+
+    path: str
+    kind: str
+    """``trials`` or the store's name."""
+    group: str
+    """``s01`` .. or ``shared``."""
+    samples: int
+    bytes: int
+    sha256: str
+    invalid_voxels: int = 0
+    """Trial shards: voxels that were constant or not finite in this session and are zero."""
+
+
+class Index(_Record):
+    """The content of ``index.json``."""
+
+    format: Literal["nsd-shards"]
+    version: Literal[1]
+    id: str
+    """sha256 of everything else in this file."""
+    num_images: int
+    """Image ids of the data set are 0 .. num_images - 1."""
+    voxels: VoxelsInfo
+    subjects: dict[int, SubjectInfo]
+    features: dict[str, FeatureInfo]
+    tables: dict[str, TableInfo]
+    shards: tuple[ShardInfo, ...]
+    source: dict[str, Any]
+    """What identifies the data set."""
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the shards lie; not part of the file."""
+
+    @property
+    def target_specs(self) -> tuple[TargetSpec, ...]:
+        """The targets that are packed, in the order of ``schema.TARGETS``."""
+        return tuple(
+            TargetSpec(name, role_of(name), self.features[name].shape) for name in TARGETS if name in self.features
+        )
+
+    @property
+    def num_voxels(self) -> dict[int, int]:
+        """Subject -> voxels of its ROI."""
+        return {subject: info.voxels for subject, info in self.subjects.items()}
+
+    @cached_property
+    def trials(self) -> Table:
+        """The table of trials (``tables.TRIAL_ROW``)."""
+        info = self.tables[TRIALS]
+        return read_table(self.folder / info.path, TRIAL_ROW, info.rows)
+
+    def images(self, store: str) -> Table:
+        """Return the table of a store (``tables.IMAGE_ROW``), one row an image id.
+
+        Raises:
+            DataError: the store was not packed.
+        """
+        self.feature(store)
+        info = self.tables[store]
+        return read_table(self.folder / info.path, IMAGE_ROW, info.rows)
+
+    def feature(self, store: str) -> FeatureInfo:
+        """Return what is known of a store.
+
+        Raises:
+            DataError: the store was not packed.
+        """
+        if store not in self.features:
+            wish = "data.pictures" if store == PICTURES else "data.targets"
+            raise DataError(
+                f"The shards hold no store {store!r}.",
+                where=str(self.folder),
+                expected=sorted(self.features),
+                todo=f"add it to {wish} and run `nd pack` again; trials are not packed again",
+            )
+        return self.features[store]
+
+    def content_id(self, subjects: Sequence[int], stores: Sequence[str]) -> str:
+        """Return a hash of the shards that a stream of these subjects and stores reads.
+
+        It stays the same when other stores are added, so training resumes after ``nd pack`` added a feature.
+        """
+        groups = {f"s{subject:02d}" for subject in subjects}
+        used = {
+            shard.path: shard.sha256
+            for shard in self.shards
+            if (shard.kind == TRIALS and shard.group in groups) or shard.kind in stores
+        }
+        return hash_json(used)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Return whether a folder holds a complete set of shards."""
+        return (folder / INDEX_NAME).is_file()
+
+    @staticmethod
+    def read(folder: Path) -> Index:
+        """Return the index of a folder of shards, without reading its tables.
+
+        Raises:
+            DataError: there is none, it is damaged, or it is of an unknown version.
+        """
+        path = folder / INDEX_NAME
+        if not path.is_file():
+            raise DataError("These shards have no index.", where=str(path), todo="run `nd pack` (again: it resumes)")
+        content = read_json(path)
+        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            found = [content.get("format"), content.get("version")] if isinstance(content, dict) else "no object"
+            raise DataError("Unknown shard format.", where=str(path), expected=[FORMAT, VERSION], found=found)
+        if content.get("id") != index_id(content):
+            raise DataError("The index is damaged: its hash differs.", where=str(path), todo="run `nd pack` again")
+        try:
+            return Index(**content, folder=folder)
+        except (ValidationError, TypeError) as error:
+            raise DataError("The index does not have the expected fields.", where=str(path), found=error) from error
+
+    def write(self) -> None:
+        """Write ``index.json`` atomically."""
+        write_json(self.folder / INDEX_NAME, self.model_dump(mode="json"))
+
+
+def index_id(content: Mapping[str, Any]) -> str:
+    """Return the id of an index's JSON: the hash of everything but the id."""
+    return hash_json({key: value for key, value in content.items() if key != "id"})

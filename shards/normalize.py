@@ -1,0 +1,111 @@
+"""Z-scoring of betas, per session or over all sessions, fitted with or without the test images.
+
+A voxel that is not finite somewhere in a session, or constant in it, is *invalid* in that session: it takes no part in
+the fit and is zero (the mean) afterwards, so nothing divides by zero and the voxel keeps its place.
+
+Shape suffixes: T trials of one session, V voxels. Statistics are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How betas are z-scored.
+
+    Args:
+        per_session: Fit in every session, or once over all sessions.
+        uses_test: Whether test trials take part in the fit.
+        ddof: Degrees of freedom taken off the variance.
+        text: For the index.
+    """
+
+    per_session: bool
+    uses_test: bool
+    ddof: int
+    text: str
+
+
+_SESSION_ALL = "z-score per session and voxel, fitted on all trials of the session"
+SCHEMES = {
+    "session-train": Scheme(
+        True, False, 0, "z-score per session and voxel, fitted on the session's trials of images that are not shared"
+    ),
+    "mindeye1": Scheme(True, True, 0, _SESSION_ALL),
+    "mindeye2": Scheme(True, True, 0, _SESSION_ALL),
+    "brain-diffuser": Scheme(
+        False, False, 1, "z-score per voxel, fitted on the single training trials of all sessions"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of every voxel, each (V,)."""
+
+    count: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+
+    def std(self, ddof: int) -> npt.NDArray[np.float64]:
+        """Return the standard deviation (V,); zero where it is undefined."""
+        degrees = np.maximum(self.count - ddof, 1.0)
+        return np.where(self.count > ddof, np.sqrt(self.squares / degrees), 0.0)
+
+
+def invalid_voxels(betas_TV: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return which voxels (V,) are not finite somewhere or constant in a session."""
+    with np.errstate(invalid="ignore"):
+        is_constant = betas_TV.max(axis=0) == betas_TV.min(axis=0)
+    return is_constant | ~np.isfinite(betas_TV).all(axis=0)
+
+
+def fit(betas_TV: npt.NDArray[np.float32], is_fitted: npt.NDArray[np.bool_], where: str) -> Moments:
+    """Return the moments of one session's fitted trials; invalid voxels have count 0.
+
+    Raises:
+        DataError: fewer than two trials can be fitted.
+    """
+    num_fitted = int(is_fitted.sum())
+    if num_fitted < 2:
+        raise DataError("A session has too few trials to be z-scored.", where=where, expected=2, found=num_fitted)
+    is_valid = ~invalid_voxels(betas_TV)
+    values = np.where(is_valid, betas_TV[is_fitted], 0.0).astype(np.float64)
+    mean = values.mean(axis=0)
+    squares = np.square(values - mean).sum(axis=0)
+    return Moments(np.where(is_valid, float(num_fitted), 0.0), mean, squares)
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of all parts together, added in the given order (so the sum does not depend on ranks).
+
+    Source: Chan, Golub, LeVeque (1983), "Algorithms for computing the sample variance".
+    """
+    merged, *others = parts
+    for part in others:
+        count = merged.count + part.count
+        weight = np.divide(part.count, count, out=np.zeros_like(count), where=count > 0)
+        delta = part.mean - merged.mean
+        squares = merged.squares + part.squares + delta**2 * merged.count * weight
+        merged = Moments(count, merged.mean + delta * weight, squares)
+    return merged
+
+
+def zscore(
+    betas_TV: npt.NDArray[np.float32], moments: Moments, ddof: int
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Return z-scored betas (T, V) and the number of voxels that are invalid in this session (zero everywhere)."""
+    std = moments.std(ddof)
+    is_invalid = invalid_voxels(betas_TV) | (std <= 1e-6 * np.maximum(np.abs(moments.mean), 1.0))
+    scale = np.where(is_invalid, 0.0, 1.0 / np.where(is_invalid, 1.0, std))
+    finite_TV = np.where(is_invalid, np.float32(0), betas_TV)
+    shift = np.where(is_invalid, 0.0, moments.mean)
+    return ((finite_TV - shift) * scale).astype(np.float32), int(is_invalid.sum())

@@ -1,0 +1,210 @@
+"""Writes a phantom NSD: a small made-up NSD in NSD's own file formats and folders.
+
+Deterministic (the bytes depend on settings and seed), atomic per file, and resumable: sessions that exist are kept,
+and ``phantom.json``, written last, says that everything is there.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.config import PhantomConfig
+from nd_dist.errors import ConfigError
+from nd_dist.files import atomic_path, read_json, write_bytes, write_json, write_text
+from shards.betas import HDF5_DATASET
+from shards.coco import SPLITS, captions_path
+from shards.nsd import NsdLayout
+from shards.phantom import tables
+from shards.phantom.design import PhantomDesign, count_images, make_design
+from shards.phantom.features import early_maps, network_features, scene_features
+from shards.phantom.pictures import PictureWorld
+from shards.phantom.subjects import PictureFeatures, SimulatedSubject
+
+BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
+ROI = "nsdgeneral"
+EARLY_ROI, HIGHER_ROI = "prf-visualrois", "streams"
+VOXEL_MM = 1.8
+RECORD, STARTED = "phantom.json", ".phantom-started.json"
+FORMAT = 1
+CHUNK = 128  # pictures whose features are computed at a time
+
+
+@dataclass(frozen=True)
+class PhantomSummary:
+    """What a phantom holds.
+
+    Args:
+        out_dir: Its folder, to be used as ``nsd_root``.
+        num_images: Different pictures.
+        num_shared: Test pictures.
+        num_voxels: Subject -> voxels of ``nsdgeneral``.
+        num_sessions: Subject -> sessions.
+        trials_per_session: Trials in a session.
+        is_new: False where a complete phantom of these settings was there already.
+    """
+
+    out_dir: Path
+    num_images: int
+    num_shared: int
+    num_voxels: Mapping[int, int]
+    num_sessions: Mapping[int, int]
+    trials_per_session: int
+    is_new: bool
+
+
+def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSummary:
+    """Write a phantom NSD into ``out_dir``; nothing is to be done where it is complete already.
+
+    Args:
+        out_dir: New folder, or one that holds (a part of) the same phantom.
+        config: Counts and noise ceiling.
+        seed: Everything random derives from it.
+
+    Raises:
+        ConfigError: the folder holds something else, or the settings contradict each other.
+        DataError: a file cannot be written.
+    """
+    settings = {"format": FORMAT, "seed": seed, "phantom": config.model_dump(mode="json")}
+    count_images(config)
+    if not _begin(out_dir, settings):
+        return _summary(out_dir, is_new=False)
+    world = PictureWorld(seed, count_images(config), config.num_shared)
+    design = make_design(config, seed, world.shared_ids)
+    layout = NsdLayout(out_dir)
+    pictures_NHWC = np.stack([world.picture(image_id) for image_id in range(world.num_images)])
+    _write_stimuli(layout.stimuli, pictures_NHWC)
+    _write_tables(layout, out_dir / "captions", design, world, seed)
+    features = _features(world, pictures_NHWC)
+    num_voxels = {}
+    for subject in range(1, config.num_subjects + 1):
+        seen = np.unique(design.subject_images[subject - 1])
+        simulated = SimulatedSubject(config, seed, subject, features, seen)
+        _write_subject(layout, simulated, design, subject)
+        write_text(layout.responses(subject), tables.responses_text(design, subject, seed))
+        num_voxels[str(subject)] = simulated.brain.num_voxels
+    facts = {
+        "about": "A made-up data set in NSD's file formats; every beta is simulated.",
+        "num_images": world.num_images,
+        "num_shared": config.num_shared,
+        "num_voxels": num_voxels,
+        "num_sessions": {str(subject): count for subject, count in enumerate(design.num_sessions, 1)},
+        "trials_per_session": config.trials_per_session,
+        "held_out": {str(image_id): world.scene(image_id).held_out for image_id in world.shared_ids},
+    }
+    write_json(out_dir / RECORD, {"settings": settings, **facts})
+    (out_dir / STARTED).unlink()
+    return _summary(out_dir, is_new=True)
+
+
+def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:
+    """Mark a folder as this phantom's; return False where the phantom is complete.
+
+    Raises:
+        ConfigError: the folder holds another phantom or other files.
+    """
+    record, started = out_dir / RECORD, out_dir / STARTED
+    for path in (record, started):
+        if path.exists():
+            content = read_json(path)
+            if content.get("settings") != settings:
+                raise ConfigError(
+                    "This folder holds a phantom of other settings.",
+                    where=str(path),
+                    expected=settings,
+                    found=content.get("settings"),
+                    todo="choose another folder, or delete this one",
+                )
+            return path == started
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ConfigError(
+            "A phantom needs a folder of its own.", where=str(out_dir), todo="choose a new or empty folder"
+        )
+    write_json(started, {"settings": settings})
+    return True
+
+
+def _summary(out_dir: Path, is_new: bool) -> PhantomSummary:
+    """Return the summary of a complete phantom."""
+    record = read_json(out_dir / RECORD)
+    return PhantomSummary(
+        out_dir=out_dir,
+        num_images=record["num_images"],
+        num_shared=record["num_shared"],
+        num_voxels={int(subject): count for subject, count in record["num_voxels"].items()},
+        num_sessions={int(subject): count for subject, count in record["num_sessions"].items()},
+        trials_per_session=record["trials_per_session"],
+        is_new=is_new,
+    )
+
+
+def _features(world: PictureWorld, pictures_NHWC: npt.NDArray[np.uint8]) -> PictureFeatures:
+    """Return what voxels respond to, computed in chunks."""
+    chunks = [pictures_NHWC[start : start + CHUNK] for start in range(0, len(pictures_NHWC), CHUNK)]
+    return PictureFeatures(
+        early=np.concatenate([early_maps(chunk) for chunk in chunks]),
+        network=np.concatenate([network_features(chunk) for chunk in chunks]),
+        scene=scene_features([world.scene(image_id) for image_id in range(world.num_images)]),
+    )
+
+
+def _write_stimuli(path: Path, pictures_NHWC: npt.NDArray[np.uint8]) -> None:
+    """Write ``nsd_stimuli.hdf5``."""
+    with atomic_path(path) as part, h5py.File(part, "w") as file:
+        file.create_dataset("imgBrick", data=pictures_NHWC, chunks=(1, *pictures_NHWC.shape[1:]))
+
+
+def _write_tables(
+    layout: NsdLayout, captions_dir: Path, design: PhantomDesign, world: PictureWorld, seed: int
+) -> None:
+    """Write design, picture table and captions."""
+    coco = tables.coco_ids(seed, world.num_images)
+    write_bytes(layout.expdesign, tables.expdesign_bytes(design))
+    write_text(layout.stim_info, tables.stim_info_text(design, coco))
+    captions = [world.captions(image_id) for image_id in range(world.num_images)]
+    for split in SPLITS:
+        text = tables.captions_text(split, range(world.num_images), captions, coco)
+        write_text(captions_path(captions_dir, split), text)
+
+
+def _write_subject(layout: NsdLayout, simulated: SimulatedSubject, design: PhantomDesign, subject: int) -> None:
+    """Write a subject's ROIs, noise ceiling, and betas as NIfTI and HDF5."""
+    brain = simulated.brain
+    labels_XYZ, is_roi = brain.labels_XYZ, brain.labels_XYZ > 0
+    early_XYZ, higher_XYZ = np.zeros_like(labels_XYZ), np.zeros_like(labels_XYZ)
+    voxels = np.arange(brain.num_voxels)
+    early_XYZ[is_roi] = np.where(brain.is_early_V, 1 + voxels % 7, 0)  # 1 .. 7 as V1v .. hV4
+    higher_XYZ[is_roi] = np.where(brain.is_early_V, 1, 5)
+    ncsnr_XYZ = np.zeros(brain.grid, dtype=np.float32)
+    ncsnr_XYZ[is_roi] = simulated.ncsnr_V
+    for name, volume in ((ROI, labels_XYZ), (EARLY_ROI, early_XYZ), (HIGHER_ROI, higher_XYZ)):
+        _write_nifti(layout.roi(subject, name), volume)
+    _write_nifti(layout.ncsnr(subject, BETAS_VERSION), ncsnr_XYZ)
+    images = design.images(subject).reshape(-1, design.trials_per_session)
+    for session, image_ids in enumerate(images, 1):
+        paths = [layout.betas(subject, BETAS_VERSION, session, suffix) for suffix in (".nii.gz", ".hdf5")]
+        if all(path.exists() for path in paths):
+            continue
+        volumes_XYZT = simulated.volumes(session, image_ids)
+        _write_nifti(paths[0], volumes_XYZT)
+        _write_hdf5(paths[1], volumes_XYZT)
+
+
+def _write_nifti(path: Path, volume: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> None:
+    """Write a volume (X, Y, Z) or (X, Y, Z, T) as gzipped NIfTI without a date in its bytes."""
+    image = nibabel.Nifti1Image(volume, np.diag([VOXEL_MM, VOXEL_MM, VOXEL_MM, 1.0]))
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def _write_hdf5(path: Path, volumes_XYZT: npt.NDArray[np.int16]) -> None:
+    """Write betas as MATLAB does: axes reversed for h5py, one chunk per voxel with all its trials."""
+    num_trials = volumes_XYZT.shape[3]
+    with atomic_path(path) as part, h5py.File(part, "w", libver="latest") as file:
+        file.create_dataset(HDF5_DATASET, data=volumes_XYZT.T, chunks=(num_trials, 1, 1, 1))

@@ -1,0 +1,117 @@
+"""Receipts: what packing remembers of every finished shard, so that it resumes after a kill at any moment.
+
+A receipt is written after its shard, so a receipt means a whole shard. It names the recipe that the shard was made
+by; a receipt of another recipe stops packing, because a folder must never mix two. Receipts stay after the index is
+written: repairing or adding a store then repeats only what is missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nd_dist.errors import DataError
+from nd_dist.files import PART_SUFFIX, read_json, write_json
+from shards.index import TRIALS, ShardInfo
+from shards.tables import IMAGE_ROW, TRIAL_ROW, Table
+
+RECEIPTS_DIR = ".pack"
+ABANDONED_S = 24 * 3600.0
+# image shards: the rows of their store's table with the image id in front
+PACKED_IMAGE_ROW = np.dtype([("image", "<u4"), *[(name, IMAGE_ROW[name]) for name in IMAGE_ROW.names or ()]])
+
+
+class Receipt(BaseModel):
+    """A finished shard, the recipe that it was made by, and its rows of the index's tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: ShardInfo
+    recipe: dict[str, Any]
+    shape: tuple[int, ...]
+    rows_base64: str
+
+    @staticmethod
+    def make(shard: ShardInfo, recipe: Mapping[str, Any], shape: tuple[int, ...], rows: Table) -> Receipt:
+        """Return the receipt of a shard; ``rows`` lack the shard's number, which the index gives."""
+        text = base64.b64encode(rows.tobytes()).decode("ascii")
+        return Receipt(shard=shard, recipe=dict(recipe), shape=shape, rows_base64=text)
+
+    @property
+    def rows(self) -> Table:
+        """The shard's rows: ``TRIAL_ROW`` or ``PACKED_IMAGE_ROW``."""
+        dtype = TRIAL_ROW if self.shard.kind == TRIALS else PACKED_IMAGE_ROW
+        return np.frombuffer(base64.b64decode(self.rows_base64), dtype=dtype).copy()
+
+
+def receipt_path(shards_dir: Path, shard_path: str) -> Path:
+    """Return where the receipt of a shard lies; shards' basenames are unique."""
+    return shards_dir / RECEIPTS_DIR / f"{PurePosixPath(shard_path).name}.json"
+
+
+def write_receipt(shards_dir: Path, receipt: Receipt) -> None:
+    """Write a receipt atomically; its shard must be complete."""
+    write_json(receipt_path(shards_dir, receipt.shard.path), receipt.model_dump(mode="json"))
+
+
+def find_receipt(shards_dir: Path, shard_path: str, recipe: Mapping[str, Any]) -> Receipt | None:
+    """Return the receipt of a finished shard; None where the shard has to be packed.
+
+    Raises:
+        DataError: the shard was packed by another recipe, or its receipt is damaged.
+    """
+    path = receipt_path(shards_dir, shard_path)
+    if not path.is_file():
+        return None
+    try:
+        receipt = Receipt(**read_json(path))
+    except (ValidationError, TypeError) as error:
+        raise DataError("A receipt is damaged.", where=str(path), found=error, todo="delete it, run again") from error
+    if differing := _differing_keys(receipt.recipe, recipe):
+        raise DataError(
+            "This folder holds a shard that was packed with other settings or from other data.",
+            where=str(shards_dir / shard_path),
+            expected=", ".join(f"{key}: {recipe.get(key)}" for key in differing),
+            found=", ".join(f"{key}: {receipt.recipe.get(key)}" for key in differing),
+            todo="choose another shards_dir, or delete this one",
+        )
+    shard = shards_dir / shard_path
+    is_whole = shard.is_file() and shard.stat().st_size == receipt.shard.bytes
+    return receipt if is_whole else None
+
+
+def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two recipes differ."""
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def remove_abandoned_parts(shards_dir: Path) -> None:
+    """Remove half-written files of packers of this host that no longer run, and of any host after a day."""
+    for path in shards_dir.rglob(f"*{PART_SUFFIX}"):
+        owner = path.name.removesuffix(PART_SUFFIX).rpartition(".")[2]
+        host, pid = owner.rsplit("-", 2)[0], owner.split("-")[-2] if owner.count("-") >= 2 else ""
+        is_dead = host == socket.gethostname() and pid.isdigit() and not _is_running(int(pid))
+        try:
+            if is_dead or time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:  # its writer finished or removed it meanwhile
+            continue
+
+
+def _is_running(pid: int) -> bool:
+    """Return whether a process of this host exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

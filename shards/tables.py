@@ -1,0 +1,80 @@
+"""The binary tables of an index: where every trial and every image's record lies, and its checksum.
+
+Format note: rows carry a crc32 of the record (and the byte length for images, whose PNG records vary), so a reader
+knows at once that what it read is what was packed; format v1's draft had only shard and offset.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.errors import DataError
+from nd_dist.files import write_bytes
+
+TRAIN, TEST = 0, 1
+ABSENT = 0xFFFFFFFF
+
+# one row a trial, in (subject, trial) order; packed, 28 bytes
+TRIAL_ROW = np.dtype(
+    [
+        ("subject", "u1"),
+        ("session", "u1"),  # 1-based, as in NSD's file names
+        ("repeat", "u1"),  # 0-based: how often the subject had seen the image before
+        ("split", "u1"),  # TRAIN or TEST (an image that all subjects share)
+        ("trial", "<u4"),  # 0-based in the subject
+        ("image", "<u4"),  # 0-based image id
+        ("shard", "<u4"),  # position in the index's list of shards
+        ("offset", "<u8"),  # of the record's first byte in the tar (npy header skipped)
+        ("crc", "<u4"),  # zlib.crc32 of the record
+    ]
+)
+
+# one row an image id, 0 .. num_images-1; packed, 20 bytes; shard ABSENT where the store lacks the image
+IMAGE_ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc", "<u4")])
+
+Table = npt.NDArray[np.void]
+
+
+def empty_image_table(num_images: int) -> Table:
+    """Return a table of ``num_images`` absent images."""
+    table = np.zeros(num_images, dtype=IMAGE_ROW)
+    table["shard"] = ABSENT
+    return table
+
+
+def table_bytes(table: Table) -> bytes:
+    """Return a table as the bytes of an npy file."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(table), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_table(path: Path, table: Table) -> bytes:
+    """Write a table atomically and return the bytes that were written."""
+    content = table_bytes(table)
+    write_bytes(path, content)
+    return content
+
+
+def read_table(path: Path, dtype: np.dtype[np.void], rows: int) -> Table:
+    """Return the table in ``path``.
+
+    Raises:
+        DataError: the file is missing, is not an npy file, or has other columns or rows than the index says.
+    """
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise DataError("A table of the index cannot be read.", where=str(path), found=str(error)) from error
+    if table.dtype != dtype or table.shape != (rows,):
+        raise DataError(
+            "A table of the index has another layout than the index says.",
+            where=str(path),
+            expected=f"{rows} rows of {dtype}",
+            found=f"{table.shape} of {table.dtype}",
+        )
+    return np.asarray(table)

@@ -1,0 +1,104 @@
+"""Writes one shard: a plain USTAR tar whose bytes depend on its samples only, atomically, with hash and offsets.
+
+``webdataset.TarWriter`` writes the members; this file fixes what it leaves to chance (time, owner), hashes the bytes
+as they pass, and remembers where every record lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from nd_dist.files import atomic_path
+from shards.codec import NPY_HEADER_BYTES, crc
+
+TAR_BLOCK_BYTES = 512
+MAX_NAME_BYTES = 100  # longer names would need a second header
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a record lies in its shard.
+
+    Args:
+        offset: Of its first byte in the tar (after the npy header).
+        num_bytes: Its length.
+        crc: Its crc32.
+    """
+
+    offset: int
+    num_bytes: int
+    crc: int
+
+
+class _HashingFile:
+    """Passes writes on to a file and hashes them."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.num_bytes += len(content)
+        return self._stream.write(content)
+
+
+class ShardWriter:
+    """Adds samples of one member each to an open shard; made by ``open_shard``."""
+
+    def __init__(self, stream: _HashingFile) -> None:
+        from webdataset import TarWriter  # imports torch: only ranks that write pay for it
+
+        self._file = stream
+        self._tar: Any = TarWriter(stream, user="", group="", mode=0o444, mtime=0, encoder=False)  # Any: untyped
+        self.records: list[Record] = []
+
+    def add_array(self, key: str, field: str, header: bytes, record: bytes) -> None:
+        """Add an npy member: its 128-byte header, then the record."""
+        assert len(header) == NPY_HEADER_BYTES
+        self._add(key, field, header + record, skip=NPY_HEADER_BYTES)
+
+    def add_bytes(self, key: str, field: str, content: bytes) -> None:
+        """Add a member whose whole content is the record (a PNG picture)."""
+        self._add(key, field, content, skip=0)
+
+    def _add(self, key: str, field: str, content: bytes, skip: int) -> None:
+        assert "." not in key, "WebDataset splits names at the first dot"
+        assert len(f"{key}.{field}") <= MAX_NAME_BYTES
+        offset = int(self._tar.tarstream.offset) + TAR_BLOCK_BYTES + skip
+        self._tar.write({"__key__": key, field: content})
+        self.records.append(Record(offset, len(content) - skip, crc(memoryview(content)[skip:])))
+
+    def close(self) -> None:
+        """Write the end of the tar."""
+        self._tar.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the shard; final once the shard is closed."""
+        return self._file.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of the shard's bytes; final once the shard is closed."""
+        return self._file.digest.hexdigest()
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[ShardWriter]:
+    """Yield a writer for the shard ``path``, which appears whole when the block ends without an error.
+
+    Raises:
+        DataError: the file cannot be written (disk full, no permission).
+    """
+    with atomic_path(path) as part:
+        with open(part, "wb", buffering=1 << 20) as stream:
+            writer = ShardWriter(_HashingFile(stream))
+            yield writer
+            writer.close()
