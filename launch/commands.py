@@ -165,7 +165,7 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
 
     config = load_recipe(recipe, overrides)
     summary = write_phantom(config.nsd_root, config.phantom, config.seed)
-    Console().print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
+    Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
 
 
 def run_verify(shards_dir: Path) -> int:

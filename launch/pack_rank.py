@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 from launch.networks import load_extractor
 from launch.rank import Rank, run_rank
 from nd_dist.comm import connect
-from nd_dist.world import World
 
 
 def work(rank: Rank) -> None:
     """Pack this rank's share of the shards; rank 0 writes the index last."""
     from shards.pack import pack
 
-    comm = connect(World.from_env(os.environ))
+    comm = connect(rank.world)
     pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
-    comm.barrier()
+    comm.finish()
 
 
 if __name__ == "__main__":

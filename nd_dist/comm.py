@@ -38,10 +38,11 @@ class Comm:
         if self._mpi is not None:
             self._mpi.Barrier()
 
-    def abort(self, exit_code: int) -> None:
-        """End every rank of the world at once (only MPI can); returns in a world of one."""
+    def finish(self) -> None:
+        """Wait for every rank, then leave MPI: a rank that exits later is then no failure to the launcher."""
         if self._mpi is not None:
-            self._mpi.Abort(exit_code)
+            self._mpi.Barrier()
+            load_required_mpi().Finalize()
 
 
 def load_mpi() -> ModuleType | None:
@@ -53,6 +54,21 @@ def load_mpi() -> ModuleType | None:
     return MPI
 
 
+def load_required_mpi() -> ModuleType:
+    """Return mpi4py.MPI.
+
+    Raises:
+        WorldError: mpi4py finds no MPI library.
+    """
+    mpi = load_mpi()
+    if mpi is None:
+        raise WorldError(
+            "Several ranks were started, but mpi4py finds no MPI library.",
+            todo="install one: pip install mpich",
+        )
+    return mpi
+
+
 def connect(world: World) -> Comm:
     """Return the communicator of the world that the launcher described.
 
@@ -61,13 +77,7 @@ def connect(world: World) -> Comm:
     """
     if world.size == 1:
         return Comm()
-    mpi = load_mpi()
-    if mpi is None:
-        raise WorldError(
-            "The launcher started several ranks, but mpi4py finds no MPI library.",
-            expected=f"{world.size} ranks ({world.family})",
-            todo="install one: pip install mpich",
-        )
+    mpi = load_required_mpi()
     comm = Comm(mpi.COMM_WORLD)
     if comm.size != world.size:
         raise WorldError(
