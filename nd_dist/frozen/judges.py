@@ -25,7 +25,7 @@ from nd_dist.frozen.pictures import Backend, Resize
 from nd_dist.frozen.resize import normalize_pixels
 
 Score = Literal["two_way", "distance"]
-Statistics = Literal["imagenet", "clip"]
+Statistics = Literal["imagenet", "clip", "none"]
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class NetworkJudge:
         identity: Weights' hash and settings, see ``Judge``.
         network: Maps normalised pixels to features of any shape (B, ...).
         resize: To the network's input size.
-        statistics: Pixel mean and standard deviation.
+        statistics: Pixel mean and standard deviation; ``none`` for networks that take [0,1].
         device: Where it runs.
     """
 
@@ -98,8 +98,58 @@ class NetworkJudge:
     @torch.inference_mode()
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Return features (B, D) float32 on the CPU."""
-        inputs_BCHW = normalize_pixels(self.resize(pixels_BCHW.to(self.device)), self.statistics)
+        inputs_BCHW = self.resize(pixels_BCHW.to(self.device))
+        if self.statistics != "none":
+            inputs_BCHW = normalize_pixels(inputs_BCHW, self.statistics)
         return self.network(inputs_BCHW).flatten(1).float().cpu()
+
+
+# phantom judge, depth -> what it stands in for: the field's table has four identification columns and a distance
+_PHANTOM: tuple[tuple[str, str, Literal["early", "late"], Score], ...] = (
+    ("plain_early", "plain", "early", "two_way"),
+    ("plain_late", "plain", "late", "two_way"),
+    ("residual", "residual", "late", "two_way"),
+    ("mixer", "mixer", "late", "two_way"),
+    ("depthwise", "depthwise", "late", "distance"),
+)
+PHANTOM_SIZE = 64
+
+
+def has_phantom_judges(folder: Path) -> bool:
+    """Return whether a folder holds the phantom world's judges."""
+    return all((folder / kind / "config.json").is_file() for _, kind, _, _ in _PHANTOM)
+
+
+def load_phantom_judges(folder: Path, device: torch.device) -> list[Judge]:
+    """Load the phantom world's judges: small classifiers, trained apart from the guidance CLIP.
+
+    Args:
+        folder: One sub-folder per kind of judge.
+        device: Where they run.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    from nd_dist.frozen.phantom_judges import WEIGHTS, load_judges
+
+    networks = load_judges(folder)
+    resize = Resize(PHANTOM_SIZE)
+    judges: list[Judge] = []
+    for name, kind, depth, score in _PHANTOM:
+        identity = f"{kind}:{sha256_file(folder / kind / WEIGHTS)[:16]}:{depth}:{resize}"
+        network = networks[kind].to(device)
+        judges.append(NetworkJudge(name, score, identity, _depth_of(network, depth), resize, "none", device))
+    return judges
+
+
+def _depth_of(network: Any, depth: str) -> Callable[[Tensor], Tensor]:
+    """Return a function that gives a phantom judge's early or late features."""
+
+    def run(inputs_BCHW: Tensor) -> Tensor:
+        features_BD: Tensor = getattr(network.features(inputs_BCHW), depth)
+        return features_BD
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -178,7 +228,7 @@ def _torchvision_judge(
 
 
 def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
-    """Read a state dictionary; a classifier head that the tapped layer does not need may be missing (SwAV has none)."""
+    """Read a state dictionary; a head that the tapped layer does not need may be missing (SwAV has none)."""
     where = str(path)
     if not path.is_file():
         raise CheckpointError(
@@ -204,12 +254,12 @@ def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
 
 
 def tap_layer(network: Any, layer: str) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs ``network`` and gives the output of its sub-module ``layer``, e.g. ``features.4``."""
+    """Return a function that runs ``network`` and gives what its sub-module ``layer`` puts out."""
     module = network.get_submodule(layer)
 
     def run(inputs_BCHW: Tensor) -> Tensor:
         outputs: list[Tensor] = []
-        # cloned: AlexNet's next layer is an in-place ReLU, which would change what was tapped
+        # cloned, because a layer behind the tap may work in place
         handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.clone()))
         try:
             network(inputs_BCHW)

@@ -6,7 +6,7 @@ numbers. Comparison is strict: a tie counts as a failure.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,18 @@ Distractors = Literal["real", "reconstruction"]
 Float64 = npt.NDArray[np.float64]
 
 BLOCK_ROWS = 256
+
+
+class Rows(Protocol):
+    """Feature rows that can be sliced: an array, a memory map, or something that reads a block from disk."""
+
+    def __len__(self) -> int:
+        """Return the number of rows N."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[np.floating]:
+        """Return some rows (B, D)."""
+        ...
 
 
 def standardize_rows(features_ND: npt.NDArray[np.floating]) -> Float64:
@@ -26,15 +38,13 @@ def standardize_rows(features_ND: npt.NDArray[np.floating]) -> Float64:
     return np.where(constant_N1, 0.0, centred_ND / np.where(constant_N1, 1.0, norms_N1))
 
 
-def correlation_matrix(
-    reals_ND: npt.NDArray[np.floating], recons_ND: npt.NDArray[np.floating], block_rows: int = BLOCK_ROWS
-) -> Float64:
+def correlation_matrix(reals_ND: Rows, recons_ND: Rows, block_rows: int = BLOCK_ROWS) -> Float64:
     """Return r (N, N): Pearson correlation of real picture i (row) with reconstruction j (column).
 
     Args:
-        reals_ND: Features of the real pictures; rows longer than D axes are flattened by the caller.
+        reals_ND: Features of the real pictures, flattened.
         recons_ND: Features of the reconstructions, same order.
-        block_rows: Rows that are standardised in float64 at a time; bounds the memory.
+        block_rows: Rows of each side that are in memory at a time.
     """
     num = len(reals_ND)
     matrix_NN = np.empty((num, len(recons_ND)))

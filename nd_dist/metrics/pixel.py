@@ -89,7 +89,8 @@ def _ssim_of_pair(x_HW: Tensor, y_HW: Tensor, kind: SsimKind) -> Tensor:
     mean_x, mean_y, xx, yy, xy = filtered_5HW
     numerator = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
     denominator = (mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)
-    return (numerator / denominator).mean()
+    similarity: Tensor = (numerator / denominator).mean()
+    return similarity
 
 
 def _gaussian_valid(maps_KHW: Tensor, axis: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Named metric protocols as frozen values: what each published evaluation really computed, so that numbers compare.
 
-A protocol says how pictures are sized, which SSIM, which weights, which distractors and how repeats are reduced; all of
-that is applied. What its authors also did when they *made* the reconstructions (``Practice``) is recorded beside it and
-listed as a departure where this evaluation does otherwise. Values read in the released code; see each ``source``.
+A protocol says how pictures are sized, which SSIM, which weights, which distractors and how repeats are reduced; all
+of that is applied. What its authors also did when they *made* the reconstructions (``Practice``) is recorded beside it
+and listed as a departure where this evaluation does otherwise. Values read in the released code; see each ``source``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class Practice:
 
     Args:
         brain_input: Voxels averaged over repeats, model outputs averaged, or one random trial.
-        samples: Reconstructions made per image, and how one was chosen.
+        samples: Reconstructions made per image; 0 where the protocol leaves that open.
+        choice: How one of them was chosen or how they were reduced.
         blending: What was mixed into the reconstruction before scoring.
     """
 
     brain_input: BrainInput
-    samples: str
+    samples: int
+    choice: str = "as here"
     blending: str = "none"
 
 
@@ -77,12 +79,15 @@ class Protocol:
         practice = self.practice
         found = []
         if practice.brain_input != "mean_voxels":
-            found.append(f"brain input: {practice.brain_input.replace('_', ' ')} there; here voxels averaged over repeats")
+            found.append(
+                f"brain input: {practice.brain_input.replace('_', ' ')} there; here voxels averaged over repeats"
+            )
         if practice.blending != "none":
             found.append(f"blending there: {practice.blending}; here none")
-        if practice.samples != "own":
-            chosen = "the first counts" if self.repeats == "first" else "all count"
-            found.append(f"samples per image there: {practice.samples}; here {num_repeats}, {chosen}")
+        used = 1 if self.repeats == "first" else num_repeats
+        if practice.samples not in (0, used) or practice.choice != "as here":
+            chosen = f" ({practice.choice})" if practice.choice != "as here" else ""
+            found.append(f"samples per image there: {practice.samples}{chosen}; here {used} of {num_repeats}")
         if num_images != self.num_test_images:
             found.append(f"test images there: {self.num_test_images}; here {num_images}")
         return found
@@ -111,7 +116,7 @@ _MINDEYE2 = Protocol(
     distractors="real",
     repeats="first",
     num_test_images=1000,
-    practice=Practice("mean_outputs", "1", "0.75 x reconstruction + 0.25 x blurry reconstruction"),
+    practice=Practice("mean_outputs", 1, blending="0.75 x reconstruction + 0.25 x blurry reconstruction"),
 )
 
 _BRAIN_DIFFUSER = Protocol(
@@ -126,12 +131,12 @@ _BRAIN_DIFFUSER = Protocol(
     distractors="real",
     repeats="first",
     num_test_images=982,
-    practice=Practice("mean_voxels", "1"),
+    practice=Practice("mean_voxels", 1),
 )
 
 _ND = Protocol(
     name="nd",
-    source="this project: originals untouched, reconstructions brought to their size with antialiasing, all repeats count",
+    source="this project: originals untouched, reconstructions brought to their size (antialiased), all repeats count",
     recon_first=_tensor(None, True),
     original_first=_tensor(None, True),
     recon_pixels=_tensor(None, True),
@@ -141,7 +146,7 @@ _ND = Protocol(
     distractors="real",
     repeats="mean_of_scores",
     num_test_images=1000,
-    practice=Practice("mean_voxels", "own"),
+    practice=Practice("mean_voxels", 0),
 )
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -153,7 +158,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="paper",
             source="NeuralDiffuser releases no metric code: MindEye2's sizes and weights on 1000 images, five repeats",
             repeats="mean_of_scores",
-            practice=Practice("mean_voxels", "5"),
+            practice=Practice("mean_voxels", 5),
         ),
         _MINDEYE2,
         dataclasses.replace(
@@ -161,7 +166,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="mindeye1",
             source="MedARC-AI/fMRI-reconstruction-NSD, Reconstruction_Metrics (scikit-image 0.20, torchvision 0.15)",
             num_test_images=982,
-            practice=Practice("mean_voxels", "16, the best picked by the pipeline"),
+            practice=Practice("mean_voxels", 16, "the best picked by the pipeline"),
         ),
         _BRAIN_DIFFUSER,
         dataclasses.replace(
@@ -173,7 +178,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ssim="2d",
             distractors="reconstruction",
             num_test_images=1000,
-            practice=Practice("single_trial", "1", "faces blurred"),
+            practice=Practice("single_trial", 1, blending="faces blurred"),
         ),
         dataclasses.replace(
             _BRAIN_DIFFUSER,
@@ -182,7 +187,7 @@ PROTOCOLS: dict[str, Protocol] = {
             ssim="2d",
             distractors="reconstruction",
             repeats="mean_correlation",
-            practice=Practice("mean_voxels", "5"),
+            practice=Practice("mean_voxels", 5),
         ),
     )
 }

@@ -60,6 +60,11 @@ METRICS: dict[str, Metric] = {
         _two_way("clip", "CLIP"),
         _distance("effnet_b", "EffNet-B"),
         _distance("swav", "SwAV"),
+        _two_way("plain_early", "Plain, early"),
+        _two_way("plain_late", "Plain, late"),
+        _two_way("residual", "Residual"),
+        _two_way("mixer", "Mixer"),
+        _distance("depthwise", "Depthwise"),
         Metric(
             "image_retrieval", "Image retrieval", "retrieval", True, True, None, "Given the brain, find its picture."
         ),
@@ -67,7 +72,13 @@ METRICS: dict[str, Metric] = {
             "brain_retrieval", "Brain retrieval", "retrieval", True, True, None, "Given the picture, find its brain."
         ),
         Metric(
-            "repeat_pixcorr", "Repeats: PixCorr", "agreement", True, False, None, "PixCorr among the repeats of a picture."
+            "repeat_pixcorr",
+            "Repeats: PixCorr",
+            "agreement",
+            True,
+            False,
+            None,
+            "PixCorr among the repeats of a picture.",
         ),
         Metric("repeat_ssim", "Repeats: SSIM", "agreement", True, False, None, "SSIM among the repeats of a picture."),
     )

@@ -1,0 +1,200 @@
+"""Decoder predictions of a subject's images: made once in fixed batches, kept on disk, read row by row.
+
+All ranks read the same bytes, so no result depends on which rank decoded. Legend: N images, V voxels, C channels, H
+height, W width of the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nd_dist.config import EvaluationConfig
+from nd_dist.errors import ConfigError
+from nd_dist.evaluation.source import Source
+from nd_dist.schema import INITIAL
+from nd_dist.seeds import unit_seed
+
+BATCH = 32  # fixed: a prediction's bits may depend on the batch it rides in, so this is not an option
+
+Predict = Callable[[npt.NDArray[np.float32], Sequence[int]], dict[str, npt.NDArray[np.float32]]]
+
+
+class ImageTargets(Protocol):
+    """Targets of images, by name and image id."""
+
+    def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return a target of each image, (N, *shape)."""
+        ...
+
+
+class StoredTargets:
+    """Predictions in a folder that ``write_predictions`` made.
+
+    Args:
+        folder: Holds one ``NAME.npy`` per target.
+        image_ids: Images in the order of the rows.
+    """
+
+    def __init__(self, folder: Path, image_ids: Sequence[int]) -> None:
+        self._folder = folder
+        self._row = {image_id: row for row, image_id in enumerate(image_ids)}
+
+    def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return predictions of a target; only these rows are read from disk."""
+        path = self._folder / f"{name}.npy"
+        if not path.exists():
+            raise ConfigError(
+                f"The decoder does not predict target {name}, which the sampler needs.",
+                where=str(self._folder),
+                expected="a decoder trained on c, z and all guidance layers",
+                found=", ".join(sorted(item.stem for item in self._folder.glob("*.npy"))),
+                todo="train with training.targets=[c,z,g02,g04,g06,g08,g10,g12]",
+            )
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.array(stored[[self._row[image_id] for image_id in image_ids]])
+
+
+class TrueTargets:
+    """The pictures' own targets: what decoding could reach at best (``embeddings=ground_truth``).
+
+    Args:
+        source: Where the targets are.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return a target of each image."""
+        return self._source.targets(name, image_ids)
+
+
+def prediction_seeds(run_seed: int, subject: int, image_ids: Sequence[int]) -> list[int]:
+    """Return the seed of each image's prediction (the prior samples)."""
+    return [unit_seed(run_seed, "decode", subject, image_id) for image_id in image_ids]
+
+
+def write_predictions(
+    folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], run_seed: int
+) -> None:
+    """Predict all targets of some images and write each as ``NAME.npy`` (N, *shape) float32, in batches.
+
+    Args:
+        folder: Where to.
+        predict: (voxels (B, V), seeds) -> target name -> (B, *shape).
+        source: Gives voxels, averaged over the repeats of an image first.
+        subject: Whose voxels.
+        image_ids: N images.
+        run_seed: Seed of the run.
+    """
+    stores: dict[str, np.memmap] = {}
+    for batch in _batches(image_ids):
+        predictions = predict(source.voxels(subject, batch), prediction_seeds(run_seed, subject, batch))
+        start = image_ids.index(batch[0])
+        for name, values in predictions.items():
+            if name not in stores:
+                shape = (len(image_ids), *values.shape[1:])
+                stores[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+            stores[name][start : start + len(batch)] = values
+    for store in stores.values():
+        store.flush()
+
+
+def calibrate_initial(path: Path, predicted: Moments, wanted: Moments) -> None:
+    """Standardise stored predictions of z per element and give them the wanted mean and deviation, in place.
+
+    Source: NeuralDiffuser's released scoring, z' = (z - mean_P) / std_P * std_Y + mean_Y. An element that all
+    predictions share (std_P = 0, e.g. a single image) becomes mean_Y.
+    """
+    store = np.lib.format.open_memmap(path, mode="r+")
+    scale_CHW = np.divide(wanted.std, predicted.std, out=np.zeros_like(wanted.std), where=predicted.std > 0)
+    for row in range(len(store)):
+        store[row] = (store[row].astype(np.float64) - predicted.mean) * scale_CHW + wanted.mean
+    store.flush()
+
+
+class Moments:
+    """Mean and population standard deviation of every element over rows, float64, streamed.
+
+    Args:
+        batches: Arrays (B, *shape).
+    """
+
+    def __init__(self, batches: Iterator[npt.NDArray[np.float32]]) -> None:
+        count, mean, squares = 0, np.zeros(()), np.zeros(())
+        for values in batches:
+            rows = values.astype(np.float64)
+            delta = rows.mean(axis=0) - mean
+            total = count + len(rows)
+            squares = squares + ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * count * len(rows) / total
+            mean = mean + delta * len(rows) / total
+            count = total
+        self.mean: npt.NDArray[np.float64] = np.asarray(mean)
+        self.std: npt.NDArray[np.float64] = np.sqrt(squares / max(1, count))
+
+
+def initial_moments(source: Source, subject: int) -> Moments:
+    """Return the statistics of the true z over the subject's training images."""
+    ids = source.images(subject, "train")
+    return Moments(source.targets(INITIAL, batch) for batch in _batches(ids))
+
+
+def decode_subject(
+    folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], settings: DecodeSettings
+) -> None:
+    """Write a subject's predictions into ``folder``, with z calibrated as configured.
+
+    ``test_set`` takes the statistics of the predictions themselves (as published: every image's z then depends on
+    which images are decoded together, so always a whole split is). ``stored`` takes those of predictions for the
+    subject's training images, so that an image can be decoded alone.
+    """
+    write_predictions(folder, predict, source, subject, image_ids, settings.run_seed)
+    path = folder / f"{INITIAL}.npy"
+    if settings.z_calibration == "none" or not path.exists():
+        return
+    if settings.z_calibration == "test_set":
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        predicted = Moments(np.array(stored[start : start + BATCH]) for start in range(0, len(stored), BATCH))
+    else:
+        ids = source.images(subject, "train")
+        predicted = Moments(
+            predict(source.voxels(subject, batch), prediction_seeds(settings.run_seed, subject, batch))[INITIAL]
+            for batch in _batches(ids)
+        )
+    calibrate_initial(path, predicted, initial_moments(source, subject))
+
+
+class DecodeSettings:
+    """Settings of a decoding.
+
+    Args:
+        config: Its ``z_calibration``.
+        run_seed: Seed of the run.
+    """
+
+    def __init__(self, config: EvaluationConfig, run_seed: int) -> None:
+        self.z_calibration, self.run_seed = config.z_calibration, run_seed
+
+
+def decoder_predict(decoder_dir: Path, subject: int) -> Predict:
+    """Return the prediction function of a trained decoder for one subject."""
+    from nd_dist.models.decoder import Decoder
+
+    decoder = Decoder.load(decoder_dir).eval()
+
+    def predict(voxels_BV: npt.NDArray[np.float32], seeds: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        predictions: Mapping[str, torch.Tensor] = decoder.predict(torch.from_numpy(voxels_BV), subject, seeds)
+        return {name: values.float().cpu().numpy() for name, values in predictions.items()}
+
+    return predict
+
+
+def _batches(image_ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the ids in fixed batches."""
+    return (image_ids[start : start + BATCH] for start in range(0, len(image_ids), BATCH))

@@ -1,0 +1,96 @@
+"""Where an evaluation keeps its files below the run folder. Paths only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nd_dist.evaluation.units import ORIGINAL, Point, image_name, subject_name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one run.
+
+        reconstructions/original/image-00012/picture.png
+        reconstructions/POINT/subj01/image-00012/repeat-0.png ... record.json
+        evaluation/decoded/subj01/c.npy ...
+        evaluation/judged/PROTOCOL/POINT/subj01/image-00012/features.safetensors record.json
+        evaluation/scores/PROTOCOL/POINT/subj01/arrays.safetensors record.json
+        evaluation/leases/   evaluation/ranks/   metrics.json
+
+    Args:
+        run_dir: Folder of the run.
+        protocol: Name of the metric protocol.
+    """
+
+    run_dir: Path
+    protocol: str
+
+    @property
+    def metrics(self) -> Path:
+        """The final numbers."""
+        return self.run_dir / "metrics.json"
+
+    @property
+    def work(self) -> Path:
+        """Everything that is not meant to be looked at first."""
+        return self.run_dir / "evaluation"
+
+    @property
+    def leases(self) -> Path:
+        """Claims."""
+        return self.work / "leases"
+
+    @property
+    def ranks(self) -> Path:
+        """What each rank did in the last launch."""
+        return self.work / "ranks"
+
+    def decoded(self, subject: int) -> Path:
+        """Decoder predictions of a subject."""
+        return self.work / "decoded" / subject_name(subject)
+
+    def pictures(self, point: Point, subject: int) -> Path:
+        """Reconstructions of a point and subject."""
+        return self.run_dir / "reconstructions" / point.name / subject_name(subject)
+
+    def pictures_of(self, point: Point, subject: int, image_id: int) -> Path:
+        """Reconstructions of one image."""
+        return self.pictures(point, subject) / image_name(image_id)
+
+    @property
+    def originals(self) -> Path:
+        """The pictures that were seen."""
+        return self.run_dir / "reconstructions" / ORIGINAL
+
+    def original_of(self, image_id: int) -> Path:
+        """The picture that was seen."""
+        return self.originals / image_name(image_id)
+
+    def judged(self, point: Point, subject: int) -> Path:
+        """Per-image metrics and features of a point and subject."""
+        return self.work / "judged" / self.protocol / point.name / subject_name(subject)
+
+    @property
+    def judged_originals(self) -> Path:
+        """Features of the originals."""
+        return self.work / "judged" / self.protocol / ORIGINAL
+
+    def retrieval(self, subject: int) -> Path:
+        """Retrieval scores of a subject."""
+        return self.work / "scores" / self.protocol / "retrieval" / subject_name(subject)
+
+    def score(self, point: Point, subject: int) -> Path:
+        """Scores of a point and subject."""
+        return self.work / "scores" / self.protocol / point.name / subject_name(subject)
+
+
+PICTURE = "picture.png"
+FEATURES = "features.safetensors"
+ARRAYS = "arrays.safetensors"
+
+
+def repeat_file(repeat: int) -> str:
+    """Return the file name of one reconstruction."""
+    return f"repeat-{repeat}.png"
