@@ -79,6 +79,8 @@ def _check_training(config: Config, index: Index, ranks: int) -> None:
 
 def _check_evaluation(config: Config, index: Index) -> None:
     """Refuse an evaluation without pictures, networks or a decoder."""
+    from nd_dist.frozen.folders import resolve_folder
+
     if "img" not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
@@ -86,8 +88,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
             todo="run `nd pack` with data.pictures=test",
         )
     for name in (config.model, config.guidance_model):
-        if ("/" in name or name.startswith(".")) and name.count("/") != 1 and not Path(name).is_dir():
-            raise CheckpointError("A model folder is missing.", where=name, todo="set model= and guidance_model=")
+        resolve_folder(name)
     if config.evaluation.embeddings == "decoded":
         decoder_dir(config)
 

@@ -15,15 +15,18 @@ from nd_dist.errors import CheckpointError
 from nd_dist.files import hash_json, sha256_file
 
 CONFIG_NAME = "config.json"
+SHIPPED_PREFIX = "phantom/"  # names of the small networks that come with the package, for made-up data
 
 
 def resolve_folder(model: str | Path) -> Path:
-    """Return the folder of a model: a local folder as it is, or a name's snapshot in the local Hugging Face cache.
+    """Return the folder of a model: a local folder, one that is shipped, or a snapshot in the local Hugging Face cache.
 
     Raises:
         CheckpointError: neither exists. Nothing is downloaded.
     """
     folder = Path(model)
+    if str(model).startswith(SHIPPED_PREFIX) and not folder.is_dir():
+        folder = Path(__file__).parent / str(model)
     if folder.is_dir():
         return folder
     try:
