@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 
 from nd_dist.errors import DataError
 
@@ -153,8 +154,8 @@ def _read_nifti(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32
 def _open_maybe_gzip(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file's (uncompressed) bytes."""
     if path.suffix == ".gz":
-        with gzip.open(path, "rb") as stream:
-            yield stream
+        with gzip.open(path, "rb") as unzipped:
+            yield cast(IO[bytes], unzipped)
     else:
         with open(path, "rb") as stream:
             yield stream
@@ -169,7 +170,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zlib.error, ImageFileError) as error:
         raise DataError(
             "A file of the data set is truncated or damaged.",
             where=str(path),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,13 @@ from PIL import Image
 
 from nd_dist.errors import DataError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 NPY_HEADER_BYTES = 128
 VOXELS = "voxels"
 PICTURES = "img"
-DTYPES = {"float16": "<f2", "float32": "<f4"}
+DTYPES: dict[str, Literal["<f2", "<f4"]] = {"float16": "<f2", "float32": "<f4"}
 
 
 def trial_key(subject: int, session: int, trial: int, image_id: int, repeat: int) -> str:
@@ -84,7 +88,7 @@ def _first_bad(values: npt.NDArray[np.floating]) -> float:
     return float(values[~np.isfinite(values)].flat[0])
 
 
-def crc(record: bytes | memoryview | npt.NDArray[np.floating]) -> int:
+def crc(record: Buffer) -> int:
     """Return the crc32 of a record's bytes."""
     return zlib.crc32(record)
 

@@ -101,6 +101,4 @@ def open_reader(config: Config) -> Reader:
         from shards.nsd import NsdReader
 
         return NsdReader.open(config)
-    raise ConfigError(
-        "This layout cannot be read yet.", where="data.reader", expected="nsd", found=config.data.reader
-    )
+    raise ConfigError("This layout cannot be read yet.", where="data.reader", expected="nsd", found=config.data.reader)

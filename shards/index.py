@@ -14,6 +14,7 @@ Paths are relative, and nothing depends on time, host or number of ranks: equal 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nd_dist.errors import DataError
-from nd_dist.files import hash_json, read_json, write_json
+from nd_dist.files import hash_json, read_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.codec import PICTURES
 from shards.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
@@ -211,9 +212,9 @@ class Index(_Record):
         except (ValidationError, TypeError) as error:
             raise DataError("The index does not have the expected fields.", where=str(path), found=error) from error
 
-    def write(self) -> None:
-        """Write ``index.json`` atomically."""
-        write_json(self.folder / INDEX_NAME, self.model_dump(mode="json"))
+    def json_bytes(self) -> bytes:
+        """Return the content of ``index.json``."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def index_id(content: Mapping[str, Any]) -> str:

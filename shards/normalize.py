@@ -65,7 +65,7 @@ def invalid_voxels(betas_TV: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return which voxels (V,) are not finite somewhere or constant in a session."""
     with np.errstate(invalid="ignore"):
         is_constant = betas_TV.max(axis=0) == betas_TV.min(axis=0)
-    return is_constant | ~np.isfinite(betas_TV).all(axis=0)
+    return np.asarray(is_constant | ~np.isfinite(betas_TV).all(axis=0))
 
 
 def fit(betas_TV: npt.NDArray[np.float32], is_fitted: npt.NDArray[np.bool_], where: str) -> Moments:
@@ -99,9 +99,7 @@ def merge(parts: Iterable[Moments]) -> Moments:
     return merged
 
 
-def zscore(
-    betas_TV: npt.NDArray[np.float32], moments: Moments, ddof: int
-) -> tuple[npt.NDArray[np.float32], int]:
+def zscore(betas_TV: npt.NDArray[np.float32], moments: Moments, ddof: int) -> tuple[npt.NDArray[np.float32], int]:
     """Return z-scored betas (T, V) and the number of voxels that are invalid in this session (zero everywhere)."""
     std = moments.std(ddof)
     is_invalid = invalid_voxels(betas_TV) | (std <= 1e-6 * np.maximum(np.abs(moments.mean), 1.0))

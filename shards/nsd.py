@@ -300,7 +300,9 @@ class NsdReader:
         found = {int(match[1]) for match in matches if match}
         found |= {int(row["SESSION"]) for row in self._response_rows(subject)}
         if not found:
-            raise DataError(f"Subject {subject} has no betas.", where=str(folder), todo="check nsd_root and data.betas")
+            raise DataError(
+                f"Subject {subject} has no betas.", where=str(folder), todo="check nsd_root and data.betas"
+            )
         available = len(self._experiment.trials_per_session)
         return range(1, min(max(found), self._config.max_sessions or available, available) + 1)
 

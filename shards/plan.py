@@ -6,7 +6,7 @@ worth of images for all stores that lack it. Units depend on the data only, neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -107,6 +107,14 @@ class PackPlan:
         """Number of trials."""
         return sum(design.num_trials for design in self.designs.values())
 
+    def describe(self) -> str:
+        """Return one line for people."""
+        unknown = f", sizes of {', '.join(self.unknown_targets)} not counted" if self.unknown_targets else ""
+        return (
+            f"{self.num_shards} shards, {self.num_bytes / 1e6:,.1f} MB{unknown}: {self.num_trials:,} trials of "
+            f"{len(self.designs)} subjects, {self.num_packed_images:,} images"
+        )
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all tars whose size is known."""
@@ -134,7 +142,7 @@ def plan(data: DataConfig, reader: Reader, specs: Sequence[TargetSpec] = ()) -> 
     """
     designs = {subject: reader.design(subject) for subject in sorted(data.subjects)}
     groups = image_groups(designs.values())
-    units = (*_trial_units(designs), *_image_units(groups, data))
+    units: tuple[Unit, ...] = (*_trial_units(designs), *_image_units(groups, data))
     if SEMANTIC in data.targets:
         reader.captions([image_id for ids in groups.values() for image_id in ids])
     shapes = {spec.name: spec.shape for spec in specs}
@@ -151,13 +159,12 @@ def plan(data: DataConfig, reader: Reader, specs: Sequence[TargetSpec] = ()) -> 
     )
 
 
-def image_groups(designs: Iterator[SubjectDesign] | Sequence[SubjectDesign]) -> dict[str, list[int]]:
+def image_groups(designs: Collection[SubjectDesign]) -> dict[str, list[int]]:
     """Return group -> ascending ids of the images that were seen: ``shared`` first, then each subject's own.
 
     An image that several subjects saw without being shared belongs to the first of them.
     """
     groups: dict[str, list[int]] = {SHARED_GROUP: []}
-    designs = list(designs)
     taken: set[int] = set()
     shared = np.unique(np.concatenate([design.image_id[design.is_test] for design in designs]))
     groups[SHARED_GROUP] = shared.tolist()

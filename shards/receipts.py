@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -95,10 +96,10 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
 
 def remove_abandoned_parts(shards_dir: Path) -> None:
     """Remove half-written files of packers of this host that no longer run, and of any host after a day."""
+    owner = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-\d+{re.escape(PART_SUFFIX)}$")
     for path in shards_dir.rglob(f"*{PART_SUFFIX}"):
-        owner = path.name.removesuffix(PART_SUFFIX).rpartition(".")[2]
-        host, pid = owner.rsplit("-", 2)[0], owner.split("-")[-2] if owner.count("-") >= 2 else ""
-        is_dead = host == socket.gethostname() and pid.isdigit() and not _is_running(int(pid))
+        match = owner.search(path.name)
+        is_dead = match is not None and not _is_running(int(match[1]))
         try:
             if is_dead or time.time() - path.stat().st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
-from nd_dist.files import write_bytes
 
 TRAIN, TEST = 0, 1
 ABSENT = 0xFFFFFFFF
@@ -51,13 +50,6 @@ def table_bytes(table: Table) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(table), version=(1, 0), allow_pickle=False)
     return stream.getvalue()
-
-
-def write_table(path: Path, table: Table) -> bytes:
-    """Write a table atomically and return the bytes that were written."""
-    content = table_bytes(table)
-    write_bytes(path, content)
-    return content
 
 
 def read_table(path: Path, dtype: np.dtype[np.void], rows: int) -> Table:

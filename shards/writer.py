@@ -97,8 +97,7 @@ def open_shard(path: Path) -> Iterator[ShardWriter]:
     Raises:
         DataError: the file cannot be written (disk full, no permission).
     """
-    with atomic_path(path) as part:
-        with open(part, "wb", buffering=1 << 20) as stream:
-            writer = ShardWriter(_HashingFile(stream))
-            yield writer
-            writer.close()
+    with atomic_path(path) as part, open(part, "wb", buffering=1 << 20) as stream:
+        writer = ShardWriter(_HashingFile(stream))
+        yield writer
+        writer.close()

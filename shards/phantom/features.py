@@ -72,7 +72,7 @@ def network_features(pictures_NHWC: npt.NDArray[np.uint8]) -> Floats:
         values_NHWC = _convolve(values_NHWC, _weights(layer, values_NHWC.shape[3], channels))
     count, height, width, channels = values_NHWC.shape
     pooled = values_NHWC.reshape(count, 2, height // 2, 2, width // 2, channels).mean(axis=(2, 4))
-    return pooled.reshape(count, -1)
+    return np.asarray(pooled.reshape(count, -1), dtype=np.float32)
 
 
 @cache
@@ -80,7 +80,7 @@ def _weights(layer: int, channels_in: int, channels_out: int) -> Floats:
     """Return a layer's random 3 x 3 weights, (channels_in * 9, channels_out)."""
     rng = np.random.Generator(np.random.PCG64(unit_seed(FEATURE_SEED, "layer", layer)))
     fan_in = channels_in * 9
-    return (rng.standard_normal((fan_in, channels_out)) * np.sqrt(2 / fan_in)).astype(np.float32)
+    return np.asarray(rng.standard_normal((fan_in, channels_out)) * np.sqrt(2 / fan_in), dtype=np.float32)
 
 
 def _convolve(values_NHWC: Floats, weights: Floats) -> Floats:
@@ -89,7 +89,7 @@ def _convolve(values_NHWC: Floats, weights: Floats) -> Floats:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
     count, height, width = windows.shape[:3]
     flat = np.ascontiguousarray(windows).reshape(count * height * width, -1)
-    return np.maximum(flat @ weights, 0).reshape(count, height, width, -1)
+    return np.asarray(np.maximum(flat @ weights, 0).reshape(count, height, width, -1))
 
 
 def scene_features(scenes: Sequence[Scene]) -> Floats:

@@ -43,27 +43,27 @@ class PictureFeatures:
 
 @dataclass(frozen=True)
 class Brain:
-    """A subject's anatomy; voxels are numbered as ``volume_XYZ[labels_XYZ > 0]`` numbers them.
+    """A subject's anatomy; voxels are numbered as ``volume_XYZ[labels > 0]`` numbers them.
 
     Args:
-        labels_XYZ: ``nsdgeneral``: 1 in the ROI, 0 elsewhere in the cortex, -1 outside.
-        is_brain_XYZ: Where betas are not zero.
-        is_early_V: Early voxels; the others are higher ones.
+        labels: (X, Y, Z) ``nsdgeneral``: 1 in the ROI, 0 elsewhere in the cortex, -1 outside.
+        is_brain: (X, Y, Z) where betas are not zero.
+        is_early: (V,) early voxels; the others are higher ones.
     """
 
-    labels_XYZ: npt.NDArray[np.int16]
-    is_brain_XYZ: npt.NDArray[np.bool_]
-    is_early_V: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.int16]
+    is_brain: npt.NDArray[np.bool_]
+    is_early: npt.NDArray[np.bool_]
 
     @property
     def num_voxels(self) -> int:
         """Number of voxels V."""
-        return len(self.is_early_V)
+        return len(self.is_early)
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """The brain grid (X, Y, Z)."""
-        size_x, size_y, size_z = self.labels_XYZ.shape
+        size_x, size_y, size_z = self.labels.shape
         return size_x, size_y, size_z
 
 
@@ -119,13 +119,13 @@ class SimulatedSubject:
         """Voxels that are constant in one session, ``edge_session``."""
         self.edge_session = int(rng.integers(1, config.num_sessions + 1))
         self._response_NV = np.zeros((len(features.scene), num_voxels), dtype=np.float32)
-        is_early = self.brain.is_early_V
+        is_early = self.brain.is_early
         self._response_NV[:, is_early] = _early(features, seen, int(is_early.sum()), rng)
         self._response_NV[:, ~is_early] = _higher(features, seen, int((~is_early).sum()), rng)
 
     @property
-    def ncsnr_V(self) -> npt.NDArray[np.float64]:
-        """Signal's over noise's standard deviation of every voxel, NaN where it is constant."""
+    def ncsnr(self) -> npt.NDArray[np.float64]:
+        """(V,) signal's over noise's standard deviation, NaN where it is constant."""
         ncsnr = np.sqrt(self.noise_ceiling_V / np.maximum(1 - self.noise_ceiling_V, 1e-3))
         ncsnr[self.dead] = np.nan
         return ncsnr
@@ -157,14 +157,16 @@ class SimulatedSubject:
         rng = _rng(self._seed, "outside", self._subject, session)
         brain = self.brain
         volumes_XYZT = np.zeros((*brain.grid, len(image_ids)), dtype=np.int16)
-        num_brain = int(brain.is_brain_XYZ.sum())
-        volumes_XYZT[brain.is_brain_XYZ] = np.rint(rng.normal(0, 300, (num_brain, len(image_ids))))
+        num_brain = int(brain.is_brain.sum())
+        volumes_XYZT[brain.is_brain] = np.rint(rng.normal(0, 300, (num_brain, len(image_ids))))
         stored_TV = np.clip(np.rint(self.betas(session, image_ids) * 300), -32768, 32767)
-        volumes_XYZT[brain.labels_XYZ > 0] = stored_TV.T
+        volumes_XYZT[brain.labels > 0] = stored_TV.T
         return volumes_XYZT
 
 
-def _early(features: PictureFeatures, seen: npt.NDArray[np.int64], num_voxels: int, rng: np.random.Generator) -> Floats:
+def _early(
+    features: PictureFeatures, seen: npt.NDArray[np.int64], num_voxels: int, rng: np.random.Generator
+) -> Floats:
     """Return responses (N, V): one map each, pooled in a Gaussian receptive field."""
     count, num_maps, _ = features.early.shape
     centre_x, centre_y = rng.uniform(0.5, MAP_SIDE - 1.5, (2, num_voxels))
@@ -193,10 +195,10 @@ def _higher(
     return _standardise(np.sqrt(share_V) * parts[0] + np.sqrt(1 - share_V) * parts[1], seen)
 
 
-def _standardise(values: Floats, seen: npt.NDArray[np.int64]) -> Floats:
+def _standardise(values: npt.NDArray[np.floating], seen: npt.NDArray[np.int64]) -> Floats:
     """Return columns with mean 0 and variance 1 over the rows ``seen``."""
     chosen = values[seen]
-    return (values - chosen.mean(axis=0)) / np.maximum(chosen.std(axis=0), np.float32(1e-6))
+    return np.asarray((values - chosen.mean(axis=0)) / np.maximum(chosen.std(axis=0), 1e-6), dtype=np.float32)
 
 
 def _rng(seed: int, *words: int | str) -> np.random.Generator:

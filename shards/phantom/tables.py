@@ -20,9 +20,9 @@ from shards.phantom.design import BLANK_SLOTS, NUM_REPEATS, PhantomDesign
 
 COCO_SPLITS = ("train2017", "val2017")
 RESPONSE_COLUMNS = (
-    "SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT MEMORYFIRST ISOLDCURRENT "
-    "ISCORRECTCURRENT TOTAL1 TOTAL2 BUTTON MISSINGDATA"
-).split()
+    *("SUBJECT", "SESSION", "RUN", "TRIAL", "73KID", "10KID", "TIME", "ISOLD", "ISCORRECT", "RT", "CHANGEMIND"),
+    *("MEMORYRECENT", "MEMORYFIRST", "ISOLDCURRENT", "ISCORRECTCURRENT", "TOTAL1", "TOTAL2", "BUTTON", "MISSINGDATA"),
+)
 FIRST_DAY = 737_000.0  # MATLAB day number
 TRIAL_S = 4.0
 
@@ -106,13 +106,19 @@ def responses_text(design: PhantomDesign, subject: int, seed: int) -> str:
         button = ("NaN", 1, 2)[0 if rng.random() < 0.01 else 1 + (is_old ^ (rng.random() < 0.15))]
         answered = button != "NaN"
         writer.writerow(
-            [subject, session + 1, run, trial, image_id + 1, int(design.order[index]) + 1]
-            + [f"{FIRST_DAY + 7 * session + (run * 300 + trial * TRIAL_S) / 86_400:.6f}", int(is_old)]
-            + [int((button == 2) == is_old) if answered else "NaN"]
-            + [f"{rng.normal(900, 150):.1f}" if answered else "NaN", 0 if answered else "NaN"]
-            + [index - past[-1] - 1 if past else "NaN", index - past[0] - 1 if past else "NaN", int(is_old_here)]
-            + [int((button == 2) == is_old_here) if answered else "NaN", int(button == 1), int(button == 2)]
-            + [button, 0]
+            [
+                *(subject, session + 1, run, trial, image_id + 1, int(design.order[index]) + 1),
+                f"{FIRST_DAY + 7 * session + (run * 300 + trial * TRIAL_S) / 86_400:.6f}",
+                int(is_old),
+                int((button == 2) == is_old) if answered else "NaN",
+                f"{rng.normal(900, 150):.1f}" if answered else "NaN",
+                0 if answered else "NaN",
+                index - past[-1] - 1 if past else "NaN",
+                index - past[0] - 1 if past else "NaN",
+                int(is_old_here),
+                int((button == 2) == is_old_here) if answered else "NaN",
+                *(int(button == 1), int(button == 2), button, 0),
+            ]
         )
         past.append(index)
         session_past.add(image_id)

@@ -59,6 +59,16 @@ class PhantomSummary:
     trials_per_session: int
     is_new: bool
 
+    def describe(self) -> str:
+        """Return one line for people."""
+        trials = sum(self.num_sessions.values()) * self.trials_per_session
+        voxels = ", ".join(str(count) for count in self.num_voxels.values())
+        state = "written" if self.is_new else "there already"
+        return (
+            f"{len(self.num_voxels)} simulated subjects ({voxels} voxels), {trials:,} trials, {self.num_images:,} "
+            f"pictures, {self.num_shared} of them shared; {state}"
+        )
+
 
 def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSummary:
     """Write a phantom NSD into ``out_dir``; nothing is to be done where it is complete already.
@@ -177,13 +187,13 @@ def _write_tables(
 def _write_subject(layout: NsdLayout, simulated: SimulatedSubject, design: PhantomDesign, subject: int) -> None:
     """Write a subject's ROIs, noise ceiling, and betas as NIfTI and HDF5."""
     brain = simulated.brain
-    labels_XYZ, is_roi = brain.labels_XYZ, brain.labels_XYZ > 0
+    labels_XYZ, is_roi = brain.labels, brain.labels > 0
     early_XYZ, higher_XYZ = np.zeros_like(labels_XYZ), np.zeros_like(labels_XYZ)
     voxels = np.arange(brain.num_voxels)
-    early_XYZ[is_roi] = np.where(brain.is_early_V, 1 + voxels % 7, 0)  # 1 .. 7 as V1v .. hV4
-    higher_XYZ[is_roi] = np.where(brain.is_early_V, 1, 5)
+    early_XYZ[is_roi] = np.where(brain.is_early, 1 + voxels % 7, 0)  # 1 .. 7 as V1v .. hV4
+    higher_XYZ[is_roi] = np.where(brain.is_early, 1, 5)
     ncsnr_XYZ = np.zeros(brain.grid, dtype=np.float32)
-    ncsnr_XYZ[is_roi] = simulated.ncsnr_V
+    ncsnr_XYZ[is_roi] = simulated.ncsnr
     for name, volume in ((ROI, labels_XYZ), (EARLY_ROI, early_XYZ), (HIGHER_ROI, higher_XYZ)):
         _write_nifti(layout.roi(subject, name), volume)
     _write_nifti(layout.ncsnr(subject, BETAS_VERSION), ncsnr_XYZ)

@@ -1,0 +1,255 @@
+"""Proves a folder of shards: hashes, tables against tar headers, every record, counts, splits, normalisation.
+
+Reads everything once. Each problem names its shard and, where one can be told, its sample. Nothing is changed;
+``shards.repair`` does that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.errors import DataError
+from nd_dist.files import sha256_file
+from shards import normalize, nsd_counts
+from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, crc, image_key, member_field, npy_header
+from shards.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
+from shards.reader import trial_row_key
+from shards.tables import TEST, Table
+from shards.tarwalk import Member, TarError, walk
+
+TOLERANCE = 5e-3
+"""Of mean 0 and standard deviation 1, in stored (half) precision."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Args:
+        shard: Path of the file below the shards' folder.
+        sample: Key of the sample; empty where the whole file is meant.
+        what: What is wrong.
+    """
+
+    shard: str
+    sample: str
+    what: str
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return f"{self.shard}{f', sample {self.sample}' if self.sample else ''}: {self.what}"
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """A record that the tables promise: name and place of its member, and its checksum."""
+
+    key: str
+    member: Member
+    header: bytes
+    crc: int
+
+
+def verify(shards_dir: Path, progress: Progress | None = None) -> list[Problem]:
+    """Return everything that is wrong with a folder of shards; an empty list proves it sound.
+
+    Args:
+        shards_dir: Folder that ``nd pack`` wrote.
+        progress: Called with (shards done, all shards).
+    """
+    try:
+        index = Index.read(shards_dir)
+    except DataError as error:
+        return [Problem(INDEX_NAME, "", str(error))]
+    problems = [problem for name in index.tables for problem in _check_table(index, name)]
+    if problems:  # without sound tables only whole files can be judged
+        return problems + [problem for shard in index.shards for problem in _check_hash(index.folder, shard)]
+    problems += _check_counts(index)
+    stores = {store: index.images(store) for store in index.features}
+    moments: dict[int, list[normalize.Moments]] = {}
+    for number, shard in enumerate(index.shards):
+        rows = index.trials if shard.kind == TRIALS else stores[shard.kind]
+        problems += _check_shard(index, number, rows, moments)
+        if progress is not None:
+            progress(number + 1, len(index.shards))
+    for subject, parts in moments.items():
+        problems += _check_moments(f"subject {subject}", normalize.merge(parts), _scheme(index, subject).ddof)
+    return problems
+
+
+def _check_table(index: Index, name: str) -> Iterator[Problem]:
+    """Yield what is wrong with a table."""
+    info = index.tables[name]
+    path = index.folder / info.path
+    if not path.is_file():
+        yield Problem(info.path, "", "the table is missing")
+    elif sha256_file(path) != info.sha256:
+        yield Problem(info.path, "", "the table's hash differs from the index")
+
+
+def _check_hash(folder: Path, shard: ShardInfo) -> Iterator[Problem]:
+    """Yield what is wrong with a shard as a whole."""
+    path = folder / shard.path
+    if not path.is_file():
+        yield Problem(shard.path, "", "the shard is missing")
+    elif (size := path.stat().st_size) != shard.bytes:
+        yield Problem(shard.path, "", f"the shard has {size} bytes instead of {shard.bytes}")
+    elif sha256_file(path) != shard.sha256:
+        yield Problem(shard.path, "", "the shard's hash differs from the index")
+
+
+def _check_counts(index: Index) -> Iterator[Problem]:
+    """Yield contradictions between index, table of trials, and NSD's known counts."""
+    trials = index.trials
+    path = index.tables[TRIALS].path
+    test_images = np.unique(trials["image"][trials["split"] == TEST])
+    if len(mixed := np.intersect1d(test_images, trials["image"][trials["split"] != TEST])):
+        yield Problem(path, image_key(int(mixed[0])), f"{len(mixed)} images are in train and test")
+    for subject, info in index.subjects.items():
+        rows = trials[trials["subject"] == subject]
+        tests = rows[rows["split"] == TEST]
+        found = nsd_counts.KnownCounts(
+            sessions=len(np.unique(rows["session"])),
+            trials=len(rows),
+            images=len(np.unique(rows["image"])),
+            test_images=len(np.unique(tests["image"])),
+            test_trials=len(tests),
+            voxels=info.voxels,
+        )
+        expected = nsd_counts.KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
+        yield from _compare(path, f"subject {subject}", "the index", expected, found)
+        known = nsd_counts.KNOWN.get(subject)
+        is_real = index.num_images == nsd_counts.NUM_IMAGES and info.source.get("roi") == nsd_counts.ROI
+        if is_real and known is not None and found.sessions == known.sessions:
+            yield from _compare(path, f"subject {subject}", "NSD's known counts", known, found)
+
+
+def _compare(
+    path: str, sample: str, source: str, expected: nsd_counts.KnownCounts, found: nsd_counts.KnownCounts
+) -> Iterator[Problem]:
+    """Yield every count that differs."""
+    for name, value in asdict(expected).items():
+        if (other := getattr(found, name)) != value:
+            yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
+
+
+def _check_shard(
+    index: Index, number: int, table: Table, moments: dict[int, list[normalize.Moments]]
+) -> list[Problem]:
+    """Return what is wrong with one shard; sound trial shards add to their subject's moments where those are asked."""
+    shard = index.shards[number]
+    path = index.folder / shard.path
+    if not path.is_file() or path.stat().st_size != shard.bytes:
+        return list(_check_hash(index.folder, shard))
+    content = path.read_bytes()
+    rows = table[table["shard"] == number]
+    if shard.kind == TRIALS:
+        expected = _expected_trials(index, rows)
+    else:
+        expected = _expected_images(index.features[shard.kind], shard.kind, table, number)
+    problems = [*_check_members(shard, content, expected)]
+    if hashlib.sha256(content).hexdigest() != shard.sha256 and not problems:
+        problems.append(Problem(shard.path, "", "bytes between the samples differ from what was packed"))
+    if shard.samples != len(expected):
+        problems.append(Problem(shard.path, "", f"{len(expected)} samples in the table instead of {shard.samples}"))
+    if not problems and shard.kind == TRIALS:
+        problems += _check_normalization(index, shard, content, rows, moments)
+    return problems
+
+
+def _expected_trials(index: Index, rows: Table) -> list[_Expected]:
+    """Return the records of a trial shard."""
+    info = index.voxels
+    header = npy_header(info.dtype, (index.subjects[int(rows["subject"][0])].voxels,)) if len(rows) else b""
+    expected = []
+    for row in rows:
+        key, offset = trial_row_key(row), int(row["offset"])
+        num_bytes = index.subjects[int(row["subject"])].voxels * np.dtype(info.dtype).itemsize
+        member = Member(f"{key}.{member_field(VOXELS)}", offset - NPY_HEADER_BYTES, NPY_HEADER_BYTES + num_bytes)
+        expected.append(_Expected(key, member, header, int(row["crc"])))
+    return expected
+
+
+def _expected_images(info: FeatureInfo, store: str, table: Table, number: int) -> list[_Expected]:
+    """Return the records of an image-keyed shard."""
+    header = b"" if store == PICTURES else npy_header(info.dtype, info.shape)
+    expected = []
+    for image_id in np.flatnonzero(table["shard"] == number).tolist():
+        row, key = table[image_id], image_key(image_id)
+        num_bytes = int(row["bytes"])
+        if header and num_bytes != prod(info.shape) * np.dtype(info.dtype).itemsize:
+            num_bytes = -1  # matches no member
+        member = Member(f"{key}.{member_field(store)}", int(row["offset"]) - info.header, info.header + num_bytes)
+        expected.append(_Expected(key, member, header, int(row["crc"])))
+    return expected
+
+
+def _check_members(shard: ShardInfo, content: bytes, expected: Sequence[_Expected]) -> Iterator[Problem]:
+    """Yield every difference between a tar's members and what the tables promise."""
+    members: list[Member] = []
+    try:
+        members.extend(walk(io.BytesIO(content), len(content)))
+    except TarError as error:
+        key = expected[len(members)].key if len(members) < len(expected) else ""
+        yield Problem(shard.path, key, str(error))
+    for item, member in zip(expected, members, strict=False):
+        if member != item.member:
+            yield Problem(shard.path, item.key, f"the tar holds {member} where the table says {item.member}")
+    for item in expected:
+        start = item.member.offset
+        header = content[start : start + len(item.header)]
+        record = content[start + len(item.header) : start + item.member.num_bytes]
+        if header != item.header:
+            yield Problem(shard.path, item.key, "the npy header is not the one that was packed")
+        elif crc(record) != item.crc:
+            yield Problem(shard.path, item.key, "the bytes are not those that were packed (crc32 differs)")
+    if len(members) > len(expected):
+        yield Problem(shard.path, "", f"{len(members) - len(expected)} members that no table knows")
+
+
+def _scheme(index: Index, subject: int) -> normalize.Scheme:
+    """Return how a subject was z-scored."""
+    return normalize.SCHEMES[index.subjects[subject].normalization]
+
+
+def _check_normalization(
+    index: Index, shard: ShardInfo, content: bytes, rows: Table, moments: dict[int, list[normalize.Moments]]
+) -> Iterator[Problem]:
+    """Yield voxels of a session that are not finite or not z-scored."""
+    subject = int(rows["subject"][0])
+    dtype, num_voxels = index.voxels.dtype, index.subjects[subject].voxels
+    voxels_TV = np.stack(
+        [np.frombuffer(content, dtype, num_voxels, int(offset)) for offset in rows["offset"]], dtype=np.float32
+    )
+    if not np.isfinite(voxels_TV).all():
+        yield Problem(shard.path, "", "some voxels are not finite")
+        return
+    num_invalid = int((voxels_TV == 0).all(axis=0).sum())
+    if num_invalid != shard.invalid_voxels:
+        yield Problem(shard.path, "", f"{num_invalid} voxels are zero instead of {shard.invalid_voxels}")
+    scheme = _scheme(index, subject)
+    is_fitted = (rows["split"] != TEST) | scheme.uses_test
+    fitted = normalize.fit(voxels_TV, np.asarray(is_fitted, dtype=np.bool_), where=shard.path)
+    if scheme.per_session:
+        yield from _check_moments(shard.path, fitted, scheme.ddof)
+    else:
+        moments.setdefault(subject, []).append(fitted)
+
+
+def _check_moments(where: str, moments: normalize.Moments, ddof: int) -> Iterator[Problem]:
+    """Yield a problem where fitted voxels do not have mean 0 and standard deviation 1."""
+    is_valid: npt.NDArray[np.bool_] = moments.count > 0
+    for name, error in (("mean", np.abs(moments.mean)), ("standard deviation", np.abs(moments.std(ddof) - 1))):
+        worst = float(error[is_valid].max(initial=0.0))
+        if worst > TOLERANCE:
+            yield Problem(where, "", f"the {name} of a fitted voxel is off by {worst:.3g}")
