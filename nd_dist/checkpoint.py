@@ -104,9 +104,13 @@ def _check_file(path: Path, wanted: FileRecord) -> None:
     if not path.exists():
         raise CheckpointError("A file of a checkpoint is missing.", where=str(path))
     if (size := path.stat().st_size) != wanted.num_bytes:
-        raise CheckpointError("A file of a checkpoint is torn.", where=str(path), expected=wanted.num_bytes, found=size)
+        raise CheckpointError(
+            "A file of a checkpoint is torn.", where=str(path), expected=wanted.num_bytes, found=size
+        )
     if (digest := sha256_file(path)) != wanted.sha256:
-        raise CheckpointError("A file of a checkpoint is damaged.", where=str(path), expected=wanted.sha256, found=digest)
+        raise CheckpointError(
+            "A file of a checkpoint is damaged.", where=str(path), expected=wanted.sha256, found=digest
+        )
 
 
 def write_pointer(parent: Path, name: str) -> None:

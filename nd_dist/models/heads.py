@@ -74,9 +74,7 @@ class TokenHead(nn.Module):
         if len(spec.shape) != 2:
             raise ConfigError("A token target needs (tokens, width).", where=spec.name, found=spec.shape)
         num_tokens, width = spec.shape
-        mixer = Mixer(
-            config.hidden_size, config.num_blocks, config.mixer, config.backbone_dropout, spec.name, seq_len
-        )
+        mixer = Mixer(config.hidden_size, config.num_blocks, config.mixer, config.backbone_dropout, spec.name, seq_len)
         self.backbone = Backbone(mixer, config.hidden_size, (num_tokens, width), seq_len)
         self.contrastive = ContrastiveProjector(width)
         self.prior = DiffusionPrior.from_config(config, spec) if config.prior_depth else None

@@ -1,0 +1,1 @@
+"""Training: objectives, the DeepSpeed engine, checkpoints, the loop, and ``run.train`` that composes them."""

@@ -1,0 +1,125 @@
+"""Checkpoints of a stage: DeepSpeed's state, committed by a manifest and then an atomic pointer; a rolling window.
+
+A checkpoint counts only once the pointer names it. A crash at any moment leaves the one before in place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nd_dist.checkpoint import FileRecord, read_manifest, read_pointer, write_manifest, write_pointer
+from nd_dist.errors import CheckpointError, DataError
+from nd_dist.events import EventLog
+from nd_dist.training.engine import Engine
+from nd_dist.training.records import check_fingerprint
+
+PREFIX = "step-"
+
+
+class StageCheckpoints:
+    """Saves and restores one stage. Every rank makes the same calls.
+
+    Args:
+        folder: Folder of the stage.
+        engine: The engine whose state it is.
+        facts: Fingerprint of the stage; a checkpoint with another one is refused.
+        keep: Checkpoints kept.
+        events: This rank's event file.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, facts: Mapping[str, object], keep: int, events: EventLog) -> None:
+        self._folder, self._engine, self._facts = folder, engine, dict(facts)
+        self._keep, self._events = keep, events
+
+    def save(self, step: int) -> None:
+        """Save the state after ``step`` optimizer steps.
+
+        Raises:
+            CheckpointError: this rank could not write (disk full); the checkpoint before stays valid.
+        """
+        tag, is_main = f"{PREFIX}{step:07d}", self._engine.world.is_main
+        if is_main and (self._folder / tag).exists():
+            shutil.rmtree(self._folder / tag)  # left by a crash, never committed
+        self._engine.barrier()
+        self._engine.save(self._folder, tag)
+        files = self._hashed_files(self._folder / tag)
+        if is_main:
+            layout = {"step": step, "fingerprint": self._facts, **self._layout()}
+            write_manifest(self._folder / tag, files, layout)
+            write_pointer(self._folder, tag)
+            self._prune(step)
+        self._engine.barrier()
+        num_bytes = sum(record.num_bytes for record in files.values())
+        self._events.write("checkpoint_saved", tag=tag, step=step, num_bytes=num_bytes)
+
+    def load_newest(self) -> int:
+        """Restore the newest valid checkpoint and return its step; 0 where there is none.
+
+        Raises:
+            CheckpointError: on every rank, where the checkpoint is of another recipe, or of another number of ranks.
+        """
+        found = self._engine.from_main(self._choose() if self._engine.world.is_main else None)
+        for problem in found["problems"]:
+            self._events.write("checkpoint_invalid", **problem)
+        if not found["tag"]:
+            return 0
+        facts = found["facts"]
+        check_fingerprint(self._facts, facts["fingerprint"], self._folder / found["tag"])
+        self._check_layout(facts, found["tag"])
+        self._engine.load(self._folder, found["tag"])
+        step = int(facts["step"])
+        self._events.write("checkpoint_loaded", tag=found["tag"], step=step)
+        return step
+
+    def _layout(self) -> dict[str, object]:
+        """Return what DeepSpeed's files depend on besides the recipe."""
+        return {"world_size": self._engine.world.size, "zero_stage": self._engine.zero_stage}
+
+    def _check_layout(self, facts: Mapping[str, Any], tag: str) -> None:
+        """Refuse a checkpoint that DeepSpeed would read wrongly or not at all."""
+        own = self._layout()
+        if {key: facts[key] for key in own} != own:
+            raise CheckpointError(
+                "The checkpoint was saved by another number of ranks or with another ZeRO stage.",
+                where=str(self._folder / tag),
+                expected=own,
+                found={key: facts[key] for key in own},
+                todo=f"continue with launch.ranks={facts['world_size']} and training.zero_stage="
+                f"{facts['zero_stage']}, or choose another run_dir to start anew",
+            )
+
+    def _choose(self) -> dict[str, Any]:
+        """Return tag and facts of the newest valid checkpoint, and what is wrong with newer ones (rank 0)."""
+        committed = read_pointer(self._folder)
+        candidates = [path.name for path in self._tags() if path.name <= committed or not committed]
+        problems: list[dict[str, str]] = []
+        for tag in sorted(candidates, reverse=True):
+            try:
+                return {"tag": tag, "facts": read_manifest(self._folder / tag), "problems": problems}
+            except (CheckpointError, DataError) as error:
+                problems.append({"tag": tag, "problem": str(error)})
+        return {"tag": "", "facts": {}, "problems": problems}
+
+    def _hashed_files(self, folder: Path) -> dict[str, FileRecord]:
+        """Return the records of all files; the ranks share the hashing."""
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        world = self._engine.world
+        own = {name: FileRecord.of(folder / name) for name in names[world.rank :: world.size]}
+        merged: dict[str, FileRecord] = {}
+        for part in self._engine.gather_objects(own):
+            merged.update(part)
+        return dict(sorted(merged.items()))
+
+    def _prune(self, step: int) -> None:
+        """Remove checkpoints outside the window, and newer ones that were never committed."""
+        steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
+        kept = [other for other in steps if other <= step][-self._keep :]
+        for other in set(steps) - set(kept):
+            shutil.rmtree(self._folder / f"{PREFIX}{other:07d}")
+
+    def _tags(self) -> list[Path]:
+        """Return the checkpoint folders that exist, committed or not."""
+        return sorted(path for path in self._folder.glob(f"{PREFIX}*") if path.is_dir())

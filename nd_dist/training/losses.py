@@ -1,0 +1,86 @@
+"""The loss functions, pure: tensors in, one number out. Sampling, gathering and weighting are the objective's.
+
+Legend of shape suffixes: N rows of the global batch, D flattened width, P rows of one map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+LATENT_SCALE = 0.18215
+STUDENT_TEMPERATURE = 0.075
+
+
+def cross_entropy(logits_NN: torch.Tensor, target_NN: torch.Tensor) -> torch.Tensor:
+    """Return the mean over rows of ``-sum_j target_ij log softmax(logits)_ij``; targets need not sum to one."""
+    return -(target_NN * logits_NN.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def both_ways(logits_NN: torch.Tensor, target_NN: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the cross entropies of rows and of columns, against the target and its transpose."""
+    return (cross_entropy(logits_NN, target_NN) + cross_entropy(logits_NN.T, target_NN.T)) / 2
+
+
+def mixed_target(weight_N: torch.Tensor, column_N: torch.Tensor, is_released: bool) -> torch.Tensor:
+    """Return MixCo's target matrix (N, N): weight on the diagonal, the rest at the partner's column.
+
+    Args:
+        weight_N: Share of the row's own voxels in its mix; 1 where it is not mixed.
+        column_N: The partner's column.
+        is_released: As released, the partner's entry overwrites the diagonal where a row is its own partner (such
+            rows then sum to less than one); else it is added.
+    """
+    rows_N = torch.arange(len(weight_N), device=weight_N.device)
+    target_NN = torch.diag(weight_N)
+    return target_NN.index_put((rows_N, column_N), 1 - weight_N, accumulate=not is_released)
+
+
+def bimixco(
+    predicted_ND: torch.Tensor, target_ND: torch.Tensor, mixed_NN: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return the bidirectional MixCo loss of L2-normalised rows.
+
+    Source: MindEye, equation of BiMixCo; ``mixed_NN`` from ``mixed_target``.
+    """
+    return both_ways(predicted_ND @ target_ND.T / temperature, mixed_NN)
+
+
+def soft_clip(predicted_ND: torch.Tensor, target_ND: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the SoftCLIP loss of L2-normalised rows: the targets' own similarities are the soft labels.
+
+    Source: MindEye, SoftCLIP. The released form gives the column direction the same (untransposed) labels.
+    """
+    soft_NN = (target_ND @ target_ND.T / temperature).softmax(dim=-1)
+    logits_NN = predicted_ND @ target_ND.T / temperature
+    return (cross_entropy(logits_NN, soft_NN) + cross_entropy(logits_NN.T, soft_NN)) / 2
+
+
+def soft_contrastive(
+    student_ND: torch.Tensor, teacher_ND: torch.Tensor, augmented_ND: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return the contrastive loss of the latent head's student rows against a teacher's, all L2-normalised.
+
+    Args:
+        student_ND: Student rows of all samples and positions together.
+        teacher_ND: Teacher rows of the images.
+        augmented_ND: Teacher rows of the augmented images.
+        temperature: 0.075 as published.
+
+    Source: NeuralDiffuser's low-level contrastive term (after MindEye).
+    """
+
+    given_student_NN = (teacher_ND @ augmented_ND.T / temperature).softmax(dim=-1)
+    given_augmented_NN = (augmented_ND @ teacher_ND.T / temperature).softmax(dim=-1)
+    logits_NN = student_ND @ augmented_ND.T / temperature
+    return (cross_entropy(logits_NN, given_student_NN) + cross_entropy(logits_NN.T, given_augmented_NN)) / 2
+
+
+def latent_l1(predicted_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute error of latents in units of the unscaled VAE latent."""
+    return F.l1_loss(predicted_BCHW, target_BCHW) / LATENT_SCALE
+
+
+def top1(scores_NN: torch.Tensor) -> torch.Tensor:
+    """Return the share of rows whose highest score is on the diagonal."""
+    return (scores_NN.argmax(dim=1) == torch.arange(len(scores_NN), device=scores_NN.device)).float().mean()

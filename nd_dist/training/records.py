@@ -1,0 +1,92 @@
+"""What a stage was trained from, and that it is finished: plain facts on disk, compared key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nd_dist.config import Config
+from nd_dist.errors import CheckpointError
+from nd_dist.files import hash_json, read_json, write_json
+
+FORMAT = 1
+DONE = "done.json"
+MODEL = "model"
+SCRATCH = "scratch"
+
+_NOT_RESULT = {  # of config.training: changes of these keep the trained numbers (up to rounding)
+    "stages",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "validate_every",
+    "reader_threads",
+    "zero_stage",
+}
+_PER_STAGE = ("steps", "samples_per_subject")
+
+
+def stage_dir(run_dir: Path, stage: int) -> Path:
+    """Return the folder of a stage's checkpoints, model and record."""
+    return run_dir / "checkpoints" / f"stage{stage}"
+
+
+def training_fingerprint(config: Config, index_id: str, stage: int, start: str = SCRATCH) -> dict[str, object]:
+    """Return the facts that decide a stage's result, as flat JSON keys.
+
+    Args:
+        config: The recipe.
+        index_id: Identity of the packed data.
+        stage: 1 or 2.
+        start: Hash of the model that the stage starts from, or "scratch".
+    """
+    training = config.training.model_dump(mode="json")
+    kept = {key: value for key, value in training.items() if key not in _NOT_RESULT}
+    for key in _PER_STAGE:
+        kept[key] = training[key][stage - 1]
+    if stage == 1:
+        del kept["sessions"]  # stage 1 uses all sessions of the other subjects
+    facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
+    facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
+    facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
+    facts.update({"data.index": index_id, "stage": stage, "start": start})
+    return facts
+
+
+def check_fingerprint(wanted: Mapping[str, object], found: Mapping[str, object], where: Path) -> None:
+    """Refuse to go on with something that another recipe made.
+
+    Raises:
+        CheckpointError: names every key that differs.
+    """
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if not differing:
+        return
+    raise CheckpointError(
+        "This run folder was made with another recipe.",
+        where=str(where),
+        expected=", ".join(f"{key}={wanted.get(key)}" for key in differing),
+        found=", ".join(f"{key}={found.get(key)}" for key in differing),
+        todo="choose another run_dir, or set these keys back",
+    )
+
+
+def write_done(folder: Path, facts: Mapping[str, object], step: int, loss: float, model_sha256: str) -> None:
+    """Write a stage's completion record: the only proof that the stage is finished."""
+    record = {
+        "format": FORMAT,
+        "step": step,
+        "loss": loss,
+        "model_sha256": model_sha256,
+        "fingerprint": dict(facts),
+        "fingerprint_sha256": hash_json(dict(facts)),
+    }
+    write_json(folder / DONE, record)
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """Return a stage's completion record, an empty one where the stage is not finished."""
+    if not (folder / DONE).exists():
+        return {}
+    record: dict[str, Any] = read_json(folder / DONE)
+    return record

@@ -1,0 +1,195 @@
+"""A whole training: both stages of a recipe, resumable at any point by calling it again. The entry of rank programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nd_dist.config import Config
+from nd_dist.errors import CheckpointError
+from nd_dist.events import EventLog
+from nd_dist.models.decoder import Decoder
+from nd_dist.models.statistics import write_z_statistics
+from nd_dist.schema import INITIAL
+from nd_dist.seeds import unit_seed
+from nd_dist.training.calibration import z_statistics
+from nd_dist.training.checkpoints import StageCheckpoints
+from nd_dist.training.engine import Engine, connect, training_device
+from nd_dist.training.gather import Gather
+from nd_dist.training.loop import StagePlan, train_stage
+from nd_dist.training.objectives import Objective
+from nd_dist.training.records import (
+    MODEL,
+    SCRATCH,
+    check_fingerprint,
+    read_done,
+    stage_dir,
+    training_fingerprint,
+    write_done,
+)
+from nd_dist.training.source import StageRequest, TrainingSource, stage_request, stage_specs
+from nd_dist.world import World
+
+
+def train(
+    config: Config, world: World, source: TrainingSource, events: EventLog, should_stop: Callable[[], bool]
+) -> None:
+    """Train the recipe's stages in order; finished stages are skipped, a started one continues. Every rank calls it.
+
+    Leaves ``run_dir/checkpoints/stageN/model`` (the trained decoder, ``Decoder.load`` reads it) and ``done.json``.
+
+    Args:
+        config: The recipe.
+        world: Who this rank is.
+        source: The data.
+        events: This rank's event file.
+        should_stop: Asked every step; true saves the state and raises ``Requeue`` on all ranks.
+
+    Raises:
+        ConfigError: recipe and data do not fit each other.
+        CheckpointError: the run folder holds another recipe's training, or cannot be read or written.
+        Requeue: stopped on demand.
+        NonFiniteError: the training diverged or the data is damaged.
+    """
+    gather = connect(world, config.launch.timeout_s)
+    for stage in config.training.stages:
+        request = stage_request(config, stage, world.size)
+        start_dir = _start_dir(config, source, stage)
+        start = SCRATCH if start_dir is None else str(read_done(start_dir.parent)["model_sha256"])
+        facts = training_fingerprint(config, source.index_id, stage, start)
+        if _is_finished(stage_dir(config.run_dir, stage), facts):
+            events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
+            continue
+        events.write("stage_start", stage=stage, subjects=list(request.subjects), start=start)
+        run = _StageRun(config, world, source, request, events, facts)
+        run.train(run.build(start_dir), gather, should_stop)
+
+
+def _start_dir(config: Config, source: TrainingSource, stage: int) -> Path | None:
+    """Return the model that a stage starts from; none: from scratch.
+
+    Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
+
+    Raises:
+        CheckpointError: stage 1 was trained with another recipe, or was asked for and is not finished.
+    """
+    if stage == 1:
+        return None
+    folder = stage_dir(config.run_dir, 1)
+    record = read_done(folder)
+    if record:
+        check_fingerprint(training_fingerprint(config, source.index_id, 1), record["fingerprint"], folder)
+        return folder / MODEL
+    if 1 in config.training.stages or folder.exists():
+        raise CheckpointError(
+            "Stage 2 cannot start: stage 1 of this run folder is not finished.",
+            where=str(folder),
+            todo="train it first (training.stages=[1,2]), or remove the folder to train stage 2 from scratch",
+        )
+    return None
+
+
+def _is_finished(folder: Path, facts: dict[str, object]) -> bool:
+    """Return whether the stage's record exists; one of another recipe is refused."""
+    record = read_done(folder)
+    if record:
+        check_fingerprint(facts, record["fingerprint"], folder)
+    return bool(record)
+
+
+class _StageRun:
+    """One stage of one training: what its steps share.
+
+    Args:
+        config: The recipe.
+        world: Who this rank is.
+        source: The data.
+        request: The stage's stream.
+        events: This rank's event file.
+        facts: The stage's fingerprint.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        source: TrainingSource,
+        request: StageRequest,
+        events: EventLog,
+        facts: dict[str, object],
+    ) -> None:
+        self._config, self._world, self._source, self._request = config, world, source, request
+        self._events, self._facts = events, facts
+        self._folder = stage_dir(config.run_dir, request.stage)
+
+    def build(self, start_dir: Path | None) -> Decoder:
+        """Return the decoder that the stage begins with, the same on every rank."""
+        num_voxels = {subject: self._source.num_voxels[subject] for subject in self._request.subjects}
+        specs = stage_specs(self._config, self._source)
+        with torch.random.fork_rng():
+            torch.manual_seed(unit_seed(self._config.seed, "weights", self._request.stage))
+            if start_dir is not None:
+                decoder = Decoder.load_for_subjects(start_dir, num_voxels)
+            else:
+                decoder = Decoder(self._config.decoder, num_voxels, specs)
+        self._events.write("model", stage=self._request.stage, parameters=parameter_table(decoder))
+        if any(spec.role == "initial" for spec in specs):
+            self._events.write("term_off", stage=self._request.stage, term="z/contrastive", reason="no teacher model")
+        return decoder
+
+    def train(self, decoder: Decoder, gather: Gather, should_stop: Callable[[], bool]) -> None:
+        """Train the stage to its end and write model, statistics and record."""
+        plan = StagePlan.of(self._config.training, self._request.stage)
+        engine = self._engine(decoder, gather, plan.total_steps)
+        checkpoints = StageCheckpoints(
+            self._folder, engine, self._facts, self._config.training.keep_checkpoints, self._events
+        )
+        stream = self._source.open_stream(self._request)
+        try:
+            loss = train_stage(plan, engine, stream, checkpoints, self._events, should_stop)
+        finally:
+            stream.close()
+        model_sha256 = self._export(engine)
+        self._calibrate(engine)
+        if self._world.is_main:
+            write_done(self._folder, self._facts, plan.total_steps, loss, model_sha256)
+        engine.barrier()
+        engine.close()
+        self._events.write("stage_done", stage=plan.stage, step=plan.total_steps, loss=loss)
+
+    def _engine(self, decoder: Decoder, gather: Gather, total_steps: int) -> Engine:
+        """Return the engine around the stage's objective."""
+        training = self._config.training
+        seed = unit_seed(self._config.seed, "stage", self._request.stage)
+        objective = Objective(decoder, training, total_steps, seed, gather)
+        rows = self._request.samples_per_subject // self._world.size * len(self._request.subjects)
+        return Engine(objective, training, total_steps, rows, self._world, self._config.launch.timeout_s)
+
+    def _export(self, engine: Engine) -> str:
+        """Write the model folder (rank 0) and return the weights' hash there, an empty text elsewhere."""
+        state = engine.full_state()
+        digest = engine.objective.decoder.save(self._folder / MODEL, state) if self._world.is_main else ""
+        engine.barrier()
+        return digest
+
+    def _calibrate(self, engine: Engine) -> None:
+        """Store the statistics of z over the stage's training images beside the model (stage 2: one subject)."""
+        if INITIAL not in self._request.targets or len(self._request.subjects) > 1:
+            return
+        subject = self._request.subjects[0]
+        decoder = Decoder.load(self._folder / MODEL).to(training_device(self._world))
+        chunks = self._source.training_rows(subject, self._request.sessions)
+        statistics = z_statistics(decoder, subject, chunks, self._world, engine.gather_objects)
+        if self._world.is_main:
+            write_z_statistics(self._folder / MODEL, statistics)
+
+
+def parameter_table(decoder: Decoder) -> dict[str, int]:
+    """Return the number of parameters of every voxel encoder and of every part of every head."""
+    table: dict[str, int] = {}
+    for name, parameter in decoder.named_parameters():
+        part = ".".join(name.split(".")[:3])
+        table[part] = table.get(part, 0) + parameter.numel()
+    return table

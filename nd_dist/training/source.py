@@ -1,0 +1,135 @@
+"""What training needs from the data side, as protocols and values: training never imports a reader.
+
+The caller (a rank program) implements ``TrainingSource`` over whatever holds the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+from nd_dist.schema import Batch, TargetSpec
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """The stream that a stage asks for; every field but the rank, which the caller knows.
+
+    Args:
+        stage: 1 (all subjects but the target) or 2 (the target).
+        subjects: Subjects in every batch, sorted.
+        targets: Names of the targets in every batch.
+        samples_per_subject: Trials of each subject in a *global* batch.
+        sessions: Sessions to draw from; none: all.
+        seed: Seed of the run.
+    """
+
+    stage: int
+    subjects: tuple[int, ...]
+    targets: tuple[str, ...]
+    samples_per_subject: int
+    sessions: tuple[int, ...] | None
+    seed: int
+
+
+class Stream(Protocol):
+    """An endless, resumable stream of one rank's batches. Its state is ``{"step": next batch's step}``."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the loaded state on; ``Batch.step`` counts them over the whole stage."""
+        ...
+
+    def state_dict(self) -> Mapping[str, object]:
+        """Return the state from which the next batch follows."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue from a state."""
+        ...
+
+    def close(self) -> None:
+        """Stop reader threads and close files."""
+        ...
+
+
+class TrainingSource(Protocol):
+    """The data of a training."""
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """Targets that exist, with shapes."""
+        ...
+
+    @property
+    def num_voxels(self) -> Mapping[int, int]:
+        """Subject -> number of voxels."""
+        ...
+
+    @property
+    def index_id(self) -> str:
+        """Identity of the data: a run continues on the same data only."""
+        ...
+
+    def open_stream(self, request: StageRequest) -> Stream:
+        """Return this rank's stream of a stage."""
+        ...
+
+    def training_rows(
+        self, subject: int, sessions: tuple[int, ...] | None
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield chunks (voxels (B, V) averaged over repeats, z (B, C, H, W)) that hold each of the subject's training
+        images once, in the same chunks on every rank."""
+        ...
+
+
+def stage_request(config: Config, stage: int, world_size: int) -> StageRequest:
+    """Return the stream that a stage of this recipe needs.
+
+    Raises:
+        ConfigError: stage 1 has no subject besides the target, or a subject's samples do not split over the ranks.
+    """
+    training = config.training
+    others = tuple(sorted(set(config.data.subjects) - {training.target_subject}))
+    subjects = others if stage == 1 else (training.target_subject,)
+    if not subjects:
+        raise ConfigError(
+            "Stage 1 has no subject to train on.",
+            where="data.subjects, training.target_subject",
+            expected="a subject besides the target",
+            found=f"subjects {list(config.data.subjects)}, target {training.target_subject}",
+            todo="add subjects, or train from scratch with training.stages=[2]",
+        )
+    samples = training.samples_per_subject[stage - 1]
+    if samples % world_size:
+        raise ConfigError(
+            "The samples of a subject do not split evenly over the ranks.",
+            where=f"training.samples_per_subject, stage {stage}",
+            expected=f"a multiple of {world_size} ranks",
+            found=samples,
+            todo="change it, or launch.ranks",
+        )
+    sessions = training.sessions if stage == 2 else None
+    return StageRequest(stage, subjects, training.targets, samples, sessions, config.seed)
+
+
+def stage_specs(config: Config, source: TrainingSource) -> tuple[TargetSpec, ...]:
+    """Return the specs of the targets to train, in the recipe's order.
+
+    Raises:
+        ConfigError: the data has no such target.
+    """
+    by_name = {spec.name: spec for spec in source.specs}
+    if missing := [name for name in config.training.targets if name not in by_name]:
+        raise ConfigError(
+            "Targets to train are not in the packed data.",
+            where="training.targets",
+            expected=f"some of {sorted(by_name)}",
+            found=missing,
+            todo="pack them (data.targets), or train fewer",
+        )
+    return tuple(by_name[name] for name in config.training.targets)

@@ -1,0 +1,101 @@
+"""A small made-up training set with a known answer: voxels and targets are maps of the same hidden picture factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from nd_dist.schema import Batch, TargetSpec, role_of
+from nd_dist.seeds import unit_seed
+from nd_dist.training.source import StageRequest
+
+NUM_FACTORS = 12
+NUM_IMAGES = 60
+SHAPES: dict[str, tuple[int, ...]] = {"c": (6, 16), "z": (4, 8, 8), "g02": (5, 12), "g04": (5, 12)}
+
+
+def normal(*shape: int, words: tuple[int | str, ...]) -> np.ndarray:
+    return np.random.default_rng(unit_seed(7, *words)).standard_normal(shape).astype(np.float32)
+
+
+@dataclass
+class SyntheticSource:
+    """A ``TrainingSource``; ``bad_step`` puts a NaN into one row of rank ``bad_rank`` at that micro-step."""
+
+    rank: int = 0
+    world_size: int = 1
+    bad_step: int = -1
+    bad_rank: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
+    num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44})
+    index_id: str = "synthetic"
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        return tuple(TargetSpec(name, role_of(name), shape) for name, shape in self.shapes.items())
+
+    def factors(self, image_id: np.ndarray) -> np.ndarray:
+        return normal(NUM_IMAGES, NUM_FACTORS, words=("factors",))[image_id]
+
+    def clean_voxels(self, subject: int, image_id: np.ndarray) -> np.ndarray:
+        weights = normal(NUM_FACTORS, self.num_voxels[subject], words=("voxels", subject))
+        return (self.factors(image_id) @ weights / np.sqrt(NUM_FACTORS)).astype(np.float32)
+
+    def target(self, name: str, image_id: np.ndarray) -> torch.Tensor:
+        shape = self.shapes[name]
+        weights = normal(NUM_FACTORS, int(np.prod(shape)), words=("target", name))
+        return torch.from_numpy(np.tanh(self.factors(image_id) @ weights / 3).reshape(-1, *shape))
+
+    def open_stream(self, request: StageRequest) -> SyntheticStream:
+        return SyntheticStream(self, request)
+
+    def training_rows(
+        self, subject: int, sessions: tuple[int, ...] | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, NUM_IMAGES, 16):
+            image_id = np.arange(start, min(start + 16, NUM_IMAGES))
+            yield torch.from_numpy(self.clean_voxels(subject, image_id)), self.target("z", image_id)
+
+
+class SyntheticStream:
+    def __init__(self, source: SyntheticSource, request: StageRequest) -> None:
+        self.source, self.request, self.step = source, request, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            batch = self.batch(self.step)
+            self.step += 1
+            yield batch
+
+    def batch(self, step: int) -> Batch:
+        source, count = self.source, self.request.samples_per_subject
+        place = np.arange(source.rank, count, source.world_size)
+        voxels: dict[int, torch.Tensor] = {}
+        columns: dict[str, list[np.ndarray]] = {"subject": [], "image_id": [], "sample_id": []}
+        for i, subject in enumerate(self.request.subjects):
+            generator = np.random.default_rng(unit_seed(self.request.seed, "images", step, subject))
+            image_id = generator.integers(0, NUM_IMAGES, count)[place]
+            noise = normal(count, source.num_voxels[subject], words=("noise", step, subject))[place]
+            voxels[subject] = torch.from_numpy(source.clean_voxels(subject, image_id) + 0.3 * noise)
+            columns["subject"].append(np.full(len(place), subject))
+            columns["image_id"].append(image_id)
+            columns["sample_id"].append(i * count + place)
+        merged = {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
+        if step == source.bad_step and source.rank == source.bad_rank:
+            next(iter(voxels.values()))[0, 3] = float("nan")
+        zeros = np.zeros(len(merged["subject"]), dtype=np.int64)
+        targets = {name: source.target(name, merged["image_id"]) for name in self.request.targets}
+        return Batch(step, voxels, targets, merged["subject"], zeros, zeros, merged["image_id"], zeros,
+                     merged["sample_id"])  # fmt: skip
+
+    def state_dict(self) -> dict[str, object]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self.step = int(state["step"])  # type: ignore[call-overload]
+
+    def close(self) -> None:
+        pass
