@@ -19,7 +19,7 @@ SHIPPED_PREFIX = "phantom/"  # names of the small networks that come with the pa
 
 
 def resolve_folder(model: str | Path) -> Path:
-    """Return the folder of a model: a local folder, one that is shipped, or a snapshot in the local Hugging Face cache.
+    """Return the folder of a model: a local one, a shipped one, or a snapshot in the local Hugging Face cache.
 
     Raises:
         CheckpointError: neither exists. Nothing is downloaded.
