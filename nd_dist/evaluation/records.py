@@ -150,7 +150,7 @@ def read_png(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise DataError(
             "A reconstruction on disk is missing or damaged.",

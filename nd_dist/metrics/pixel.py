@@ -76,7 +76,8 @@ def structural_similarity(recons_BCHW: Tensor, originals_BCHW: Tensor, kind: Ssi
 def _grey(pixels_CHW: Tensor) -> Tensor:
     """Return the luminance (H, W) float64 of one picture."""
     red_HW, green_HW, blue_HW = pixels_CHW.double()
-    return GREY_WEIGHTS[0] * red_HW + GREY_WEIGHTS[1] * green_HW + GREY_WEIGHTS[2] * blue_HW
+    grey_HW: Tensor = GREY_WEIGHTS[0] * red_HW + GREY_WEIGHTS[1] * green_HW + GREY_WEIGHTS[2] * blue_HW
+    return grey_HW
 
 
 def _ssim_of_pair(x_HW: Tensor, y_HW: Tensor, kind: SsimKind) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,7 +39,17 @@ class Metric:
 
     def text(self, value: float) -> str:
         """Return a value as the field prints it: 95.4 % for shares, .322 otherwise."""
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}".replace("0.", ".", 1)
+        return f"{100 * value:.1f} %" if self.is_share else _without_zero(f"{value:.3f}")
+
+    def change(self, value: float) -> str:
+        """Return a difference with its sign; shares differ in percentage points."""
+        text = f"{abs(100 * value):.1f}" if self.is_share else _without_zero(f"{abs(value):.3f}")
+        return f"{'−' if value < 0 else '+'}{text}"
+
+
+def _without_zero(text: str) -> str:
+    """Return a decimal number without the zero before its point: -0.12 -> -.12."""
+    return re.sub(r"^(-?)0\.", r"\1.", text)
 
 
 def _two_way(name: str, label: str) -> Metric:

@@ -1,0 +1,150 @@
+"""What a finished run holds, read from its folder alone: points, comparisons, pictures, losses. Computes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nd_dist.errors import DataError
+from nd_dist.evaluation.layout import PICTURE, Layout, repeat_file
+from nd_dist.evaluation.records import read_record
+from nd_dist.evaluation.score import EACH, read_arrays
+from nd_dist.evaluation.units import Point, image_name
+from nd_dist.events import events_path, read_events
+from nd_dist.files import read_json
+from nd_dist.metrics.table import ordered
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of one subject with its metrics.
+
+    Args:
+        subject: Whose brain.
+        point: Guidance point.
+        folder: Its reconstructions.
+        metrics: Metric name -> value, ci_low, ci_high, n, higher_is_better.
+    """
+
+    subject: int
+    point: Point
+    folder: Path
+    metrics: dict[str, dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """How tables name the point."""
+        return point_label(self.point)
+
+
+def point_label(point: Point) -> str:
+    """Return a point in words."""
+    return f"κ {point.kappa:g}, η {point.eta:g}" if point.is_guided else "without guidance"
+
+
+class Findings:
+    """A run folder that has a metrics.json.
+
+    Args:
+        run_dir: Folder of the run.
+
+    Raises:
+        DataError: there is no metrics.json, or it has no point.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        if not (run_dir / "metrics.json").exists():
+            raise DataError(
+                "The run has no metrics yet, so there is nothing to report.",
+                where=str(run_dir / "metrics.json"),
+                todo="run `nd evaluate` first",
+            )
+        self.metrics: dict[str, Any] = read_json(run_dir / "metrics.json")
+        if not self.metrics.get("points"):
+            raise DataError("metrics.json holds no guidance point.", where=str(run_dir / "metrics.json"))
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All points, by subject, kappa, eta."""
+        return [
+            Row(
+                entry["subject"],
+                Point(entry["kappa"], entry["eta"]),
+                self.run_dir / entry["folder"],
+                entry["metrics"],
+            )
+            for entry in self.metrics["points"]
+        ]
+
+    @property
+    def subjects(self) -> list[int]:
+        """Subjects, ascending."""
+        return sorted({row.subject for row in self.rows})
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Metrics that any point has, in the paper's order."""
+        return ordered({name for row in self.rows for name in row.metrics})
+
+    def rows_of(self, subject: int) -> list[Row]:
+        """Return the points of a subject."""
+        return [row for row in self.rows if row.subject == subject]
+
+    def unguided(self, subject: int) -> Row | None:
+        """Return the point without guidance, None where it was not evaluated."""
+        return next((row for row in self.rows_of(subject) if not row.point.is_guided), None)
+
+    def guided(self, subject: int) -> Row | None:
+        """Return the recipe's guidance point, else the first one that is guided, None where none is."""
+        rows = [row for row in self.rows_of(subject) if row.point.is_guided]
+        sampler = self.metrics["provenance"].get("config", {}).get("sampler", {})
+        wanted = Point(sampler.get("kappa", -1.0), sampler.get("eta", -1.0))
+        return next((row for row in rows if row.point == wanted), rows[0] if rows else None)
+
+    def differences(self, row: Row) -> dict[str, dict[str, Any]]:
+        """Return the paired differences of a point to no guidance, by metric; empty where there is no comparison."""
+        for entry in self.metrics.get("comparisons", []):
+            if entry["subject"] == row.subject and Point(entry["kappa"], entry["eta"]) == row.point:
+                found: dict[str, dict[str, Any]] = entry["differences"]
+                return found
+        return {}
+
+    def image_ids(self, subject: int) -> list[int]:
+        """Return a subject's images."""
+        ids: Sequence[int] = self.metrics["images"][str(subject)]
+        return list(ids)
+
+    def original(self, image_id: int) -> Path:
+        """Return the picture that was seen."""
+        return self.run_dir / "reconstructions" / "original" / image_name(image_id) / PICTURE
+
+    def repeats(self, row: Row, image_id: int) -> list[Path]:
+        """Return the reconstructions of an image at a point."""
+        folder = row.folder / image_name(image_id)
+        return [folder / repeat_file(repeat) for repeat in range(len(read_record(folder).get("files", {})))]
+
+    def values(self, row: Row, metric: str) -> dict[int, float]:
+        """Return image id -> value of a metric that exists per image, empty where it was not kept."""
+        folder = Layout(self.run_dir, self.metrics["protocol"]).score(row.point, row.subject)
+        record = read_record(folder)
+        arrays = read_arrays(folder) if record else {}
+        if EACH + metric not in arrays:
+            return {}
+        return dict(zip(record["image_ids"], arrays[EACH + metric].tolist(), strict=True))
+
+    def losses(self) -> dict[int, tuple[list[int], list[float]]]:
+        """Return stage -> (steps, losses) from rank 0's events; a step repeated after a resume counts once."""
+        stages: dict[int, dict[int, float]] = {}
+        for event in read_events(events_path(self.run_dir, 0)):
+            loss = event.get("loss")
+            if event.get("event") == "train_step" and isinstance(loss, int | float) and math.isfinite(loss):
+                stages.setdefault(int(event["stage"]), {})[int(event["step"])] = float(loss)
+        return {
+            stage: ([step for step, _ in sorted(points.items())], [loss for _, loss in sorted(points.items())])
+            for stage, points in sorted(stages.items())
+        }
