@@ -1,4 +1,4 @@
-"""Builds ``data/sprites.npz`` and ``data/sprites.json`` from two npm archives. A maintainer runs it once, never a user.
+"""Builds ``data/sprites.npz`` and ``data/sprites.json`` from two npm archives; a maintainer runs it once.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && npm pack emojibase-data@17.0.0
     python -m shards.phantom.build_sprites lobehub-fluent-emoji-3d-1.1.0.tgz emojibase-data-17.0.0.tgz

@@ -32,17 +32,20 @@ PLACE_PHRASES: dict[str, tuple[str, str, str]] = {
 }
 """Place -> two ways to say where, and a noun."""
 
-NO_ARTICLE = frozenset(
-    "cherries blueberries grapes bread pancakes bacon spaghetti sushi popcorn butter milk coffee beer lemonade "
-    "maracas skis glasses goggles jeans socks gloves shorts books scissors coral garlic broccoli corn stew shoes "
-    "fries dolls".split()
-)
+NO_ARTICLE = """
+cherries blueberries grapes bread pancakes bacon spaghetti sushi popcorn butter milk coffee beer lemonade maracas skis
+glasses goggles jeans socks gloves shorts books scissors coral garlic broccoli corn stew shoes fries dolls
+"""
 """Last words of names that take no article (plurals and stuff)."""
+
+TEMPLATE_WORDS = """
+a an and with of in on at the big small picture next to behind it them left right above below middle top bottom
+"""
 
 
 def _with_article(words: str) -> str:
     """Return ``words`` with "a" or "an" before it where English wants one."""
-    if words.split()[-1] in NO_ARTICLE:
+    if words.split()[-1] in NO_ARTICLE.split():
         return words
     return f"{'an' if words[0] in 'aeio' or words.startswith('umbrella') else 'a'} {words}"
 
@@ -100,10 +103,7 @@ def captions_of(scene: Scene) -> tuple[str, ...]:
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Return every word that a caption can hold, sorted."""
-    words = set(
-        "a an and with of in on at the big small picture next to behind it them left right above below".split()
-    )
-    words |= set("in the middle on the left on the right at the top at the bottom".split())
+    words = set(TEMPLATE_WORDS.split())
     for phrases in PLACE_PHRASES.values():
         words |= {word for phrase in phrases for word in phrase.split()}
     return tuple(sorted(words | {word for sprite in sprites() for word in sprite.name.split()}))

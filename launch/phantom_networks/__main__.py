@@ -1,0 +1,72 @@
+"""Trains the phantom networks, or exports what has been trained. Run it again to go on where it stopped.
+
+python -m launch.phantom_networks OUT_DIR                       # all stages in order
+python -m launch.phantom_networks OUT_DIR --only unet           # one stage
+python -m launch.phantom_networks OUT_DIR --export FOLDERS      # Hugging Face folders of the newest states
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from launch.phantom_networks.folders import write_folders
+from launch.phantom_networks.stages import RECIPES, STAGES, Workplace, run_stage, trained_networks, with_steps
+from nd_dist.errors import ConfigError
+from nd_dist.events import EventLog
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launch.phantom_networks", description=__doc__)
+    parser.add_argument("out_dir", type=Path, help="states, tokenizer and events")
+    parser.add_argument("--only", default=",".join(STAGES), help="stages, comma-separated")
+    parser.add_argument("--steps", default="", help="other numbers of steps, e.g. vae=100,unet=200")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--export", type=Path, help="write the folders here instead of training")
+    return parser.parse_args(arguments)
+
+
+def _chosen_steps(text: str) -> dict[str, int]:
+    """Return stage -> steps from ``vae=100,unet=200``.
+
+    Raises:
+        ConfigError: not of this form, or no such stage.
+    """
+    chosen: dict[str, int] = {}
+    for item in filter(None, text.split(",")):
+        name, _, number = item.partition("=")
+        if name not in STAGES or not number.isdigit():
+            raise ConfigError("--steps is wrong.", expected=f"stage=number of {', '.join(STAGES)}", found=item)
+        chosen[name] = int(number)
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program (see the module's docstring)."""
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(True)
+    place = Workplace(
+        options.out_dir,
+        with_steps(RECIPES, _chosen_steps(options.steps)),
+        torch.device(options.device),
+        EventLog(options.out_dir, 0, "phantom-networks"),
+    )
+    if options.export:
+        networks, steps = trained_networks(place)
+        write_folders(options.export, networks)
+        place.events.write("exported", folder=options.export, steps=steps)
+        return
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise ConfigError("--only names no stage.", expected=", ".join(STAGES), found=", ".join(unknown))
+    for name in (stage for stage in STAGES if stage in names):
+        run_stage(name, place)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The folder set of the phantom networks, in Hugging Face layout: written from networks, whether trained or not.
+
+stable-diffusion/{model_index.json, unet, vae, text_encoder, tokenizer, scheduler}
+clip-vision/{config.json, model.safetensors, preprocessor_config.json}
+judges/{plain, residual, depthwise, mixer}/{config.json, model.safetensors}
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+from transformers import CLIPTextModel, CLIPVisionModel
+
+from launch.phantom_networks.architectures import (
+    SCHEDULER_CONFIG,
+    build_clip,
+    build_judge,
+    build_unet,
+    build_vae,
+)
+from launch.phantom_networks.batches import pixels_of
+from launch.phantom_networks.tokenizer import write_tokenizer
+from nd_dist.files import write_json
+from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge
+from shards.phantom.backgrounds import SIZE
+from shards.phantom.captions import vocabulary
+from shards.phantom.pictures import training_scene
+
+STABLE_DIFFUSION, CLIP_VISION, JUDGES = "stable-diffusion", "clip-vision", "judges"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """All phantom networks, in float32 on the CPU.
+
+    Args:
+        vae, clip, unet: diffusers' AutoencoderKL, transformers' CLIPModel, diffusers' UNet2DConditionModel.
+        judges: Kind -> judge.
+    """
+
+    vae: Any  # Any: diffusers and transformers ship no usable types
+    clip: Any
+    unet: Any
+    judges: nn.ModuleDict
+
+
+def build_networks(seed: int, vocab_size: int) -> Networks:
+    """Return all networks untrained; the end token is the last of the vocabulary."""
+    judges = nn.ModuleDict({kind: build_judge(kind, seed) for kind in JUDGE_KINDS})
+    return Networks(build_vae(seed), build_clip(seed, vocab_size, vocab_size - 1), build_unet(seed), judges)
+
+
+@torch.no_grad()
+def set_scaling_factor(vae: Any, seed: int, num_pictures: int) -> float:
+    """Set ``vae.config.scaling_factor`` to 1 / standard deviation of the latents of training pictures; return it."""
+    scenes = [training_scene(seed, 0, row) for row in range(num_pictures)]
+    batches = [scenes[start : start + 64] for start in range(0, num_pictures, 64)]
+    latents = torch.cat([vae.encode(2 * pixels_of(batch, CPU) - 1).latent_dist.mean for batch in batches])
+    factor = round(1 / float(latents.double().std()), 5)
+    vae.register_to_config(scaling_factor=factor)
+    return factor
+
+
+def text_encoder_of(clip: Any) -> Any:
+    """Return the text tower of a CLIPModel as a CLIPTextModel of its own."""
+    return _tower(CLIPTextModel(clip.config.text_config), clip, "text_model.")
+
+
+def vision_encoder_of(clip: Any) -> Any:
+    """Return the vision tower of a CLIPModel as a CLIPVisionModel of its own."""
+    return _tower(CLIPVisionModel(clip.config.vision_config), clip, "vision_model.")
+
+
+def _tower(tower: Any, clip: Any, prefix: str) -> Any:
+    """Load a tower from the CLIPModel's weights; the tower's own names have the prefix in transformers 4 only."""
+    weights = {name: value for name, value in clip.state_dict().items() if name.startswith(prefix)}
+    if not any(name.startswith(prefix) for name in tower.state_dict()):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    tower.load_state_dict(weights)
+    return tower.eval().requires_grad_(False)
+
+
+def write_folders(out_dir: Path, networks: Networks) -> None:
+    """Write the complete folder set in float16 (see the module's docstring)."""
+    sd = out_dir / STABLE_DIFFUSION
+    write_tokenizer(sd / "tokenizer", vocabulary())
+    _save(networks.vae, sd / "vae")
+    _save(networks.unet, sd / "unet")
+    _save(text_encoder_of(networks.clip), sd / "text_encoder")
+    version = {"_diffusers_version": diffusers.__version__}
+    scheduler = {"_class_name": "DDIMScheduler", **version, **SCHEDULER_CONFIG}
+    write_json(sd / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(sd / "model_index.json", {**version, **MODEL_INDEX})
+    _save(vision_encoder_of(networks.clip), out_dir / CLIP_VISION)
+    write_json(out_dir / CLIP_VISION / "preprocessor_config.json", PREPROCESSOR)
+    for kind, judge in networks.judges.items():
+        assert isinstance(judge, Judge)
+        copy.deepcopy(judge).half().save(out_dir / JUDGES / kind)
+
+
+def _save(network: Any, folder: Path) -> None:
+    """Write one network in float16 safetensors."""
+    copy.deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
+
+
+def write_untrained(out_dir: Path, seed: int) -> None:
+    """Write the complete folder set with random weights: everything loads and runs, nothing is any good."""
+    vocab_size = len(write_tokenizer(out_dir / STABLE_DIFFUSION / "tokenizer", vocabulary()))
+    networks = build_networks(seed, vocab_size)
+    set_scaling_factor(networks.vae, seed, num_pictures=32)
+    write_folders(out_dir, networks)
+
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": SIZE, "width": SIZE},
+    "resample": 2,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+"""The tower was trained with ImageNet's statistics, which the guidance also uses."""
