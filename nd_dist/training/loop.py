@@ -74,7 +74,7 @@ def train_stage(
     """
     # Continue where the newest valid checkpoint stopped
     first = checkpoints.load_newest()
-    stream.load_state_dict({"step": first * plan.gradient_accumulation})
+    stream.load_state_dict({**stream.state_dict(), "step": first * plan.gradient_accumulation})
     batches = iter(stream)
     events.progress(_task(plan), first, plan.total_steps)
     loss = float("nan")
