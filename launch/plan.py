@@ -72,8 +72,8 @@ class RankProgram:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Arguments after the module name."""
-        return ("--config", str(self.config_path), "--launch", self.launch_id, *self.options)
+        """Arguments after the module name; positional, because DeepSpeed's parser also tries options that follow."""
+        return (str(self.config_path), self.launch_id, *self.options)
 
 
 def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note: str = "") -> LaunchPlan:

@@ -59,8 +59,8 @@ def run_rank(command: str, work: Callable[[Rank], None], arguments: Sequence[str
         arguments: Command line (default: this process's).
     """
     parser = argparse.ArgumentParser(prog=f"python -m launch.{command}_rank")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--launch", required=True)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("launch", help="id of the launch that this rank belongs to")
     options = parser.parse_args(arguments)
 
     from launch.recipe import load_recipe

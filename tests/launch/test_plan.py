@@ -20,7 +20,7 @@ def test_a_local_deepspeed_plan_is_the_documented_command() -> None:
     assert plan.ranks == 2
     assert list(plan.argv) == [
         "/env/bin/python", "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29501",
-        "--no_local_rank", "--module", "launch.train_rank", "--config", str(HOSTILE), "--launch", "L1",
+        "--no_local_rank", "--module", "launch.train_rank", str(HOSTILE), "L1",
     ]  # fmt: skip
 
 
