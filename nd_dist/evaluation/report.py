@@ -126,11 +126,12 @@ def headline_sentences(findings: Findings) -> list[str]:
             "worse": "lowers PixCorr",
             "unclear": "does not clearly change PixCorr:",
         }[verdict(metric, change)]
+        before, after = (metric.text(row.metrics["pixcorr"]["value"]) for row in (unguided, guided))
+        low, high = metric.change(change["ci_low"]), metric.change(change["ci_high"])
         sentences.append(
-            f"Subject {subject}: guidance at {guided.label} {kind} from "
-            f"{metric.text(unguided.metrics['pixcorr']['value'])} to {metric.text(guided.metrics['pixcorr']['value'])} "
-            f"(difference {metric.change(change['value'])}, 95 % {metric.change(change['ci_low'])} to "
-            f"{metric.change(change['ci_high'])}, p {probability(change['p'])}, {change['n']} images)."
+            f"Subject {subject}: guidance at {guided.label} {kind} from {before} to {after} (difference "
+            f"{metric.change(change['value'])}, 95\u00a0% {low} to {high}, p {probability(change['p'])}, "
+            f"{change['n']} images)."
         )
     return sentences
 
@@ -216,7 +217,7 @@ def gallery(findings: Findings, subject: int) -> Gallery:
     most = max(4, MAX_PICTURE_ROWS // len(findings.subjects))
     count = min(most, len(ids))
     chosen = [ids[position * len(ids) // count] for position in range(count)]
-    return _gallery(findings, subject, {image_id: "" for image_id in chosen}, MAX_REPEATS)
+    return _gallery(findings, subject, dict.fromkeys(chosen, ""), MAX_REPEATS)
 
 
 def extremes(findings: Findings, subject: int) -> tuple[Gallery, Gallery] | None:
@@ -291,7 +292,7 @@ def heat_maps(findings: Findings) -> list[HeatMap]:
             }
             title = f"{metric.label} over kappa and eta, subject {subject}"
             svg = heat_map(title, [f"κ {kappa:g}" for kappa in kappas], [f"η {eta:g}" for eta in etas], cells)
-            maps.append(HeatMap(subject, metric, Markup(svg)))  # noqa: S704 - made above, labels are escaped there
+            maps.append(HeatMap(subject, metric, Markup(svg)))
     return maps
 
 
@@ -299,7 +300,7 @@ def loss_curves(findings: Findings) -> list[tuple[str, Markup]]:
     """Return the training loss of every stage that the run's events know."""
     names = {1: "Stage 1: all other subjects", 2: "Stage 2: the target subject"}
     return [
-        (names.get(stage, f"Stage {stage}"), Markup(curve(f"Loss of stage {stage}", steps, losses)))  # noqa: S704
+        (names.get(stage, f"Stage {stage}"), Markup(curve(f"Loss of stage {stage}", steps, losses)))
         for stage, (steps, losses) in findings.losses().items()
         if len(steps) > 1
     ]

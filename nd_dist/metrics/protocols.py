@@ -53,7 +53,7 @@ class Protocol:
         judges: Input sizes, backend and weights of the metric networks.
         distractors: Whose features the two-way identification compares against.
         repeats: How several reconstructions of an image become one number.
-        num_test_images: Test images of NSD in that protocol (1000, or 982 of the 37-session release).
+        num_test_images: Test images of NSD in that protocol (1000; 982 in the 37-session release); 0: open.
         practice: How the authors made the reconstructions.
     """
 
@@ -88,7 +88,7 @@ class Protocol:
         if practice.samples not in (0, used) or practice.choice != "as here":
             chosen = f" ({practice.choice})" if practice.choice != "as here" else ""
             found.append(f"samples per image there: {practice.samples}{chosen}; here {used} of {num_repeats}")
-        if num_images != self.num_test_images:
+        if self.num_test_images not in (0, num_images):
             found.append(f"test images there: {self.num_test_images}; here {num_images}")
         return found
 
@@ -145,7 +145,7 @@ _ND = Protocol(
     judges=_field("tensor", True, "V2", alexnet=224, inception=299, efficientnet=240, clip=224, swav=224),
     distractors="real",
     repeats="mean_of_scores",
-    num_test_images=1000,
+    num_test_images=0,
     practice=Practice("mean_voxels", 0),
 )
 
