@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nd_dist.errors import DataError
 from nd_dist.files import hash_json, read_json
@@ -128,6 +127,7 @@ class Index(_Record):
     """What identifies the data set."""
     folder: Path = Field(default=Path(), exclude=True)
     """Where the shards lie; not part of the file."""
+    _loaded: dict[str, Table] = PrivateAttr(default_factory=dict)
 
     @property
     def target_specs(self) -> tuple[TargetSpec, ...]:
@@ -141,21 +141,24 @@ class Index(_Record):
         """Subject -> voxels of its ROI."""
         return {subject: info.voxels for subject, info in self.subjects.items()}
 
-    @cached_property
+    @property
     def trials(self) -> Table:
-        """The table of trials (``tables.TRIAL_ROW``)."""
-        info = self.tables[TRIALS]
-        return read_table(self.folder / info.path, TRIAL_ROW, info.rows)
+        """The table of trials (``tables.TRIAL_ROW``), read once."""
+        return self.table(TRIALS)
 
-    def images(self, store: str) -> Table:
-        """Return the table of a store (``tables.IMAGE_ROW``), one row an image id.
+    def table(self, kind: str) -> Table:
+        """Return the table of trials, or of a store (``tables.IMAGE_ROW``, one row an image id); read once.
 
         Raises:
-            DataError: the store was not packed.
+            DataError: the store was not packed, or the table is damaged.
         """
-        self.feature(store)
-        info = self.tables[store]
-        return read_table(self.folder / info.path, IMAGE_ROW, info.rows)
+        if kind not in self._loaded:
+            if kind != TRIALS:
+                self.feature(kind)
+            info = self.tables[kind]
+            path = self.folder / info.path
+            self._loaded[kind] = read_table(path, TRIAL_ROW if kind == TRIALS else IMAGE_ROW, info.rows, info.sha256)
+        return self._loaded[kind]
 
     def feature(self, store: str) -> FeatureInfo:
         """Return what is known of a store.

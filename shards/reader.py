@@ -6,7 +6,6 @@ Shape suffixes: N images, V voxels of one subject, H height, W width, C colours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +32,13 @@ class ShardReader:
     def __init__(self, shards_dir: Path) -> None:
         self.index = Index.read(shards_dir)
         self.files = ShardFiles(shards_dir, self.index.shards)
-        self._stores: dict[str, Table] = {}
 
     @property
     def num_voxels(self) -> dict[int, int]:
         """Subject -> voxels of its ROI."""
         return self.index.num_voxels
 
-    @cached_property
+    @property
     def trials(self) -> Table:
         """The table of all trials (``tables.TRIAL_ROW``), by subject and trial."""
         return self.index.trials
@@ -51,9 +49,7 @@ class ShardReader:
         Raises:
             DataError: the store was not packed.
         """
-        if name not in self._stores:
-            self._stores[name] = self.index.images(name)
-        return self._stores[name]
+        return self.index.table(name)
 
     def images(self, subject: int, split: Split) -> list[int]:
         """Return the ascending ids of the images that a subject saw, of one split.

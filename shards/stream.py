@@ -22,7 +22,7 @@ from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
 from nd_dist.seeds import splitmix64
 from shards.buffers import BufferPool
-from shards.codec import image_key
+from shards.codec import PICTURES, image_key
 from shards.order import Order, SubjectSlice
 from shards.reader import ShardReader
 from shards.tables import ABSENT, TEST, TRAIN, Table
@@ -250,8 +250,11 @@ def _check_stores(reader: ShardReader, config: StreamConfig, rows: Mapping[int, 
     """Refuse targets that lack an image which the stream will ask for.
 
     Raises:
+        ConfigError: pictures were asked for.
         DataError: with the first such image.
     """
+    if PICTURES in config.targets:
+        raise ConfigError("Pictures are no target of a stream.", where="targets", found=list(config.targets))
     image_ids = np.unique(reader.trials["image"][np.concatenate(list(rows.values()))])
     for name in config.targets:
         absent = image_ids[reader.store(name)["shard"][image_ids] == ABSENT]

@@ -6,6 +6,7 @@ knows at once that what it read is what was packed; format v1's draft had only s
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -52,16 +53,21 @@ def table_bytes(table: Table) -> bytes:
     return stream.getvalue()
 
 
-def read_table(path: Path, dtype: np.dtype[np.void], rows: int) -> Table:
-    """Return the table in ``path``.
+def read_table(path: Path, dtype: np.dtype[np.void], rows: int, sha256: str) -> Table:
+    """Return the table in ``path``, whose bytes must be those that were indexed.
 
     Raises:
         DataError: the file is missing, is not an npy file, or has other columns or rows than the index says.
     """
     try:
-        table = np.load(path, allow_pickle=False)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("its hash differs from the index")
+        table = np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise DataError("A table of the index cannot be read.", where=str(path), found=str(error)) from error
+        raise DataError(
+            "A table of the index cannot be read.", where=str(path), found=str(error), todo="run `nd verify --repair`"
+        ) from error
     if table.dtype != dtype or table.shape != (rows,):
         raise DataError(
             "A table of the index has another layout than the index says.",

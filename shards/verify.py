@@ -74,12 +74,10 @@ def verify(shards_dir: Path, progress: Progress | None = None) -> list[Problem]:
     problems = [problem for name in index.tables for problem in _check_table(index, name)]
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_hash(index.folder, shard)]
-    problems += _check_counts(index)
-    stores = {store: index.images(store) for store in index.features}
+    problems += check_counts(index)
     moments: dict[int, list[normalize.Moments]] = {}
-    for number, shard in enumerate(index.shards):
-        rows = index.trials if shard.kind == TRIALS else stores[shard.kind]
-        problems += _check_shard(index, number, rows, moments)
+    for number in range(len(index.shards)):
+        problems += verify_shard(index, number, moments)
         if progress is not None:
             progress(number + 1, len(index.shards))
     for subject, parts in moments.items():
@@ -108,7 +106,7 @@ def _check_hash(folder: Path, shard: ShardInfo) -> Iterator[Problem]:
         yield Problem(shard.path, "", "the shard's hash differs from the index")
 
 
-def _check_counts(index: Index) -> Iterator[Problem]:
+def check_counts(index: Index) -> Iterator[Problem]:
     """Yield contradictions between index, table of trials, and NSD's known counts."""
     trials = index.trials
     path = index.tables[TRIALS].path
@@ -143,15 +141,22 @@ def _compare(
             yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
 
 
-def _check_shard(
-    index: Index, number: int, table: Table, moments: dict[int, list[normalize.Moments]]
+def verify_shard(
+    index: Index, number: int, moments: dict[int, list[normalize.Moments]] | None = None
 ) -> list[Problem]:
-    """Return what is wrong with one shard; sound trial shards add to their subject's moments where those are asked."""
+    """Return what is wrong with one shard, against tables that are sound.
+
+    Args:
+        index: Index of the folder.
+        number: Position of the shard in the index.
+        moments: Gets the session's moments where the z-scoring spans sessions and only all of them can be judged.
+    """
     shard = index.shards[number]
     path = index.folder / shard.path
     if not path.is_file() or path.stat().st_size != shard.bytes:
         return list(_check_hash(index.folder, shard))
     content = path.read_bytes()
+    table = index.table(shard.kind)
     rows = table[table["shard"] == number]
     if shard.kind == TRIALS:
         expected = _expected_trials(index, rows)
@@ -163,7 +168,7 @@ def _check_shard(
     if shard.samples != len(expected):
         problems.append(Problem(shard.path, "", f"{len(expected)} samples in the table instead of {shard.samples}"))
     if not problems and shard.kind == TRIALS:
-        problems += _check_normalization(index, shard, content, rows, moments)
+        problems += _check_normalization(index, shard, content, rows, {} if moments is None else moments)
     return problems
 
 

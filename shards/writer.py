@@ -42,8 +42,11 @@ class _HashingFile:
         self._stream = stream
         self.digest = hashlib.sha256()
         self.num_bytes = 0
+        self.is_done = False
 
     def write(self, content: bytes) -> int:
+        if self.is_done:  # tarfile's destructor writes once more after a failure
+            return len(content)
         self.digest.update(content)
         self.num_bytes += len(content)
         return self._stream.write(content)
@@ -98,6 +101,10 @@ def open_shard(path: Path) -> Iterator[ShardWriter]:
         DataError: the file cannot be written (disk full, no permission).
     """
     with atomic_path(path) as part, open(part, "wb", buffering=1 << 20) as stream:
-        writer = ShardWriter(_HashingFile(stream))
-        yield writer
-        writer.close()
+        hashing = _HashingFile(stream)
+        writer = ShardWriter(hashing)
+        try:
+            yield writer
+            writer.close()
+        finally:
+            hashing.is_done = True

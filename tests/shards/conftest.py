@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shards.phantom.write import write_phantom
+from tests.shards.support import PHANTOM, SEED, make_config, pack_alone
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small phantom NSD; read only."""
+    folder = tmp_path_factory.mktemp("nsd") / "phantom"
+    write_phantom(folder, PHANTOM, SEED)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed_dir(phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small phantom, packed by one process; read only."""
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    pack_alone(make_config(phantom_dir, folder))
+    return folder
+
+
+@pytest.fixture
+def packed_copy(packed_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the packed phantom that a test may damage."""
+    return Path(shutil.copytree(packed_dir, tmp_path / "shards"))
+
+
+@pytest.fixture
+def phantom_copy(phantom_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the phantom that a test may damage."""
+    return Path(shutil.copytree(phantom_dir, tmp_path / "nsd"))

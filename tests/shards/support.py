@@ -1,0 +1,95 @@
+"""What the tests of the shards share: a small real extractor, a small phantom, and ways to pack and damage it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.comm import Comm
+from nd_dist.config import Config, DataConfig, FrozenConfig, PhantomConfig
+from nd_dist.events import EventLog
+from nd_dist.schema import TargetSpec
+from shards.index import Index
+from shards.pack import pack
+
+PHANTOM = PhantomConfig(num_subjects=3, num_sessions=4, trials_per_session=15, num_shared=4, num_voxels=50)
+SEED = 11
+TARGETS = ("c", "z", "g02")
+
+
+class PooledExtractor:
+    """Targets that are cheap and really depend on picture, captions and id: pooled pixels and caption lengths."""
+
+    specs = (
+        TargetSpec("c", "semantic", (2, 3)),
+        TargetSpec("z", "initial", (3, 4, 4)),
+        TargetSpec("g02", "guidance", (4, 3)),
+    )
+
+    def __init__(self, **more: object) -> None:
+        self.fingerprint: Mapping[str, object] = {"extractor": "pooled", "blocks": [4, 2], **more}
+        self.batches: list[tuple[int, ...]] = []
+
+    def extract(
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        self.batches.append(tuple(image_ids))
+        lengths = [
+            [[len(text), len(set(text)), image_id] for text in texts[:2]]
+            for texts, image_id in zip(captions, image_ids, strict=True)
+        ]
+        pooled = pool(pictures_BHWC, 4).transpose(0, 3, 1, 2)
+        return {
+            "c": np.array(lengths, dtype=np.float32)
+            if any(captions)
+            else np.zeros((len(image_ids), 2, 3), np.float32),
+            "z": np.ascontiguousarray(pooled),
+            "g02": pool(pictures_BHWC, 2).reshape(len(image_ids), 4, 3),
+        }
+
+
+def pool(pictures_BHWC: npt.NDArray[np.uint8], blocks: int) -> npt.NDArray[np.float32]:
+    """Return pictures averaged over blocks, (B, blocks, blocks, 3) in [0, 1]."""
+    count, side = pictures_BHWC.shape[:2]
+    step = side // blocks
+    values = pictures_BHWC.reshape(count, blocks, step, blocks, step, 3).mean(axis=(2, 4)) / 255
+    return values.astype(np.float32)
+
+
+def make_config(nsd_root: Path, shards_dir: Path, **data: Any) -> Config:
+    """Return the recipe that packs the small phantom."""
+    settings: dict[str, Any] = {"subjects": (1, 2, 3), "targets": TARGETS, "images_per_shard": 6, **data}
+    return Config(
+        nsd_root=nsd_root,
+        shards_dir=shards_dir,
+        run_dir=shards_dir.parent / "run",
+        seed=SEED,
+        data=DataConfig(**settings),
+        frozen=FrozenConfig(batch_size=4),
+    )
+
+
+def pack_alone(config: Config, extractor: PooledExtractor | None = None) -> Index:
+    """Pack in this process."""
+    return pack(config, Comm(), EventLog(config.run_dir, 0, "pack"), extractor or PooledExtractor())
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Return relative path -> content of every file in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flip_byte(path: Path, offset: int, mask: int = 0x41) -> None:
+    """Change one byte of a file."""
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        value = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([value ^ mask]))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from nd_dist.errors import DataError
+from shards.normalize import SCHEMES, fit, invalid_voxels, merge, zscore
+
+
+@pytest.fixture
+def betas() -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    return (rng.normal(2, 3, (40, 12)) * np.linspace(0.1, 5, 12)).astype(np.float32)
+
+
+IS_FITTED = np.arange(40) % 5 != 0
+
+
+def test_fitted_trials_have_mean_zero_and_variance_one(betas: npt.NDArray[np.float32]) -> None:
+    values_TV, num_invalid = zscore(betas, fit(betas, IS_FITTED, "s"), ddof=0)
+    assert num_invalid == 0
+    np.testing.assert_allclose(values_TV[IS_FITTED].mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(values_TV[IS_FITTED].std(axis=0), 1, atol=1e-5)
+    assert abs(values_TV.mean(axis=0)).max() > 1e-3, "test trials must not take part in the fit"
+
+
+def test_sessions_merged_in_parts_equal_one_fit_over_all(betas: npt.NDArray[np.float32]) -> None:
+    parts = [fit(betas[start : start + 10], IS_FITTED[start : start + 10], "s") for start in range(0, 40, 10)]
+    merged, whole = merge(parts), fit(betas, IS_FITTED, "s")
+    np.testing.assert_allclose(merged.mean, betas[IS_FITTED].mean(axis=0, dtype=np.float64), rtol=1e-10)
+    np.testing.assert_allclose(merged.std(1), betas[IS_FITTED].astype(np.float64).std(axis=0, ddof=1), rtol=1e-10)
+    np.testing.assert_allclose(merged.std(1), whole.std(1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("fill", [0.0, 7.5, np.nan, np.inf])
+def test_constant_and_not_finite_voxels_become_zero_and_do_not_touch_others(
+    betas: npt.NDArray[np.float32], fill: float
+) -> None:
+    clean_TV, _ = zscore(betas, fit(betas, IS_FITTED, "s"), 0)
+    broken = betas.copy()
+    broken[:, 3] = fill
+    values_TV, num_invalid = zscore(broken, fit(broken, IS_FITTED, "s"), 0)
+    assert num_invalid == 1
+    assert (values_TV[:, 3] == 0).all()
+    np.testing.assert_array_equal(np.delete(values_TV, 3, axis=1), np.delete(clean_TV, 3, axis=1))
+
+
+def test_one_missing_value_makes_the_voxel_invalid_in_this_session(betas: npt.NDArray[np.float32]) -> None:
+    betas[7, 2] = np.nan
+    assert np.flatnonzero(invalid_voxels(betas)).tolist() == [2]
+
+
+def test_a_voxel_that_is_constant_in_the_fitted_trials_only_is_zero(betas: npt.NDArray[np.float32]) -> None:
+    betas[IS_FITTED, 4] = 1.5
+    values_TV, num_invalid = zscore(betas, fit(betas, IS_FITTED, "s"), 0)
+    assert num_invalid == 1
+    assert (values_TV[:, 4] == 0).all()
+
+
+def test_a_session_in_which_a_voxel_is_dead_takes_no_part_in_the_merged_fit(betas: npt.NDArray[np.float32]) -> None:
+    first, second = betas[:20].copy(), betas[20:].copy()
+    second[:, 5] = 0
+    merged = merge([fit(part, np.ones(20, bool), "s") for part in (first, second)])
+    assert merged.mean[5] == pytest.approx(first[:, 5].mean(dtype=np.float64))
+    assert merged.count[5] == 20
+    values_TV, num_invalid = zscore(second, merged, 1)
+    assert num_invalid == 1
+    assert (values_TV[:, 5] == 0).all()
+
+
+def test_a_voxel_that_is_dead_in_every_session_is_zero(betas: npt.NDArray[np.float32]) -> None:
+    betas[:, 0] = np.nan
+    merged = merge([fit(part, np.ones(20, bool), "s") for part in (betas[:20], betas[20:])])
+    values_TV, num_invalid = zscore(betas[:20], merged, 1)
+    assert num_invalid == 1
+    assert np.isfinite(values_TV).all()
+
+
+def test_too_few_trials_are_an_error_that_names_the_session(betas: npt.NDArray[np.float32]) -> None:
+    with pytest.raises(DataError, match="subject 3, session 9"):
+        fit(betas, np.zeros(40, bool), "subject 3, session 9")
+
+
+def test_schemes_are_what_their_sources_say() -> None:
+    assert SCHEMES["session-train"].per_session
+    assert not SCHEMES["session-train"].uses_test
+    assert SCHEMES["mindeye1"].uses_test
+    assert not SCHEMES["brain-diffuser"].per_session
+    assert SCHEMES["brain-diffuser"].ddof == 1
