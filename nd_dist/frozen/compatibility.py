@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nd_dist.errors import DataError
-from nd_dist.schema import Role, role_of
+from nd_dist.schema import TARGETS, Role, role_of
 
 MISSING = "not recorded"
 
@@ -26,13 +26,15 @@ def check_compatible(
     """Refuse targets that other networks or other settings made, before hours of sampling.
 
     Args:
-        index_feature_sources: Target name -> source, as the index of the shards records it.
+        index_feature_sources: Store name -> source, as the index of the shards records it; targets are looked at.
         fingerprint: Fingerprint of the extractor that this run would use.
 
     Raises:
         DataError: a relevant key differs; the message names the target, the key and both values.
     """
     for name, source in sorted(index_feature_sources.items()):
+        if name not in TARGETS:  # pictures are made by no network
+            continue
         for key in RELEVANT_KEYS[role_of(name)]:
             stored, wanted = source.get(key, MISSING), fingerprint.get(key, MISSING)
             if stored != wanted:

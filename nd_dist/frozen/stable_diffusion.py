@@ -215,4 +215,6 @@ def _check_parts(folder: Path, unet: Any, vae: Any, text_encoder: Any) -> None:
 
 
 def _freeze(network: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
-    return network.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    """Return a network without gradients, in evaluation mode, on the device and in the dtype."""
+    network.requires_grad_(False).eval()
+    return torch.nn.Module.to(network, device=device, dtype=dtype)  # diffusers' own `to` warns of nothing at all

@@ -1,0 +1,171 @@
+"""Cases of the training losses and their gradients, MixCo's mixing, the schedules, and similarity matrices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import betainc
+
+from nd_dist.config import TrainingConfig
+from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare
+from nd_dist.metrics.identification import correlation_matrix
+from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, image_hits
+from nd_dist.models.draws import Draws
+from nd_dist.training import losses
+from nd_dist.training.gather import identity
+from nd_dist.training.mixco import BETA, mix_voxels
+from nd_dist.training.schedule import MIXCO_TEMPERATURE, OneCycle, softclip_temperature
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def check(folder: Path) -> Iterator[Row]:
+    """Yield the rows of every ``.npz`` of the folder.
+
+    Raises:
+        DataError: a case is damaged or incomplete.
+    """
+    for path in sorted(folder.glob("*.npz")):
+        case = Case(path)
+        for part in (_check_contrastive, _check_mixing, _check_student, _check_schedules, _check_similarities):
+            yield from part(case)
+        yield from case.left_over()
+
+
+def _check_loss(case: Case, name: str, rows_ND: torch.Tensor, loss: Loss, gradient: str = "") -> Iterator[Row]:
+    """Yield the value of a loss and its gradient in ``rows_ND``."""
+    if name not in case:
+        return
+    leaf = rows_ND.clone().requires_grad_(True)
+    value = loss(leaf)
+    (slope,) = torch.autograd.grad(value, leaf)
+    yield compare(case.file, name, value, case[name], DOUBLE)
+    if (gradient or f"{name}_gradpreds") in case:
+        stored = gradient or f"{name}_gradpreds"
+        yield compare(case.file, stored, slope, case[stored], DOUBLE)
+
+
+def _check_contrastive(case: Case) -> Iterator[Row]:
+    if "preds" not in case:
+        return
+    preds, targs = case.tensor("preds"), case.tensor("targs")
+    for name in case.names:
+        if match := re.fullmatch(r"softclip_t([\d.]+)", name):
+            temperature = float(match.group(1))
+            yield from _check_loss(
+                case, name, preds, partial(losses.soft_clip, target_ND=targs, temperature=temperature)
+            )
+    unmixed = torch.eye(len(preds), dtype=preds.dtype)
+    yield from _check_loss(case, "infonce_bi", preds, lambda p: losses.bimixco(p, targs, unmixed, MIXCO_TEMPERATURE))
+    if "mixco_perm" in case and "mixco_betas_out" in case:
+        mixed = losses.mixed_target(case.tensor("mixco_betas_out"), case.tensor("mixco_perm"), is_released=True)
+        yield from _check_loss(
+            case, "mixco_nce_bi1", preds, lambda p: losses.bimixco(p, targs, mixed, MIXCO_TEMPERATURE)
+        )
+        yield from _check_loss(
+            case,
+            "mixco_nce_bi0",
+            preds,
+            lambda p: losses.cross_entropy(p @ targs.T / MIXCO_TEMPERATURE, mixed),
+        )
+    if "mixco_2subj_perm" in case:
+        betas, perm = case.tensor("mixco_2subj_betas"), case.tensor("mixco_2subj_perm")
+        both = losses.mixed_target(betas, perm, is_released=True)
+        yield from _check_loss(
+            case,
+            "mixco_2subj_loss",
+            preds[: len(perm)],
+            lambda p: losses.bimixco(p, targs[: len(perm)], both, MIXCO_TEMPERATURE),
+            "mixco_2subj_gradpreds",
+        )
+
+
+class _RecordedDraws(Draws):
+    """Uniform numbers that make ``mix_voxels`` choose given partners, shares and rows."""
+
+    def __init__(self, partner_N: npt.NDArray[np.int64], share_N: npt.NDArray[np.floating], select_N: object) -> None:
+        super().__init__(0, 0, torch.arange(len(partner_N)))
+        place_N = np.empty(len(partner_N))
+        place_N[partner_N] = np.arange(len(partner_N))
+        self._uniforms = {
+            "mixco/partner": place_N / len(partner_N),
+            "mixco/share": betainc(BETA, BETA, np.asarray(share_N, dtype=np.float64)),
+            "mixco/select": np.where(np.asarray(select_N), 0.25, 0.75),
+        }
+
+    def for_samples(self, sample_id_B: torch.Tensor) -> Draws:
+        """Return these draws: the case has one subject."""
+        return self
+
+    def uniform_double(self, purpose: str) -> torch.Tensor:
+        """Return the recorded numbers of a purpose."""
+        return torch.from_numpy(self._uniforms[purpose])
+
+
+def _check_mixing(case: Case) -> Iterator[Row]:
+    for prefix, betas in (("mixco_", "mixco_betas_in"), ("mixco_rng_", "mixco_rng_betas")):
+        if f"{prefix}vox_in" not in case:
+            continue
+        voxels = case.tensor(f"{prefix}vox_in", torch.float64).squeeze(1)
+        draws = _RecordedDraws(case[f"{prefix}perm"], case[betas], case[f"{prefix}select"])
+        mix = mix_voxels({1: voxels}, draws, torch.arange(len(voxels)), identity, is_released=True)
+        yield compare(case.file, f"{prefix}vox_out", mix.voxels[1], case[f"{prefix}vox_out"].squeeze(1), DOUBLE)
+        shares = f"{prefix}betas_out" if f"{prefix}betas_out" in case else betas
+        yield compare(case.file, shares, mix.weight_N, case[shares], DOUBLE)
+
+
+def _check_student(case: Case) -> Iterator[Row]:
+    if "cont_student" not in case:
+        return
+    student, teacher, augmented = (case.tensor(name) for name in ("cont_student", "cont_teacher", "cont_teacher_aug"))
+    for name in case.names:
+        if match := re.fullmatch(r"cont_t0(\d+)", name):
+            temperature = float(f"0.{match.group(1)}")
+            gradient = "cont_gradstudent" if temperature == losses.STUDENT_TEMPERATURE else ""
+            yield from _check_loss(
+                case,
+                name,
+                student,
+                partial(losses.soft_contrastive, teacher_ND=teacher, augmented_ND=augmented, temperature=temperature),
+                gradient,
+            )
+    if "z_l1" in case:
+        # the stored error is that of scaled latents
+        ours = losses.latent_l1(case.tensor("z_pred"), case.tensor("z_target")) * losses.LATENT_SCALE
+        yield compare(case.file, "z_l1", ours, case["z_l1"], DOUBLE)
+
+
+def _check_schedules(case: Case) -> Iterator[Row]:
+    for name in case.names:
+        if name.startswith("cosine_anneal_"):
+            last = len(case[name]) - 1
+            ours = [softclip_temperature(epoch / last) for epoch in range(last + 1)]
+            yield compare(case.file, name, ours, case[name], DOUBLE)
+    if "onecycle_lr" in case:
+        training = TrainingConfig()
+        total = int(case["onecycle_total_steps"])
+        cycle = OneCycle(total, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
+        rates = [cycle.learning_rate(int(step)) for step in case["onecycle_step"]]
+        yield compare(case.file, "onecycle_lr", rates, case["onecycle_lr"], DOUBLE)
+
+
+def _check_similarities(case: Case) -> Iterator[Row]:
+    """Yield similarity matrices and top-k; the released cosine matrix has its second argument's rows as rows."""
+    if "ret_A" not in case:
+        return
+    a, b = (case[name].reshape(len(case[name]), -1) for name in ("ret_A", "ret_B"))
+    cosines = cosine_matrix(a, b)
+    ours = {
+        "cos_A_B": cosines.T,
+        "pearson": correlation_matrix(a, b),
+        "top1_AB": brain_hits(cosines).mean(),
+        "top1_BA": image_hits(cosines).mean(),
+    }
+    for quantity in [name for name in ours if name in case]:
+        yield compare(case.file, quantity, ours[quantity], case[quantity], SINGLE)
