@@ -103,14 +103,13 @@ def _check_file(path: Path, wanted: FileRecord) -> None:
     """Raise a CheckpointError where a file is missing or differs from its record."""
     if not path.exists():
         raise CheckpointError("A file of a checkpoint is missing.", where=str(path))
-    if (size := path.stat().st_size) != wanted.num_bytes:
+    found = path.stat().st_size
+    if found != wanted.num_bytes:
         raise CheckpointError(
-            "A file of a checkpoint is torn.", where=str(path), expected=wanted.num_bytes, found=size
+            "A file of a checkpoint is torn.", where=str(path), expected=f"{wanted.num_bytes} bytes", found=found
         )
-    if (digest := sha256_file(path)) != wanted.sha256:
-        raise CheckpointError(
-            "A file of a checkpoint is damaged.", where=str(path), expected=wanted.sha256, found=digest
-        )
+    if FileRecord.of(path) != wanted:
+        raise CheckpointError("A file of a checkpoint is damaged: its hash differs.", where=str(path))
 
 
 def write_pointer(parent: Path, name: str) -> None:

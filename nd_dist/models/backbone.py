@@ -40,7 +40,8 @@ class MixerMLP(nn.Module):
     def forward(self, values: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
         """Return a tensor of the shape of ``values`` (B, ..., width)."""
         hidden = F.gelu(self.linear_in(self.norm(values)))
-        return self.linear_out(dropout(hidden, self._drop, draws, self._name))
+        mixed: torch.Tensor = self.linear_out(dropout(hidden, self._drop, draws, self._name))
+        return mixed
 
 
 class TokenShifts(nn.Module):
@@ -112,7 +113,7 @@ class Mixer(nn.Module):
         """Return the mixed (B, S, H)."""
         if self._seq_len > 1:
             return self._full(x_BSH, draws)
-        shifts_BNH = self.token_shifts(x_BSH.shape[-1], draws)
+        shifts_BNH: torch.Tensor = self.token_shifts(x_BSH.shape[-1], draws)
         if self._form == "official":
             return x_BSH + shifts_BNH.sum(dim=1, keepdim=True)
         for i in range(self._num_blocks):

@@ -128,13 +128,11 @@ class Decoder(nn.Module):
         """Return the prediction of one head: the latent, a sample of the prior, or the backbone without a prior."""
         if isinstance(output, LatentOutput):
             return output.latent_BCHW
-        prior = self.heads[name].prior
-        if prior is None:
+        head = self.heads[name]
+        assert isinstance(head, TokenHead)
+        if head.prior is None:
             return output.backbone_BLD
-        sampled_BLD: torch.Tensor = prior.sample(
-            output.backbone_BLD, [unit_seed(seed, "prior", name) for seed in seeds]
-        )
-        return sampled_BLD
+        return head.prior.sample(output.backbone_BLD, [unit_seed(seed, "prior", name) for seed in seeds])
 
     def _check_voxels(self, voxels_BV: torch.Tensor, subject: int, num_seeds: int) -> None:
         """Raise a ConfigError where voxels, subject or seeds do not fit the model."""

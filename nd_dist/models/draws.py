@@ -77,7 +77,7 @@ class Draws:
         return self.uniform(purpose, *shape) >= drop
 
     def dropout(self, values: torch.Tensor, drop: float, purpose: str) -> torch.Tensor:
-        """Return ``values`` (B, ...) with elements zeroed at probability ``drop`` and the others scaled by 1/(1-drop)."""
+        """Return ``values`` (B, ...), zeroed at probability ``drop`` each and scaled by 1/(1-drop) elsewhere."""
         if drop == 0.0:
             return values
         if drop == 1.0:

@@ -179,5 +179,6 @@ class StudentMap(nn.Sequential):
 
     def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the rows (B, P, 512) of the P positions of the map."""
-        rows: torch.Tensor = super().forward(map_BCHW).flatten(2).transpose(1, 2)
+        maps: torch.Tensor = nn.Sequential.forward(self, map_BCHW)  # type: ignore[no-untyped-call]
+        rows: torch.Tensor = maps.flatten(2).transpose(1, 2)
         return rows

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -103,9 +104,9 @@ class DiffusionPrior(nn.Module):
         estimate from the unshifted one.
         """
         times, x_BLD = self.sampling_times(), noise_TBLD[0]
-        for i, (time, next_time) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (time, next_time) in enumerate(pairwise(times)):
             times_B = torch.full((len(x_BLD),), time, device=x_BLD.device)
-            x0_BLD = self.network(x_BLD, times_B, condition_BLD)
+            x0_BLD: torch.Tensor = self.network(x_BLD, times_B, condition_BLD)
             if next_time < 0:
                 return x0_BLD
             abar, alpha, alpha_next = self.abar_T[time], self.abar_prev_T[time], self.abar_prev_T[next_time]

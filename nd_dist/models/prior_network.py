@@ -119,7 +119,8 @@ class PriorLayer(nn.Module):
     def forward(self, x_BND: torch.Tensor, rotary_2NR: torch.Tensor, bias_ANM: torch.Tensor) -> torch.Tensor:
         """Return (B, N, D)."""
         x_BND = x_BND + self.attention(x_BND, rotary_2NR, bias_ANM)
-        return x_BND + self.feedforward(x_BND)
+        update_BND: torch.Tensor = self.feedforward(x_BND)
+        return x_BND + update_BND
 
 
 class PriorNetwork(nn.Module):
@@ -208,7 +209,7 @@ def rotate(x: torch.Tensor, rotary_2NR: torch.Tensor) -> torch.Tensor:
     """Return ``x`` (..., N, E) with its first R columns rotated by position (interleaved pairs)."""
     cosine, sine = rotary_2NR.to(x.dtype)
     head, tail = x[..., : cosine.shape[-1]], x[..., cosine.shape[-1] :]
-    even, odd = head.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = head.reshape(*head.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return torch.cat([head * cosine + turned * sine, tail], dim=-1)
 

@@ -5,14 +5,14 @@ Legend of shape suffixes: B images, V voxels, C channels, H W height and width o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
+from nd_dist.training.collective import gather_objects
 from nd_dist.world import World
 
 Chunk = tuple[torch.Tensor, torch.Tensor]
@@ -45,21 +45,14 @@ class RunningMoments:
         return mean.float(), variance.clamp(min=0).sqrt().float()
 
 
-def z_statistics(
-    decoder: Decoder,
-    subject: int,
-    chunks: Iterable[Chunk],
-    world: World,
-    gather_objects: Callable[[object], list[Any]],  # Any: what all_gather_object returns
-) -> dict[str, torch.Tensor]:
+def z_statistics(decoder: Decoder, subject: int, chunks: Iterable[Chunk], world: World) -> dict[str, torch.Tensor]:
     """Return mean and standard deviation of predicted and of true z over a subject's training images.
 
     Args:
         decoder: The trained model, evaluated on the device it is on.
         subject: Whose voxels the chunks hold.
-        chunks: (voxels (B, V), z (B, C, H, W)), the same chunks on every rank; every rank works on its share.
+        chunks: (voxels (B, V), z (B, C, H, W)), the same on every rank; every rank works on its share of them.
         world: Who this rank is.
-        gather_objects: Returns every rank's value in rank order.
 
     Returns:
         ``prediction_mean``, ``prediction_std``, ``target_mean``, ``target_std``, each (C, H, W) float32.
@@ -69,7 +62,7 @@ def z_statistics(
         if i % world.size == world.rank:
             predicted.add(_predict_z(decoder, subject, voxels_BV))
             target.add(z_BCHW)
-    pairs: Sequence[tuple[RunningMoments, RunningMoments]] = gather_objects((predicted, target))
+    pairs = gather_objects((predicted, target))
     predicted, target = RunningMoments(), RunningMoments()
     for rank_predicted, rank_target in pairs:
         predicted.merge(rank_predicted)

@@ -13,6 +13,7 @@ from typing import Any
 from nd_dist.checkpoint import FileRecord, read_manifest, read_pointer, write_manifest, write_pointer
 from nd_dist.errors import CheckpointError, DataError
 from nd_dist.events import EventLog
+from nd_dist.training.collective import gather_objects, on_main
 from nd_dist.training.engine import Engine
 from nd_dist.training.records import check_fingerprint
 
@@ -40,20 +41,22 @@ class StageCheckpoints:
         Raises:
             CheckpointError: this rank could not write (disk full); the checkpoint before stays valid.
         """
-        tag, is_main = f"{PREFIX}{step:07d}", self._engine.world.is_main
-        if is_main and (self._folder / tag).exists():
-            shutil.rmtree(self._folder / tag)  # left by a crash, never committed
-        self._engine.barrier()
+        tag = f"{PREFIX}{step:07d}"
+        on_main(lambda: shutil.rmtree(self._folder / tag, ignore_errors=True))  # left by a crash, never committed
         self._engine.save(self._folder, tag)
         files = self._hashed_files(self._folder / tag)
-        if is_main:
-            layout = {"step": step, "fingerprint": self._facts, **self._layout()}
-            write_manifest(self._folder / tag, files, layout)
-            write_pointer(self._folder, tag)
-            self._prune(step)
-        self._engine.barrier()
+        on_main(lambda: self._commit(step, tag, files))
         num_bytes = sum(record.num_bytes for record in files.values())
         self._events.write("checkpoint_saved", tag=tag, step=step, num_bytes=num_bytes)
+
+    def _commit(self, step: int, tag: str, files: Mapping[str, FileRecord]) -> None:
+        """Make a completely written checkpoint count, then remove what fell out of the window (rank 0)."""
+        write_manifest(self._folder / tag, files, {"step": step, "fingerprint": self._facts, **self._layout()})
+        write_pointer(self._folder, tag)
+        steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
+        kept = [other for other in steps if other <= step][-self._keep :]  # newer ones were never committed
+        for other in set(steps) - set(kept):
+            shutil.rmtree(self._folder / f"{PREFIX}{other:07d}")
 
     def load_newest(self) -> int:
         """Restore the newest valid checkpoint and return its step; 0 where there is none.
@@ -61,7 +64,7 @@ class StageCheckpoints:
         Raises:
             CheckpointError: on every rank, where the checkpoint is of another recipe, or of another number of ranks.
         """
-        found = self._engine.from_main(self._choose() if self._engine.world.is_main else None)
+        found = on_main(self._choose)
         for problem in found["problems"]:
             self._events.write("checkpoint_invalid", **problem)
         if not found["tag"]:
@@ -109,16 +112,9 @@ class StageCheckpoints:
         world = self._engine.world
         own = {name: FileRecord.of(folder / name) for name in names[world.rank :: world.size]}
         merged: dict[str, FileRecord] = {}
-        for part in self._engine.gather_objects(own):
+        for part in gather_objects(own):
             merged.update(part)
         return dict(sorted(merged.items()))
-
-    def _prune(self, step: int) -> None:
-        """Remove checkpoints outside the window, and newer ones that were never committed."""
-        steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
-        kept = [other for other in steps if other <= step][-self._keep :]
-        for other in set(steps) - set(kept):
-            shutil.rmtree(self._folder / f"{PREFIX}{other:07d}")
 
     def _tags(self) -> list[Path]:
         """Return the checkpoint folders that exist, committed or not."""

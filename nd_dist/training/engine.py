@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError, ConfigError, WorldError
@@ -68,7 +69,7 @@ def _join(world: World, timeout: timedelta) -> None:
     # meanwhile leaves a lock on which every later run hangs
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed reads it, whoever launched the rank
-    where: dict[str, Any] = {"store": distributed.HashStore()} if world.size == 1 else {"init_method": "env://"}
+    where: dict[str, Any] = {"store": HashStore()} if world.size == 1 else {"init_method": "env://"}
     distributed.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout, **where)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
@@ -181,7 +182,11 @@ class Engine:
             NonFiniteError: on every rank, before any parameter changed, where a loss or gradient is not finite.
         """
         self._set_schedule(step)
-        summaries = [self._micro_step(batch, step, stop_wanted) for batch in batches]
+        summaries: list[dict[str, float]] = []
+        for batch in batches:
+            if summaries:
+                self._engine.step()  # counts the micro-step before; only the last one updates
+            summaries.append(self._micro_step(batch, step, stop_wanted))
         names = [name for name in summaries[0] if not name.startswith("_")]
         terms = {name: math.fsum(summary[name] for summary in summaries) / len(summaries) for name in names}
         grad_norm, is_skipped = self._finish_step(batches, step)
@@ -211,7 +216,7 @@ class Engine:
         """Let DeepSpeed update the parameters; return the gradient norm and whether the loss scaler skipped it.
 
         ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO it is
-        computed here. The last micro-step's ``step`` is the one that updates.
+        computed here.
         """
         is_plain = self._training.zero_stage == 0 and self.dtype == torch.float32
         norm = self._plain_norm() if is_plain else math.nan
@@ -273,22 +278,6 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
         if path is None:
             raise CheckpointError("DeepSpeed cannot read a checkpoint.", where=str(folder / tag))
-
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        distributed.barrier()
-
-    def gather_objects(self, value: object) -> list[Any]:
-        """Return every rank's value in rank order, on every rank."""
-        gathered: list[Any] = [None] * self.world.size
-        distributed.all_gather_object(gathered, value)
-        return gathered
-
-    def from_main(self, value: object) -> Any:
-        """Return rank 0's value on every rank."""
-        values = [value]
-        distributed.broadcast_object_list(values, src=0, device=self.device)
-        return values[0]
 
     def close(self) -> None:
         """Free DeepSpeed's hooks and buffers; the engine cannot be used afterwards."""

@@ -44,7 +44,7 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Gather over torch.distributed's world; differentiable for floating-point rows."""
-    gathered: torch.Tensor = _GatherRows.apply(rows)
+    gathered: torch.Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -1,4 +1,4 @@
-"""The training loop of one stage: batches -> objective -> engine -> events -> checkpoint. It reads as the stage runs."""
+"""The training loop of one stage: batches -> objective -> engine -> events -> checkpoint; reads as the stage runs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Mix(NamedTuple):
 
 
 def draw_mix(draws: Draws, sample_id_M: torch.Tensor) -> SubjectMix:
-    """Return the partners (a permutation) and shares Beta(.15, .15) of a subject's samples; about half stay unmixed."""
+    """Return the partners (a permutation) and shares (Beta(.15, .15); half of them 1) of a subject's samples."""
     drawn = draws.for_samples(sample_id_M)
     partner_M = torch.argsort(drawn.uniform_double("mixco/partner"))
     uniform_M = drawn.uniform_double("mixco/share")

@@ -142,7 +142,7 @@ class Objective(nn.Module):
         return self._training.prior_weight * term
 
     def _contrastive_loss(self, name: str, output: TokenOutput, now: _Step) -> torch.Tensor:
-        """Return the weighted contrastive loss over the global batch; also notes how often the nearest row is right."""
+        """Return the weighted contrastive loss over the global batch; notes how often the nearest row is right."""
         predicted_ND = now.rows(unit_rows(output.contrastive_BLD))
         target_ND = now.rows(unit_rows(now.inputs.targets[name]))
         if now.mix is not None:

@@ -1,8 +1,9 @@
-"""A whole training: both stages of a recipe, resumable at any point by calling it again. The entry of rank programs."""
+"""A whole training: both stages of a recipe, resumed by calling it again. The entry of rank programs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
 from nd_dist.training.calibration import z_statistics
 from nd_dist.training.checkpoints import StageCheckpoints
+from nd_dist.training.collective import on_main
 from nd_dist.training.engine import Engine, connect, training_device
 from nd_dist.training.gather import Gather
 from nd_dist.training.loop import StagePlan, train_stage
@@ -56,18 +58,32 @@ def train(
     gather = connect(world, config.launch.timeout_s)
     for stage in config.training.stages:
         request = stage_request(config, stage, world.size)
-        start_dir = _start_dir(config, source, stage)
-        start = SCRATCH if start_dir is None else str(read_done(start_dir.parent)["model_sha256"])
-        facts = training_fingerprint(config, source.index_id, stage, start)
-        if _is_finished(stage_dir(config.run_dir, stage), facts):
+        start_dir, facts, is_finished = on_main(partial(_stage_state, config, source.index_id, stage))
+        if is_finished:
             events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
             continue
-        events.write("stage_start", stage=stage, subjects=list(request.subjects), start=start)
+        events.write("stage_start", stage=stage, subjects=list(request.subjects), start=facts["start"])
         run = _StageRun(config, world, source, request, events, facts)
         run.train(run.build(start_dir), gather, should_stop)
 
 
-def _start_dir(config: Config, source: TrainingSource, stage: int) -> Path | None:
+def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None, dict[str, object], bool]:
+    """Return what the run folder says of a stage: the model to start from, its fingerprint, whether it is finished.
+
+    Raises:
+        CheckpointError: the folder holds another recipe's training, or stage 1 is missing.
+    """
+    start_dir = _start_dir(config, index_id, stage)
+    start = SCRATCH if start_dir is None else str(read_done(start_dir.parent)["model_sha256"])
+    facts = training_fingerprint(config, index_id, stage, start)
+    folder = stage_dir(config.run_dir, stage)
+    record = read_done(folder)
+    if record:
+        check_fingerprint(facts, record["fingerprint"], folder)
+    return start_dir, facts, bool(record)
+
+
+def _start_dir(config: Config, index_id: str, stage: int) -> Path | None:
     """Return the model that a stage starts from; none: from scratch.
 
     Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
@@ -80,7 +96,7 @@ def _start_dir(config: Config, source: TrainingSource, stage: int) -> Path | Non
     folder = stage_dir(config.run_dir, 1)
     record = read_done(folder)
     if record:
-        check_fingerprint(training_fingerprint(config, source.index_id, 1), record["fingerprint"], folder)
+        check_fingerprint(training_fingerprint(config, index_id, 1), record["fingerprint"], folder)
         return folder / MODEL
     if 1 in config.training.stages or folder.exists():
         raise CheckpointError(
@@ -89,14 +105,6 @@ def _start_dir(config: Config, source: TrainingSource, stage: int) -> Path | Non
             todo="train it first (training.stages=[1,2]), or remove the folder to train stage 2 from scratch",
         )
     return None
-
-
-def _is_finished(folder: Path, facts: dict[str, object]) -> bool:
-    """Return whether the stage's record exists; one of another recipe is refused."""
-    record = read_done(folder)
-    if record:
-        check_fingerprint(facts, record["fingerprint"], folder)
-    return bool(record)
 
 
 class _StageRun:
@@ -151,11 +159,9 @@ class _StageRun:
             loss = train_stage(plan, engine, stream, checkpoints, self._events, should_stop)
         finally:
             stream.close()
-        model_sha256 = self._export(engine)
-        self._calibrate(engine)
-        if self._world.is_main:
-            write_done(self._folder, self._facts, plan.total_steps, loss, model_sha256)
-        engine.barrier()
+        digest = self._export(engine)
+        self._calibrate()
+        on_main(lambda: write_done(self._folder, self._facts, plan.total_steps, loss, digest))
         engine.close()
         self._events.write("stage_done", stage=plan.stage, step=plan.total_steps, loss=loss)
 
@@ -168,22 +174,19 @@ class _StageRun:
         return Engine(objective, training, total_steps, rows, self._world, self._config.launch.timeout_s)
 
     def _export(self, engine: Engine) -> str:
-        """Write the model folder (rank 0) and return the weights' hash there, an empty text elsewhere."""
+        """Write the model folder and return the weights' hash."""
         state = engine.full_state()
-        digest = engine.objective.decoder.save(self._folder / MODEL, state) if self._world.is_main else ""
-        engine.barrier()
-        return digest
+        return on_main(lambda: engine.objective.decoder.save(self._folder / MODEL, state))
 
-    def _calibrate(self, engine: Engine) -> None:
+    def _calibrate(self) -> None:
         """Store the statistics of z over the stage's training images beside the model (stage 2: one subject)."""
         if INITIAL not in self._request.targets or len(self._request.subjects) > 1:
             return
         subject = self._request.subjects[0]
         decoder = Decoder.load(self._folder / MODEL).to(training_device(self._world))
         chunks = self._source.training_rows(subject, self._request.sessions)
-        statistics = z_statistics(decoder, subject, chunks, self._world, engine.gather_objects)
-        if self._world.is_main:
-            write_z_statistics(self._folder / MODEL, statistics)
+        statistics = z_statistics(decoder, subject, chunks, self._world)
+        on_main(lambda: write_z_statistics(self._folder / MODEL, statistics))
 
 
 def parameter_table(decoder: Decoder) -> dict[str, int]:
