@@ -28,13 +28,15 @@ def resize_bilinear(pixels_BCHW: torch.Tensor, size: int, antialias: bool) -> to
     """Return pixels (B, C, size, size), resized as torchvision's tensor ``Resize`` does; differentiable.
 
     Args:
-        pixels_BCHW: Pixels, any range.
+        pixels_BCHW: Pixels, any range; half precision is resized in float32.
         size: Side of the square result.
         antialias: torchvision's tensor default: off up to 0.16, on from 0.17.
     """
     if tuple(pixels_BCHW.shape[-2:]) == (size, size):
         return pixels_BCHW
-    return F.interpolate(pixels_BCHW, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    wide = pixels_BCHW.to(torch.promote_types(pixels_BCHW.dtype, torch.float32))
+    resized = F.interpolate(wide, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return resized.to(pixels_BCHW.dtype)
 
 
 def resize_lanczos(pictures_BHWC: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nd_dist.frozen import clip_vision, stable_diffusion
+from nd_dist.frozen.clip_vision import ClipVision
+from nd_dist.frozen.stable_diffusion import StableDiffusion
+from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
+
+
+@pytest.fixture(scope="package")
+def sd_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stable_diffusion(tmp_path_factory.mktemp("models") / "sd")
+
+
+@pytest.fixture(scope="package")
+def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="package")
+def sd(sd_dir: Path) -> StableDiffusion:
+    return stable_diffusion.load(sd_dir)
+
+
+@pytest.fixture(scope="package")
+def clip(clip_dir: Path) -> ClipVision:
+    return clip_vision.load(clip_dir)
