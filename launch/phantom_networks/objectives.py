@@ -5,8 +5,8 @@ Legend: B rows, C channels, H height, W width, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,8 @@ MEAN_PERCENT = 50
 """Of 100 rows so many have the mean over all five captions, which is what the decoder predicts."""
 
 
-class Objective(Protocol):
-    """A loss of one network."""
-
-    def __call__(self, network: Any, rows: Rows) -> dict[str, torch.Tensor]:  # Any: torch modules are untyped
-        """Return ``loss`` to minimise and further scalars to report."""
-        ...
+Objective = Callable[[Any, Rows], dict[str, torch.Tensor]]  # Any: diffusers and transformers ship no usable types
+"""A loss of a network on rows: ``loss`` to minimise and further scalars to report."""
 
 
 def vae_loss(vae: Any, rows: Rows) -> dict[str, torch.Tensor]:

@@ -24,12 +24,10 @@ from nd_dist.errors import CheckpointError
 from nd_dist.events import EventLog
 from shards.phantom.captions import vocabulary
 
-SCALING_PICTURES = 1024
-
 RECIPES = {
-    "vae": Recipe("vae", steps=5000, batch_size=8, learning_rate=1.5e-3, seed=11, weight_decay=0.0),
-    "clip": Recipe("clip", steps=4000, batch_size=64, learning_rate=1e-3, seed=12, weight_decay=0.05),
-    "judges": Recipe("judges", steps=2500, batch_size=32, learning_rate=2e-3, seed=13, weight_decay=0.02),
+    "vae": Recipe("vae", steps=3000, batch_size=8, learning_rate=1.5e-3, seed=11, weight_decay=0.0),
+    "clip": Recipe("clip", steps=1000, batch_size=64, learning_rate=1e-3, seed=12, weight_decay=0.05),
+    "judges": Recipe("judges", steps=1500, batch_size=32, learning_rate=2e-3, seed=13, weight_decay=0.02),
     "unet": Recipe("unet", steps=20_000, batch_size=32, learning_rate=1e-3, seed=14),
 }
 """What the shipped weights were trained with, in order; the UNet needs the finished VAE and CLIP."""
@@ -45,12 +43,14 @@ class Workplace:
         recipes: Stage -> recipe.
         device: Of the training.
         events: Progress.
+        scaling_pictures: Training pictures from which the latents' scaling factor is measured.
     """
 
     out_dir: Path
     recipes: dict[str, Recipe]
     device: torch.device
     events: EventLog
+    scaling_pictures: int = 1024
 
     def tokenizer(self) -> Any:
         """Write (again) and return the tokenizer."""
@@ -102,7 +102,7 @@ def _unet_objective(networks: Networks, tokenizer: Any, place: Workplace) -> UNe
     classified = ClipWithClassifiers(networks.clip)
     place.require_finished(networks.vae, "vae")
     place.require_finished(classified, "clip")
-    set_scaling_factor(networks.vae, place.recipes["vae"].seed, SCALING_PICTURES)
+    set_scaling_factor(networks.vae, place.recipes["vae"].seed, place.scaling_pictures)
     text_encoder = text_encoder_of(classified.clip)
     return UNetObjective(networks.vae.to(place.device), text_encoder.to(place.device), tokenizer)
 
@@ -122,7 +122,7 @@ def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
         "unet": networks.unet,
     }
     steps = {name: load_average(part, place.out_dir, name) for name, part in parts.items()}
-    set_scaling_factor(networks.vae, place.recipes["vae"].seed, SCALING_PICTURES)
+    set_scaling_factor(networks.vae, place.recipes["vae"].seed, place.scaling_pictures)
     return networks, steps
 
 

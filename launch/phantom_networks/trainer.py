@@ -44,6 +44,7 @@ class Recipe:
         seed: Of initial weights and stream.
         weight_decay: AdamW's.
         autocast: bfloat16 autocast, where the device is fast at it.
+        checkpoint_every: Steps between states on disk.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     seed: int
     weight_decay: float = 1e-2
     autocast: bool = False
+    checkpoint_every: int = 250
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -178,7 +180,7 @@ def train(
         if state.step % 50 == 0 or state.step == recipe.steps:
             values = {name: round(float(value), 5) for name, value in scalars.items()}
             events.progress(recipe.name, state.step, recipe.steps, **values)
-        if state.step % 250 == 0 or state.step == recipe.steps:
+        if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
             save_state(state, out_dir)
 
 

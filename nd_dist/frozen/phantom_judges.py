@@ -155,7 +155,8 @@ class _Mixer(nn.Module):
         tokens_BLD = maps_BCHW.flatten(2).transpose(1, 2)
         tokens_BLD = tokens_BLD + self.over_places(self.norms[0](tokens_BLD).transpose(1, 2)).transpose(1, 2)
         tokens_BLD = tokens_BLD + self.over_channels(self.norms[1](tokens_BLD))
-        return tokens_BLD.transpose(1, 2).reshape(maps_BCHW.shape)
+        mixed_BCHW: torch.Tensor = tokens_BLD.transpose(1, 2).reshape(maps_BCHW.shape)
+        return mixed_BCHW
 
 
 def _pooled(width: int) -> list[nn.Module]:
