@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_INTERVAL_S = 5.0
+PLAIN_INTERVAL_S = 15.0
 
 
 class EventTail:
@@ -53,7 +53,6 @@ class Watcher:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
-        self._loss = ""
 
     def __enter__(self) -> None:
         if self._console.is_terminal:
@@ -75,16 +74,14 @@ class Watcher:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event of rank 0."""
-        if event["event"] == "train_step":
-            self._loss = f"loss {float(event['loss']):.4g}"
-        elif event["event"] == "notice":
+        if event["event"] == "notice":
             self._console.print(f"  note: {event['message']}", highlight=False)
         elif event["event"] == "progress":
-            self._advance(str(event["task"]), int(event["done"]), int(event["total"]))
+            detail = f"loss {float(event['loss']):.4g}" if "loss" in event else ""
+            self._advance(str(event["task"]), int(event["done"]), int(event["total"]), detail)
 
-    def _advance(self, task: str, done: int, total: int) -> None:
+    def _advance(self, task: str, done: int, total: int, detail: str) -> None:
         """Move the bar of a task, or write its line."""
-        detail = self._loss if task.startswith("train") else ""
         if self._progress is not None:
             if task not in self._tasks:
                 self._tasks[task] = self._progress.add_task(task, total=total, detail=detail)
