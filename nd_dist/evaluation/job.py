@@ -159,7 +159,7 @@ def fingerprints(job: Job) -> Fingerprints:
     }
     judging = {
         "format": FORMAT,
-        "protocol": job.protocol.describe(),
+        "protocol": job.protocol.settings(),
         "judges": {judge.name: judge.identity for judge in job.networks.judges()},
     }
     statistics = {

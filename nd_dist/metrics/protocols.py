@@ -74,6 +74,11 @@ class Protocol:
         """Return the protocol as a JSON value."""
         return dataclasses.asdict(self)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the part that decides numbers, as a JSON value: all but texts and the authors' practice."""
+        words = ("name", "source", "practice", "num_test_images")
+        return {key: value for key, value in self.describe().items() if key not in words}
+
     def departures(self, num_images: int, num_repeats: int) -> list[str]:
         """Return what this evaluation does otherwise than the protocol's authors, one sentence each."""
         practice = self.practice
