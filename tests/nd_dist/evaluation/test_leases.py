@@ -1,0 +1,167 @@
+"""Claims with real processes: exclusive, renewed, taken over when their owner is killed or frozen."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nd_dist.errors import RankFailure, Requeue
+from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+folder, name, tasks, seconds, stale_s = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:6])
+def task(index):
+    result = folder / f"result-{index}"
+    def work():
+        (folder / f"log-{name}-{index}").touch()
+        time.sleep(seconds)
+        try:
+            with open(result, "x") as stream: stream.write(name)
+        except FileExistsError:
+            pass
+    return Task(f"task-{index}", result.exists, work)
+pool = LeasePool(folder / "leases", "launch", stale_s=stale_s)
+print("ready", flush=True)
+tally = work_off([task(i) for i in range(int(tasks))], pool)
+print(tally.done, tally.taken_over, flush=True)
+"""
+
+
+def start(folder: Path, name: str, tasks: int, seconds: float, stale_s: float) -> subprocess.Popen[str]:
+    words = [str(folder), name, str(tasks), str(seconds), str(stale_s)]
+    process = subprocess.Popen([sys.executable, "-c", WORKER, *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def wait_for(condition: "callable", seconds: float = 10.0) -> None:  # type: ignore[valid-type]
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def results(folder: Path) -> list[str]:
+    return [path.read_text() for path in sorted(folder.glob("result-*"))]
+
+
+def test_several_processes_do_every_task_once(tmp_path: Path) -> None:
+    workers = [start(tmp_path, name, 20, 0.03, 30) for name in "abc"]
+    done = [int(worker.communicate(timeout=30)[0].split()[0]) for worker in workers]
+    assert sum(done) == 20
+    assert len(results(tmp_path)) == 20
+    assert len(list(tmp_path.glob("log-*"))) == 20, "a task was worked on twice"
+
+
+def test_a_killed_process_costs_its_task_only_and_a_neighbour_notices_at_once(tmp_path: Path) -> None:
+    victim = start(tmp_path, "victim", 4, 30, 3600)
+    wait_for(lambda: list(tmp_path.glob("log-victim-*")))
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    begin = time.monotonic()
+    survivor = start(tmp_path, "survivor", 4, 0.01, 3600)
+    done, taken_over = survivor.communicate(timeout=20)[0].split()
+    assert (done, taken_over) == ("4", "1")
+    assert time.monotonic() - begin < 10, "waited for the stale time although the owner is known to be dead"
+
+
+def test_a_frozen_process_loses_its_task_and_does_no_harm_when_it_wakes_up(tmp_path: Path) -> None:
+    frozen = start(tmp_path, "frozen", 3, 0.4, 1)
+    wait_for(lambda: list(tmp_path.glob("log-frozen-*")))
+    frozen.send_signal(signal.SIGSTOP)
+    other = start(tmp_path, "other", 3, 0.05, 1)
+    assert other.communicate(timeout=20)[0].split() == ["3", "1"]
+    frozen.send_signal(signal.SIGCONT)
+    frozen.communicate(timeout=20)
+    assert frozen.returncode == 0
+    assert results(tmp_path) == ["other"] * 3
+
+
+def test_a_task_is_claimed_by_one_of_many_threads(tmp_path: Path) -> None:
+    pools = [LeasePool(tmp_path, "launch") for _ in range(8)]
+    found: list[object] = []
+    barrier = threading.Barrier(8)
+
+    def claim(pool: LeasePool) -> None:
+        barrier.wait()
+        found.append(pool.claim("task"))
+
+    threads = [threading.Thread(target=claim, args=(pool,)) for pool in pools]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(lease is not None for lease in found) == 1
+
+
+def test_a_stale_claim_is_taken_over_by_one_of_many_threads(tmp_path: Path) -> None:
+    (tmp_path / "task.0000").write_text("{}")
+    os.utime(tmp_path / "task.0000", (1, 1))
+    pools = [LeasePool(tmp_path, "launch") for _ in range(8)]
+    leases = [lease for lease in (pool.claim("task") for pool in pools) if lease is not None]
+    assert [lease.generation for lease in leases] == [1]
+
+
+def test_a_claim_is_renewed_while_its_owner_works(tmp_path: Path) -> None:
+    pool, other = LeasePool(tmp_path, "launch", stale_s=0.4), LeasePool(tmp_path, "launch", stale_s=0.4)
+    lease = pool.claim("task")
+    assert lease is not None
+    with pool.renewing(lease):
+        time.sleep(0.9)
+        assert other.claim("task") is None
+        assert pool.holds(lease)
+
+
+def test_a_task_that_fails_is_free_again_at_once(tmp_path: Path) -> None:
+    pool = LeasePool(tmp_path, "launch")
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        work_off([Task("task", lambda: False, fail)], pool)
+    assert LeasePool(tmp_path, "launch").claim("task") is not None
+
+
+def test_a_task_that_keeps_killing_ranks_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    for generation in range(3):
+        owner = {"host": "elsewhere", "space": "x", "pid": 1, "start": "1", "launch": "launch", "rank": generation}
+        (tmp_path / f"task.{generation:04d}").write_text(json.dumps(owner))
+        os.utime(tmp_path / f"task.{generation:04d}", (1, 1))
+    with pytest.raises(RankFailure, match=r"unit task; last: rank 2 on elsewhere"):
+        LeasePool(tmp_path, "launch").claim("task")
+    assert LeasePool(tmp_path, "another launch").claim("task") is not None
+
+
+def test_a_rank_that_is_asked_to_stop_leaves_and_keeps_its_results(tmp_path: Path) -> None:
+    done: list[int] = []
+    tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(5)]  # type: ignore[misc]
+    with pytest.raises(Requeue):
+        work_off(tasks, LeasePool(tmp_path, "launch"), watch=Watch(should_stop=lambda: len(done) == 2))
+    assert done == [0, 1]
+    assert work_off(tasks, LeasePool(tmp_path, "launch")).done == 3
+
+
+def test_ranks_start_apart_and_progress_ends_at_the_total(tmp_path: Path) -> None:
+    done: list[int] = []
+    told: list[tuple[int, int]] = []
+    tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(4)]  # type: ignore[misc]
+    report = Watch(report=lambda count, total: told.append((count, total)))
+    work_off(tasks, LeasePool(tmp_path, "launch"), first=2, watch=report)
+    assert done == [2, 3, 0, 1]
+    assert told[0] == (0, 4)
+    assert told[-1] == (4, 4)
+
+
+def test_no_tasks_are_no_work(tmp_path: Path) -> None:
+    assert work_off([], LeasePool(tmp_path, "launch"), first=3).done == 0
