@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from launch.phantom_networks.cards import write_cards
 from launch.phantom_networks.folders import write_folders
+from launch.phantom_networks.quality import contact_sheet
 from launch.phantom_networks.stages import RECIPES, STAGES, Workplace, run_stage, trained_networks, with_steps
 from nd_dist.errors import ConfigError
 from nd_dist.events import EventLog
+from nd_dist.files import atomic_path
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,6 +49,17 @@ def _chosen_steps(text: str) -> dict[str, int]:
     return chosen
 
 
+def _export(place: Workplace, folder: Path) -> None:
+    """Write folders, model cards and, beside the states, a contact sheet of the newest states."""
+    networks, steps = trained_networks(place)
+    tokenizer = place.tokenizer()
+    write_folders(folder, networks)
+    figures = write_cards(folder, networks, tokenizer, place.recipes, steps)
+    with atomic_path(place.out_dir / "sheet.png") as part:
+        Image.fromarray(contact_sheet(networks, tokenizer)).save(part, format="png")
+    place.events.write("exported", folder=folder, steps=steps, figures=figures)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program (see the module's docstring)."""
     options = _parse(arguments)
@@ -57,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         EventLog(options.out_dir, 0, "phantom-networks"),
     )
     if options.export:
-        networks, steps = trained_networks(place)
-        write_folders(options.export, networks)
-        place.events.write("exported", folder=options.export, steps=steps)
+        _export(place, options.export)
         return
     names = options.only.split(",")
     if unknown := [name for name in names if name not in STAGES]:
