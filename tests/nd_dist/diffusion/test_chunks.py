@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nd_dist.diffusion.chunks import AdaptiveChunks, OutOfMemory
+
+
+class Accelerator:
+    """Has memory for a few rows; remembers the chunks that it was given."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.sizes: list[int] = []
+
+    def double(self, rows: slice) -> tuple[torch.Tensor, ...]:
+        size = rows.stop - rows.start
+        self.sizes.append(size)
+        if size > self.capacity:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        values = torch.arange(rows.start, rows.stop)
+        return 2 * values, values.float()
+
+
+def test_rows_come_back_in_order_from_equal_chunks() -> None:
+    accelerator = Accelerator(capacity=100)
+    doubled, plain = AdaptiveChunks("test", 8).run(20, accelerator.double)
+    assert doubled.tolist() == [2 * row for row in range(20)]
+    assert plain.tolist() == list(range(20))
+    assert accelerator.sizes == [7, 7, 6]
+
+
+def test_chunks_are_halved_until_they_fit_and_the_size_is_remembered() -> None:
+    chunks, accelerator = AdaptiveChunks("test", 100), Accelerator(capacity=3)
+    assert chunks.run(20, accelerator.double)[0].tolist() == [2 * row for row in range(20)]
+    assert accelerator.sizes[:4] == [20, 10, 5, 2]
+    tried = len(accelerator.sizes)
+    chunks.run(20, accelerator.double)
+    assert max(accelerator.sizes[tried:]) <= 3
+
+
+def test_one_row_that_does_not_fit_ends_with_advice() -> None:
+    with pytest.raises(OutOfMemory, match="bfloat16"):
+        AdaptiveChunks("VAE", 4).run(3, Accelerator(capacity=0).double)
+
+
+def test_other_errors_pass_through() -> None:
+    def broken(_rows: slice) -> tuple[torch.Tensor, ...]:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        AdaptiveChunks("test", 4).run(3, broken)

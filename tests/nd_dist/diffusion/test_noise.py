@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+
+from nd_dist.diffusion.noise import NoiseRequest, draw_noise
+from nd_dist.seeds import unit_seed
+
+SHAPE = (4, 8, 8)
+
+
+def test_noise_depends_on_the_unit_and_not_on_its_batch() -> None:
+    requests = [NoiseRequest(image, repeat, 7) for image in (3, 5) for repeat in range(3)]
+    together = draw_noise(requests, SHAPE)
+    assert together.shape == (6, *SHAPE)
+    for row, request in enumerate(requests):
+        assert torch.equal(draw_noise([request], SHAPE)[0], together[row])
+    assert len({tuple(values.flatten()[:4].tolist()) for values in together}) == 6
+
+
+def test_a_unit_s_seed_is_made_of_run_image_and_repeat() -> None:
+    seed = unit_seed(7, "noise", 3, 1)
+    expected = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(draw_noise([NoiseRequest(3, 1, 7)], SHAPE)[0], expected)
+    assert not torch.equal(draw_noise([NoiseRequest(3, 1, 8)], SHAPE)[0], expected)
+
+
+def test_official_noise_is_draw_41_r_of_seed_42_for_every_image() -> None:
+    generator = torch.Generator().manual_seed(42)
+    stream = [torch.randn(1, *SHAPE, generator=generator)[0] for _ in range(165)]
+    requests = [NoiseRequest(image, repeat, 0) for image in (1, 2) for repeat in range(5)]
+    drawn = draw_noise(requests, SHAPE, "official")
+    for row, request in enumerate(requests):
+        assert torch.equal(drawn[row], stream[41 * request.repeat])
