@@ -6,17 +6,13 @@ Keys hold no dot, because WebDataset splits a name at the first one.
 from __future__ import annotations
 
 import io
-import zlib
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from nd_dist.errors import DataError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 NPY_HEADER_BYTES = 128
 VOXELS = "voxels"
@@ -86,11 +82,6 @@ def narrow(values: npt.NDArray[np.floating], dtype: str, where: str) -> npt.NDAr
 def _first_bad(values: npt.NDArray[np.floating]) -> float:
     """Return the first value that is not finite."""
     return float(values[~np.isfinite(values)].flat[0])
-
-
-def crc(record: Buffer) -> int:
-    """Return the crc32 of a record's bytes."""
-    return zlib.crc32(record)
 
 
 def encode_png(picture_HWC: npt.NDArray[np.uint8]) -> bytes:

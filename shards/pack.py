@@ -225,7 +225,7 @@ class _Packer:
                 key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
         rows["offset"] = [record.offset for record in writer.records]
-        rows["crc"] = [record.crc for record in writer.records]
+        rows["checksum"] = [record.checksum for record in writer.records]
         return self._finish(unit, TRIALS, unit.path, writer, (design.num_voxels,), rows, num_invalid)
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
@@ -253,7 +253,7 @@ class _Packer:
         for store, writer in writers.items():
             rows = np.zeros(len(unit.image_ids), dtype=PACKED_IMAGE_ROW)
             rows["image"] = unit.image_ids
-            for name in ("offset", "bytes", "crc"):
+            for name in ("offset", "bytes", "checksum"):
                 field = "num_bytes" if name == "bytes" else name
                 rows[name] = [getattr(record, field) for record in writer.records]
             shape = picture_shape if store == PICTURES else self._specs[store].shape

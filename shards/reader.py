@@ -67,19 +67,16 @@ class ShardReader:
         Raises:
             DataError: the subject did not see an image, or a shard is damaged.
         """
-        rows = self._rows_of(subject)
-        by_image = _group_by_image(rows)
-        info, num_voxels = self.index.voxels, self.index.subjects[subject].voxels
-        record_V = np.empty(num_voxels, dtype=info.dtype)
+        by_image = _group_by_image(self._rows_of(subject))
+        num_voxels = self.index.subjects[subject].voxels
         means_NV = np.empty((len(image_ids), num_voxels), dtype=np.float32)
         for position, image_id in enumerate(image_ids):
             if image_id not in by_image:
                 raise DataError(f"Subject {subject} did not see image {image_id}.", where=str(self.index.folder))
-            total_V = np.zeros(num_voxels, dtype=np.float64)
-            for row in by_image[image_id]:
-                self.read_voxels(row, record_V)
-                total_V += record_V
-            means_NV[position] = total_V / len(by_image[image_id])
+            rows = by_image[image_id]
+            repeats_RV = np.empty((len(rows), num_voxels), dtype=self.index.voxels.dtype)
+            self.read_voxels(rows, repeats_RV)
+            means_NV[position] = repeats_RV.mean(axis=0, dtype=np.float64)
         return means_NV
 
     def targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -89,12 +86,9 @@ class ShardReader:
             DataError: the target or an image was not packed, or a shard is damaged.
         """
         info = self.index.feature(name)
-        record = np.empty(info.shape, dtype=info.dtype)
-        values = np.empty((len(image_ids), *info.shape), dtype=np.float32)
-        for position, image_id in enumerate(image_ids):
-            self.read_target(name, image_id, record)
-            values[position] = record
-        return values
+        stored = np.empty((len(image_ids), *info.shape), dtype=info.dtype)
+        self.read_targets(name, image_ids, stored)
+        return stored.astype(np.float32)
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return pictures (N, H, W, 3), 0..255.
@@ -103,27 +97,22 @@ class ShardReader:
             DataError: pictures or an image were not packed, or a shard is damaged.
         """
         info = self.index.feature(PICTURES)
+        rows = self._image_rows(PICTURES, image_ids)
+        contents = [np.empty(num_bytes, dtype=np.uint8) for num_bytes in rows["bytes"].tolist()]
+        self.files.read_rows(rows, contents, lambda position: image_key(image_ids[position]))
         pictures_NHWC = np.empty((len(image_ids), *info.shape), dtype=np.uint8)
-        for position, image_id in enumerate(image_ids):
-            pictures_NHWC[position] = decode_png(self._read_png(image_id), where=image_key(image_id))
+        for picture_HWC, content, image_id in zip(pictures_NHWC, contents, image_ids, strict=True):
+            picture_HWC[:] = decode_png(content.tobytes(), where=image_key(image_id))
         return pictures_NHWC
 
-    def _read_png(self, image_id: int) -> bytes:
-        """Return the PNG bytes of an image."""
-        row = self._image_row(PICTURES, image_id)
-        shard, offset, num_bytes, crc = (int(row[name]) for name in ("shard", "offset", "bytes", "crc"))
-        return self.files.read(shard, offset, num_bytes, crc, lambda: image_key(image_id))
+    def read_voxels(self, rows: Table, out_NV: npt.NDArray[np.floating]) -> None:
+        """Fill ``out_NV`` (N, V), of the stored dtype, with the voxels of N rows of ``trials`` of one subject."""
+        self.files.read_rows(rows, out_NV, lambda position: trial_row_key(rows[position]))
 
-    def read_voxels(self, row: np.void, out: npt.NDArray[np.floating]) -> None:
-        """Fill ``out`` (V,), of the stored dtype, with the voxels of a row of ``trials``."""
-        self.files.read_into(int(row["shard"]), int(row["offset"]), int(row["crc"]), out, lambda: trial_row_key(row))
-
-    def read_target(self, name: str, image_id: int, out: npt.NDArray[np.floating]) -> None:
-        """Fill ``out`` (*shape), of the stored dtype, with a target of an image."""
-        row = self._image_row(name, image_id)
-        self.files.read_into(
-            int(row["shard"]), int(row["offset"]), int(row["crc"]), out, lambda: f"{image_key(image_id)}.{name}"
-        )
+    def read_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> None:
+        """Fill ``out`` (N, *shape), of the stored dtype, with a target of N images."""
+        rows = self._image_rows(name, image_ids)
+        self.files.read_rows(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
 
     def close(self) -> None:
         """Close the files."""
@@ -144,17 +133,20 @@ class ShardReader:
             )
         return np.asarray(self.trials[self.trials["subject"] == subject])
 
-    def _image_row(self, store: str, image_id: int) -> np.void:
-        """Return an image's row in a store.
+    def _image_rows(self, store: str, image_ids: Sequence[int]) -> Table:
+        """Return the rows of images in a store.
 
         Raises:
-            DataError: the store lacks the image.
+            DataError: the store lacks an image.
         """
         table = self.store(store)
-        if not 0 <= image_id < len(table) or table["shard"][image_id] == ABSENT:
-            raise DataError(f"Store {store!r} holds no image {image_id}.", where=str(self.index.folder))
-        row: np.void = table[image_id]
-        return row
+        ids = np.asarray(image_ids, dtype=np.int64)
+        is_inside = (ids >= 0) & (ids < len(table))
+        is_present = is_inside & (table["shard"][np.where(is_inside, ids, 0)] != ABSENT)
+        if not is_present.all():
+            absent = int(ids[~is_present][0])
+            raise DataError(f"Store {store!r} holds no image {absent}.", where=str(self.index.folder))
+        return np.asarray(table[ids])
 
 
 def _group_by_image(rows: Table) -> Mapping[int, Table]:

@@ -1,14 +1,13 @@
 """Reads single records of shards by position, from any number of threads, and refuses wrong bytes.
 
-A record is checked against its crc32, so a flipped byte, a cut or exchanged file and a wrong offset are errors that
-name shard, sample and offset, and never a wrong sample.
+A record is checked against its checksum on every read, so a flipped byte, a cut or exchanged file and a wrong offset
+are errors that name shard, sample and offset, and never a wrong sample.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
+from shards.checksum import checksum
 from shards.index import ShardInfo
+from shards.tables import Table
 
 MAX_OPEN_FILES = 256
+Records = npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
 
 
 class _OpenFile:
@@ -31,6 +33,10 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+class _WrongBytes(Exception):
+    """What is wrong with a record; becomes an error that names the sample."""
 
 
 class ShardFiles:
@@ -47,40 +53,32 @@ class ShardFiles:
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read_into(
-        self, shard: int, offset: int, crc: int, out: npt.NDArray[np.generic], sample: Callable[[], str]
-    ) -> None:
-        """Fill ``out`` (C-contiguous) with the record at ``offset``.
+    def read_rows(self, rows: Table, records: Records, name: Callable[[int], str]) -> None:
+        """Fill records with what rows of a table point to.
 
         Args:
-            shard: Position in the list of shards.
-            offset: Of the record's first byte.
-            crc: Expected crc32 of the record.
-            out: Its bytes are overwritten.
-            sample: Names the sample; called only where reading fails.
+            rows: (N,) with columns shard, offset and checksum.
+            records: N C-contiguous arrays (or one array of N records), overwritten.
+            name: Names the sample at a position; called only where reading fails.
 
         Raises:
-            DataError: the shard is missing or cut, or the record's bytes are not those that were packed.
+            DataError: a shard is missing or cut, or a record's bytes are not those that were packed.
         """
-        file = self._file(shard)
-        content = out.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(content):
+        columns = (rows[column].tolist() for column in ("shard", "offset", "checksum"))
+        for position, (shard, offset, expected) in enumerate(zip(*columns, strict=True)):
+            file = self._file(shard)
+            content = records[position].reshape(-1).view(np.uint8)
             try:
-                count = os.preadv(file.descriptor, [content[done:]], offset + done)
-            except OSError as error:
-                raise self._error(shard, offset, sample(), f"read error: {error.strerror}") from error
-            if count == 0:
-                raise self._error(shard, offset, sample(), f"the file ends after {done} of {len(content)} bytes")
-            done += count
-        if zlib.crc32(content) != crc:
-            raise self._error(shard, offset, sample(), "the bytes are not those that were packed (crc32 differs)")
-
-    def read(self, shard: int, offset: int, num_bytes: int, crc: int, sample: Callable[[], str]) -> bytes:
-        """Return the record at ``offset``; see ``read_into``."""
-        content = np.empty(num_bytes, dtype=np.uint8)
-        self.read_into(shard, offset, crc, content, sample)
-        return content.tobytes()
+                _pread_full(file.descriptor, content.data, offset)
+                if checksum(content) != expected:
+                    raise _WrongBytes("the bytes are not those that were packed (checksum differs)")
+            except _WrongBytes as error:
+                raise DataError(
+                    "A sample cannot be read.",
+                    where=f"{self._folder / self._shards[shard].path}, sample {name(position)}, offset {offset}",
+                    found=str(error),
+                    todo="run `nd verify --repair`, then `nd pack` again",
+                ) from error
 
     def close(self) -> None:
         """Close the files that no thread reads any more."""
@@ -106,7 +104,7 @@ class ShardFiles:
                 "A shard cannot be opened.",
                 where=str(path),
                 found=error.strerror or str(error),
-                todo="run `nd verify --repair`, or `nd pack` again",
+                todo="run `nd verify --repair`, then `nd pack` again",
             ) from error
         if (size := os.fstat(file.descriptor).st_size) != info.bytes:
             raise DataError(
@@ -114,7 +112,7 @@ class ShardFiles:
                 where=str(path),
                 expected=f"{info.bytes} bytes",
                 found=f"{size} bytes",
-                todo="run `nd verify --repair`",
+                todo="run `nd verify --repair`, then `nd pack` again",
             )
         with self._lock:
             self._open[shard] = file
@@ -122,10 +120,19 @@ class ShardFiles:
                 self._open.popitem(last=False)
         return file
 
-    def _error(self, shard: int, offset: int, sample: str, found: str) -> DataError:
-        return DataError(
-            "A sample cannot be read.",
-            where=f"{self._folder / self._shards[shard].path}, sample {sample}, offset {offset}",
-            found=found,
-            todo="run `nd verify --repair`",
-        )
+
+def _pread_full(descriptor: int, content: memoryview, offset: int) -> None:
+    """Fill ``content`` from a file's ``offset`` on; short reads are continued.
+
+    Raises:
+        _WrongBytes: the file ends early or cannot be read.
+    """
+    done = 0
+    while done < len(content):
+        try:
+            count = os.preadv(descriptor, [content[done:]], offset + done)
+        except OSError as error:
+            raise _WrongBytes(f"read error: {error.strerror}") from error
+        if count == 0:
+            raise _WrongBytes(f"the file ends after {done} of {len(content)} bytes")
+        done += count

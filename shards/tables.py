@@ -1,7 +1,7 @@
 """The binary tables of an index: where every trial and every image's record lies, and its checksum.
 
-Format note: rows carry a crc32 of the record (and the byte length for images, whose PNG records vary), so a reader
-knows at once that what it read is what was packed; format v1's draft had only shard and offset.
+Rows carry a checksum of the record (and the byte length for images, whose PNG records vary), so a reader knows at
+once that what it read is what was packed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nd_dist.errors import DataError
 TRAIN, TEST = 0, 1
 ABSENT = 0xFFFFFFFF
 
-# one row a trial, in (subject, trial) order; packed, 28 bytes
+# one row a trial, in (subject, trial) order; packed, 32 bytes
 TRIAL_ROW = np.dtype(
     [
         ("subject", "u1"),
@@ -29,12 +29,12 @@ TRIAL_ROW = np.dtype(
         ("image", "<u4"),  # 0-based image id
         ("shard", "<u4"),  # position in the index's list of shards
         ("offset", "<u8"),  # of the record's first byte in the tar (npy header skipped)
-        ("crc", "<u4"),  # zlib.crc32 of the record
+        ("checksum", "<u8"),  # of the record, see shards.checksum
     ]
 )
 
-# one row an image id, 0 .. num_images-1; packed, 20 bytes; shard ABSENT where the store lacks the image
-IMAGE_ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc", "<u4")])
+# one row an image id, 0 .. num_images-1; packed, 24 bytes; shard ABSENT where the store lacks the image
+IMAGE_ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("checksum", "<u8")])
 
 Table = npt.NDArray[np.void]
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from nd_dist.errors import DataError
 from nd_dist.files import sha256_file
 from shards import normalize, nsd_counts
-from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, crc, image_key, member_field, npy_header
+from shards.checksum import checksum
+from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
 from shards.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.reader import trial_row_key
 from shards.tables import TEST, Table
@@ -57,7 +58,7 @@ class _Expected:
     key: str
     member: Member
     header: bytes
-    crc: int
+    checksum: int
 
 
 def verify(shards_dir: Path, progress: Progress | None = None) -> list[Problem]:
@@ -181,7 +182,7 @@ def _expected_trials(index: Index, rows: Table) -> list[_Expected]:
         key, offset = trial_row_key(row), int(row["offset"])
         num_bytes = index.subjects[int(row["subject"])].voxels * np.dtype(info.dtype).itemsize
         member = Member(f"{key}.{member_field(VOXELS)}", offset - NPY_HEADER_BYTES, NPY_HEADER_BYTES + num_bytes)
-        expected.append(_Expected(key, member, header, int(row["crc"])))
+        expected.append(_Expected(key, member, header, int(row["checksum"])))
     return expected
 
 
@@ -195,7 +196,7 @@ def _expected_images(info: FeatureInfo, store: str, table: Table, number: int) -
         if header and num_bytes != prod(info.shape) * np.dtype(info.dtype).itemsize:
             num_bytes = -1  # matches no member
         member = Member(f"{key}.{member_field(store)}", int(row["offset"]) - info.header, info.header + num_bytes)
-        expected.append(_Expected(key, member, header, int(row["crc"])))
+        expected.append(_Expected(key, member, header, int(row["checksum"])))
     return expected
 
 
@@ -216,8 +217,8 @@ def _check_members(shard: ShardInfo, content: bytes, expected: Sequence[_Expecte
         record = content[start + len(item.header) : start + item.member.num_bytes]
         if header != item.header:
             yield Problem(shard.path, item.key, "the npy header is not the one that was packed")
-        elif crc(record) != item.crc:
-            yield Problem(shard.path, item.key, "the bytes are not those that were packed (crc32 differs)")
+        elif checksum(np.frombuffer(record, dtype=np.uint8)) != item.checksum:
+            yield Problem(shard.path, item.key, "the bytes are not those that were packed (checksum differs)")
     if len(members) > len(expected):
         yield Problem(shard.path, "", f"{len(members) - len(expected)} members that no table knows")
 

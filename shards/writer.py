@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from nd_dist.files import atomic_path
-from shards.codec import NPY_HEADER_BYTES, crc
+from shards.checksum import checksum
+from shards.codec import NPY_HEADER_BYTES
 
 TAR_BLOCK_BYTES = 512
 MAX_NAME_BYTES = 100  # longer names would need a second header
@@ -27,12 +30,12 @@ class Record:
     Args:
         offset: Of its first byte in the tar (after the npy header).
         num_bytes: Its length.
-        crc: Its crc32.
+        checksum: Of its bytes.
     """
 
     offset: int
     num_bytes: int
-    crc: int
+    checksum: int
 
 
 class _HashingFile:
@@ -75,8 +78,9 @@ class ShardWriter:
         assert "." not in key, "WebDataset splits names at the first dot"
         assert len(f"{key}.{field}") <= MAX_NAME_BYTES
         offset = int(self._tar.tarstream.offset) + TAR_BLOCK_BYTES + skip
+        record = np.frombuffer(content, dtype=np.uint8, offset=skip)
         self._tar.write({"__key__": key, field: content})
-        self.records.append(Record(offset, len(content) - skip, crc(memoryview(content)[skip:])))
+        self.records.append(Record(offset, len(record), checksum(record)))
 
     def close(self) -> None:
         """Write the end of the tar."""

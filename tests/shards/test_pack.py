@@ -199,7 +199,7 @@ def test_trials_of_all_sessions_read_with_stock_webdataset(packed_dir: Path) -> 
             sample["__key__"] == f"s01_e{row['session']:02d}_t{row['trial']:05d}_i{row['image']:05d}_r{row['repeat']}"
         )
         record = np.empty(reader.num_voxels[1], "<f2")
-        reader.read_voxels(row, record)
+        reader.read_voxels(row[None], record[None])
         np.testing.assert_array_equal(sample["voxels.npy"], record)
     pictures = list(
         webdataset.WebDataset(str(packed_dir / "features/img/nsd-img-shared-000.tar"), shardshuffle=False).decode(
