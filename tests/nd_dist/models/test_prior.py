@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_the_sampler_follows_the_published_stochastic_step(prior: DiffusionPrior
     condition, noise = tokens(1, 5), torch.randn(19, 1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
     abar = [1.0, *cosine_abar(100).tolist()]  # abar[t] is the shifted product, abar[t + 1] the plain one
     x, times = noise[0].double(), prior.sampling_times()
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         x0 = prior.network(x.float(), torch.tensor([t]), condition).double()
         if s < 0:
             x = x0

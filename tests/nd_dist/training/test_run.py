@@ -1,0 +1,260 @@
+"""Whole trainings in a world of one, through DeepSpeed, in this process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nd_dist.config import Config
+from nd_dist.errors import CheckpointError, Requeue
+from nd_dist.events import EventLog, events_path, read_events
+from nd_dist.models.decoder import Decoder
+from nd_dist.models.statistics import read_z_statistics
+from nd_dist.training.engine import deepspeed_config
+from nd_dist.training.finite import NonFiniteError
+from nd_dist.training.run import train
+from nd_dist.world import World
+from tests.ranks.recipe import small_recipe
+from tests.ranks.synthetic import NUM_IMAGES, SyntheticSource
+
+Events = list[dict[str, Any]]
+
+
+def run(
+    config: Config, source: SyntheticSource | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Events:
+    """Train, and return the events of this call only."""
+    path = events_path(config.run_dir, 0)
+    before = len(list(read_events(path)))
+    log = EventLog(config.run_dir, 0, "train")
+    try:
+        train(config, World(), source or SyntheticSource(), log, should_stop)
+    finally:
+        events = list(read_events(path))[before:]
+    return events
+
+
+def losses(events: Events) -> dict[tuple[int, int], float]:
+    return {(e["stage"], e["step"]): e["loss"] for e in events if e["event"] == "train_step"}
+
+
+def names(events: Events) -> list[str]:
+    return [event["event"] for event in events]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Events]:
+    torch.set_num_threads(1)
+    config = small_recipe(tmp_path_factory.mktemp("whole"))
+    return config, run(config)
+
+
+@pytest.fixture
+def copied(finished: tuple[Config, Events], tmp_path: Path) -> Config:
+    """A copy of the finished run folder."""
+    shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    return finished[0].model_copy(update={"run_dir": tmp_path / "run"})
+
+
+def test_both_stages_leave_a_model_a_record_and_a_window_of_checkpoints(finished: tuple[Config, Events]) -> None:
+    config, events = finished
+    for stage, steps in ((1, 8), (2, 6)):
+        folder = config.run_dir / "checkpoints" / f"stage{stage}"
+        record = json.loads((folder / "done.json").read_text())
+        assert record["step"] == steps
+        assert record["loss"] == losses(events)[stage, steps - 1]
+        assert len(list(folder.glob("step-*"))) == 2
+        assert json.loads((folder / "latest.json").read_text())["name"] == f"step-{steps:07d}"
+    assert Decoder.load(config.run_dir / "checkpoints" / "stage1" / "model").num_voxels == {2: 36, 5: 44}
+    assert Decoder.load(config.run_dir / "checkpoints" / "stage2" / "model").num_voxels == {1: 40}
+
+
+def test_events_tell_terms_rates_shapes_parameters_and_progress(finished: tuple[Config, Events]) -> None:
+    _, events = finished
+    step = next(event for event in events if event["event"] == "train_step")
+    assert {"c/prior", "c/contrastive", "z/l1", "g02/top1_image_given_voxels"} <= step["terms"].keys()
+    assert step["learning_rate"] > 0
+    assert step["grad_norm"] > 0
+    assert step["samples_per_s"] > 0
+    assert 0 <= step["data_wait_share"] <= 1
+    assert step["memory_bytes"] > 0
+    model = next(event for event in events if event["event"] == "model")
+    assert model["parameters"]["voxels.shared.subjects"] == 32 * (36 + 1) + 32 * (44 + 1)
+    first = next(event for event in events if event["event"] == "first_batch")
+    assert first["voxels"] == {"2": [4, 36], "5": [4, 44]}
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert (last["task"], last["done"], last["total"]) == ("stage 2", 6, 6)
+    off = next(event for event in events if event["event"] == "term_off")
+    assert off["term"] == "z/contrastive"
+
+
+def test_stage_two_starts_from_the_heads_of_stage_one(finished: tuple[Config, Events]) -> None:
+    _, events = finished
+    start = [event["start"] for event in events if event["event"] == "stage_start"]
+    assert start[0] == "scratch"
+    assert len(start[1]) == 64
+
+
+def test_statistics_of_z_are_those_of_the_exported_model(finished: tuple[Config, Events]) -> None:
+    config, _ = finished
+    model_dir = config.run_dir / "checkpoints" / "stage2" / "model"
+    source, statistics = SyntheticSource(), read_z_statistics(model_dir)
+    chunks = list(source.training_rows(1, None))
+    targets = torch.cat([z for _, z in chunks])
+    predicted = Decoder.load(model_dir).predict(torch.cat([v for v, _ in chunks]), 1, [0] * NUM_IMAGES)["z"]
+    for name, values in (("target", targets), ("prediction", predicted)):
+        torch.testing.assert_close(statistics[f"{name}_mean"], values.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(statistics[f"{name}_std"], values.std(0, correction=0), rtol=1e-3, atol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(copied: Config) -> None:
+    assert names(run(copied)) == ["stage_skipped", "stage_skipped"]
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_key(copied: Config) -> None:
+    training = copied.training.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(CheckpointError, match=r"training\.learning_rate=0\.5"):
+        run(copied.model_copy(update={"training": training}))
+    with pytest.raises(CheckpointError, match=r"data\.index=other"):
+        run(copied, SyntheticSource(index_id="other"))
+
+
+def test_a_stop_saves_and_the_same_command_continues_bit_for_bit(
+    finished: tuple[Config, Events], tmp_path: Path
+) -> None:
+    config = small_recipe(tmp_path)
+    asked = iter(range(100))
+    with pytest.raises(Requeue, match="step 4 of 8"):
+        run(config, should_stop=lambda: next(asked) == 3)
+    events = run(config)
+    loaded = next(event for event in events if event["event"] == "checkpoint_loaded")
+    assert loaded["step"] == 4
+    whole, resumed = losses(finished[1]), losses(events)
+    assert {key: whole[key] for key in resumed} == resumed
+    assert (1, 4) in resumed
+    assert (1, 3) not in resumed
+
+
+@pytest.mark.parametrize("damage", ["shorter", "other bytes", "no manifest"])
+def test_a_torn_checkpoint_falls_back_to_the_one_before(
+    finished: tuple[Config, Events], copied: Config, damage: str
+) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    (folder / "done.json").unlink()
+    newest = max(folder.glob("step-*"))
+    state = next(path for path in newest.rglob("*optim_states.pt"))
+    if damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        content = state.read_bytes()
+        state.write_bytes(content[:-10] if damage == "shorter" else content[:-10] + b"0123456789")
+    events = run(copied)
+    assert next(event for event in events if event["event"] == "checkpoint_invalid")["tag"] == "step-0000006"
+    assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
+    whole = losses(finished[1])
+    assert losses(events) == {(2, 4): whole[2, 4], (2, 5): whole[2, 5]}
+
+
+def test_a_checkpoint_without_the_pointers_word_does_not_count(copied: Config) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    (folder / "done.json").unlink()
+    (folder / "latest.json").write_text(json.dumps({"format": 1, "name": "step-0000004"}))
+    events = run(copied)
+    assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
+
+
+def test_a_checkpoint_of_another_world_is_refused_with_the_way_out(copied: Config) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    (folder / "done.json").unlink()
+    for path in folder.glob("step-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["facts"]["world_size"] = 2
+        path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"launch\.ranks=2"):
+        run(copied)
+
+
+def test_a_batch_that_is_not_finite_stops_before_the_step_and_names_its_sample(tmp_path: Path) -> None:
+    config = small_recipe(tmp_path)
+    with pytest.raises(NonFiniteError) as caught:
+        run(config, SyntheticSource(bad_step=5))
+    assert "step 5" in caught.value.what
+    assert "rank 0: subjects [2], images [" in caught.value.where
+    assert "their voxels or targets are not finite" in caught.value.where
+    steps = losses(list(read_events(events_path(config.run_dir, 0))))
+    assert max(steps) == (1, 4)
+    pointer = config.run_dir / "checkpoints" / "stage1" / "latest.json"
+    assert json.loads(pointer.read_text())["name"] == "step-0000004"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_valid(finished: tuple[Config, Events], copied: Config) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    (folder / "done.json").unlink()
+    shutil.rmtree(folder / "step-0000006")
+    (folder / "latest.json").write_text(json.dumps({"format": 1, "name": "step-0000004"}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # no file may grow beyond: writes fail as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="the one before is still valid"):
+            run(copied)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    events = run(copied)
+    assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
+    assert losses(events)[2, 5] == losses(finished[1])[2, 5]
+
+
+def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_one(
+    copied: Config, tmp_path: Path
+) -> None:
+    config = small_recipe(tmp_path / "alone", stages=(2,), steps=(8, 2))
+    assert next(event for event in run(config) if event["event"] == "stage_start")["start"] == "scratch"
+    (copied.run_dir / "checkpoints" / "stage1" / "done.json").unlink()
+    second = copied.training.model_copy(update={"stages": (2,)})
+    with pytest.raises(CheckpointError, match="stage 1 of this run folder is not finished"):
+        run(copied.model_copy(update={"training": second}))
+
+
+def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
+    config = small_recipe(
+        tmp_path, stages=(2,), steps=(1, 150), samples_per_subject=(4, 16), learning_rate=3e-3, checkpoint_every=1000
+    )
+    steps = [event for event in run(config) if event["event"] == "train_step"]
+
+    def mean(term: str, part: list[dict[str, Any]]) -> float:
+        return sum(event["terms"][term] for event in part) / len(part)
+
+    assert mean("z/l1", steps[-10:]) < 0.6 * mean("z/l1", steps[:10])
+    assert mean("c/prior", steps[-10:]) < 0.6 * mean("c/prior", steps[:10])
+    assert mean("c/top1_image_given_voxels", steps[-10:]) > 0.5  # chance 1/16
+
+
+def test_deepspeeds_configuration_follows_the_recipe() -> None:
+    training = small_recipe(
+        Path("x"), dtype="bfloat16", zero_stage=2, gradient_accumulation=3, gradient_clip=0.5
+    ).training
+    config = deepspeed_config(training, rows_per_rank=4, world_size=2)
+    assert config["train_batch_size"] == 24
+    assert config["train_micro_batch_size_per_gpu"] == 4
+    assert config["zero_optimization"] == {"stage": 2}
+    assert config["gradient_clipping"] == 0.5
+    assert config["bf16"]["enabled"]
+    assert "fp16" not in config
