@@ -61,7 +61,8 @@ def pca_reconstruct(pixels_BCHW: torch.Tensor, fitted_BCHW: torch.Tensor) -> tor
     coded = (_patches(pixels_BCHW) - mean_48) @ basis @ basis.T + mean_48
     batch, _, height, width = pixels_BCHW.shape
     grid = coded.reshape(batch, height // 4, width // 4, 3, 4, 4).permute(0, 3, 1, 4, 2, 5)
-    return grid.reshape(pixels_BCHW.shape).float().clamp(0, 1)
+    decoded_BCHW: torch.Tensor = grid.reshape(pixels_BCHW.shape).float().clamp(0, 1)
+    return decoded_BCHW
 
 
 def _patches(pixels_BCHW: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ letters. Nothing is downloaded.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,8 @@ WORD_END = "</w>"
 Symbols = tuple[str, ...]
 
 
-def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
+@cache
+def learn_merges(words: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return byte-pair merges, most frequent first (ties alphabetically), until every word is one token."""
     spelled: list[Symbols] = [(*word[:-1], word[-1] + WORD_END) for word in words]
     merges: list[tuple[str, str]] = []
@@ -30,7 +32,7 @@ def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         spelled = [_merged(symbols, best) for symbols in spelled]
-    return merges
+    return tuple(merges)
 
 
 def _merged(symbols: Symbols, pair: tuple[str, str]) -> Symbols:
