@@ -21,6 +21,8 @@ from shards.phantom.scenes import Scene
 from shards.phantom.sprites import sprites
 
 KL_WEIGHT = 1e-4
+COLOR_FROM_STEP = 1000
+"""From this step on the VAE is also judged by 4x4 means of its error: edges are learned first, colours late."""
 MIN_SNR = 5.0
 EMPTY_PERCENT = 10
 """Of 100 rows so many have the empty caption, so that classifier-free guidance works."""
@@ -33,7 +35,7 @@ Objective = Callable[[Any, Rows], dict[str, torch.Tensor]]  # Any: diffusers and
 
 
 def vae_loss(vae: Any, rows: Rows) -> dict[str, torch.Tensor]:
-    """Return the VAE's loss: absolute and squared error of pixels, absolute error of slopes, KL to N(0, 1)."""
+    """Return the VAE's loss: errors of pixels, of slopes and (later) of colours, and KL to N(0, 1)."""
     pixels_BCHW = 2 * pixels_of(rows.scenes(), rows.device) - 1
     posterior = vae.encode(pixels_BCHW).latent_dist
     latents_BCHW = posterior.mean + posterior.std * rows.normal("posterior", 4, LATENT_SIZE, LATENT_SIZE)
@@ -42,6 +44,8 @@ def vae_loss(vae: Any, rows: Rows) -> dict[str, torch.Tensor]:
     slopes = sum(error_BCHW.diff(dim=dim).abs().mean() for dim in (2, 3))
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     loss = error_BCHW.abs().mean() + squared + 0.5 * slopes + KL_WEIGHT * kl
+    if rows.step >= COLOR_FROM_STEP:
+        loss = loss + 2 * F.avg_pool2d(error_BCHW, 4).abs().mean()
     return {"loss": loss, "psnr": 10 * torch.log10(4 / squared.detach()), "kl": kl.detach()}
 
 
