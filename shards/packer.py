@@ -1,0 +1,246 @@
+"""Does one unit of packing: reads, z-scores or extracts, writes a shard, then its receipt. Knows nothing of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.config import Config
+from nd_dist.errors import DataError
+from nd_dist.events import EventLog
+from nd_dist.files import canonical_json, hash_json
+from nd_dist.schema import SEMANTIC, TargetSpec
+from shards import normalize
+from shards.codec import (
+    DTYPES,
+    PICTURES,
+    VOXELS,
+    encode_png,
+    image_key,
+    member_field,
+    narrow,
+    npy_header,
+    trial_key,
+)
+from shards.contract import Reader
+from shards.index import TRIALS, VERSION, ShardInfo
+from shards.plan import TARGET_DTYPE, ImageUnit, PackPlan, TrialUnit, Unit
+from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
+from shards.tables import TEST, TRAIN, TRIAL_ROW
+from shards.targets import TargetExtractor
+from shards.writer import ShardWriter, open_shard
+
+
+@dataclass
+class _Progress:
+    """Counts samples and reports them."""
+
+    events: EventLog
+    total: int
+    done: int = 0
+
+    def add(self, samples: int) -> None:
+        self.done += samples
+        self.events.progress("pack", self.done, self.total)
+
+
+class Packer:
+    """Does units; knows everything but the ranks.
+
+    Args:
+        config: The recipe.
+        reader: The data set.
+        plan: What is to be packed.
+        extractor: Makes targets.
+        events: Gets ``progress`` in samples.
+    """
+
+    def __init__(
+        self, config: Config, reader: Reader, plan: PackPlan, extractor: TargetExtractor, events: EventLog
+    ) -> None:
+        self.plan = plan
+        self._config, self._reader, self._extractor, self._events = config, reader, extractor, events
+        self.scheme = normalize.SCHEMES[config.data.normalization]
+        self._specs: dict[str, TargetSpec] = {spec.name: spec for spec in extractor.specs}
+        self.subject_moments: dict[int, normalize.Moments] = {}
+        """Subject -> moments of all its sessions, where the z-scoring is by subject; to be set before ``run``."""
+        self._repeats = {subject: design.repeat for subject, design in plan.designs.items()}
+        self._source = dict(reader.source)
+
+    def find_finished(self) -> dict[str, Receipt]:
+        """Return the receipts of shards that are done, and clear away what killed packers left."""
+        shards_dir = self._config.shards_dir
+        remove_abandoned_parts(shards_dir)
+        finished = {}
+        for unit in self.plan.units:
+            for path, recipe in self._recipes(unit).items():
+                if (receipt := find_receipt(shards_dir, path, recipe)) is not None:
+                    finished[path] = receipt
+        return finished
+
+    def run(self, units: Sequence[Unit], finished: set[str]) -> list[Receipt]:
+        """Do units and return the receipts of the shards that were written."""
+        progress = _Progress(self._events, sum(self._num_samples(unit) for unit in units))
+        progress.add(0)
+        receipts: list[Receipt] = []
+        for unit in units:
+            if isinstance(unit, TrialUnit):
+                receipts.append(self._write_trials(unit))
+                progress.add(self._num_samples(unit))
+            else:
+                stores = [store for store in unit.stores if unit.path(store) not in finished]
+                receipts += self._write_images(unit, stores, progress)
+        return receipts
+
+    def _num_samples(self, unit: Unit) -> int:
+        if isinstance(unit, ImageUnit):
+            return len(unit.image_ids)
+        return len(self.plan.designs[unit.subject].trials_of(unit.session))
+
+    def _recipes(self, unit: Unit) -> dict[str, dict[str, Any]]:
+        """Return path -> everything that a shard's bytes depend on, as plain JSON."""
+        if isinstance(unit, TrialUnit):
+            data, design = self._config.data, self.plan.designs[unit.subject]
+            recipe: dict[str, object] = {
+                **self._source,
+                **design.source,
+                "normalization": data.normalization,
+                "voxel_dtype": data.voxel_dtype,
+            }
+            if not self.scheme.per_session:
+                recipe["sessions"] = len(design.sessions)
+            recipes = {unit.path: recipe}
+        else:
+            images = {**self._source, "images": hash_json(unit.image_ids)}
+            targets = {"extractor": self._extractor.fingerprint, "batch_size": self._config.frozen.batch_size}
+            recipes = {
+                unit.path(store): images if store == PICTURES else {**images, **targets} for store in unit.stores
+            }
+        return {path: json.loads(canonical_json({**recipe, "format": VERSION})) for path, recipe in recipes.items()}
+
+    def fit_session(self, subject: int, session: int) -> normalize.Moments:
+        """Return the moments of one session's fitted trials, in percent signal change."""
+        return self._fit(subject, session, self._reader.read_session(subject, session))
+
+    def _fit(self, subject: int, session: int, betas_TV: npt.NDArray[np.float32]) -> normalize.Moments:
+        """Return the moments of one session's fitted trials."""
+        design = self.plan.designs[subject]
+        is_test = design.is_test[design.trials_of(session)]
+        is_fitted = np.ones_like(is_test) if self.scheme.uses_test else ~is_test
+        return normalize.fit(betas_TV, is_fitted, where=f"subject {subject}, session {session}")
+
+    def _write_trials(self, unit: TrialUnit) -> Receipt:
+        """Write one session's trial shard and its receipt."""
+        design, data = self.plan.designs[unit.subject], self._config.data
+        where = f"subject {unit.subject}, session {unit.session}"
+        betas_TV = self._reader.read_session(unit.subject, unit.session)
+        trials = design.trials_of(unit.session)
+        if betas_TV.shape != (len(trials), design.num_voxels):
+            raise DataError(
+                "A session's betas do not fit the design.",
+                where=where,
+                expected=(len(trials), design.num_voxels),
+                found=betas_TV.shape,
+            )
+        moments = self.subject_moments.get(unit.subject)
+        if moments is None:
+            moments = self._fit(unit.subject, unit.session, betas_TV)
+        voxels_TV, num_invalid = normalize.zscore(betas_TV, moments, self.scheme.ddof)
+        dtype = DTYPES[data.voxel_dtype]
+        stored_TV = narrow(voxels_TV, dtype, where)
+        header = npy_header(dtype, (design.num_voxels,))
+        rows = np.zeros(len(trials), dtype=TRIAL_ROW)
+        rows["subject"], rows["session"], rows["trial"] = unit.subject, unit.session, trials
+        rows["image"], rows["repeat"] = design.image_id[trials], self._repeats[unit.subject][trials]
+        rows["split"] = np.where(design.is_test[trials], TEST, TRAIN)
+        with open_shard(self._config.shards_dir / unit.path) as writer:
+            for row, values_V in zip(rows, stored_TV, strict=True):
+                key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
+                writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
+        rows["offset"] = [record.offset for record in writer.records]
+        rows["checksum"] = [record.checksum for record in writer.records]
+        return self._finish(unit, TRIALS, unit.path, writer, (design.num_voxels,), rows, num_invalid)
+
+    def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
+        """Write the shards of one unit of images for the stores that lack them, batch by batch."""
+        targets = [store for store in stores if store != PICTURES]
+        picture_shape: tuple[int, ...] = ()
+        with ExitStack() as stack:
+            writers = {
+                store: stack.enter_context(open_shard(self._config.shards_dir / unit.path(store))) for store in stores
+            }
+            batch_size = self._config.frozen.batch_size
+            for start in range(0, len(unit.image_ids), batch_size):
+                image_ids = unit.image_ids[start : start + batch_size]
+                pictures_BHWC = self._reader.pictures(image_ids)
+                picture_shape = pictures_BHWC.shape[1:]
+                if targets:
+                    self._add_targets({name: writers[name] for name in targets}, pictures_BHWC, image_ids)
+                if PICTURES in writers:
+                    for image_id, picture_HWC in zip(image_ids, pictures_BHWC, strict=True):
+                        writers[PICTURES].add_bytes(
+                            image_key(image_id), member_field(PICTURES), encode_png(picture_HWC)
+                        )
+                progress.add(len(image_ids))
+        receipts = []
+        for store, writer in writers.items():
+            rows = np.zeros(len(unit.image_ids), dtype=PACKED_IMAGE_ROW)
+            rows["image"] = unit.image_ids
+            for name in ("offset", "bytes", "checksum"):
+                field = "num_bytes" if name == "bytes" else name
+                rows[name] = [getattr(record, field) for record in writer.records]
+            shape = picture_shape if store == PICTURES else self._specs[store].shape
+            receipts.append(self._finish(unit, store, unit.path(store), writer, shape, rows))
+        return receipts
+
+    def _add_targets(
+        self, writers: Mapping[str, ShardWriter], pictures_BHWC: npt.NDArray[np.uint8], image_ids: Sequence[int]
+    ) -> None:
+        """Extract a batch's targets and add them to their shards."""
+        has_captions = SEMANTIC in self._config.data.targets
+        captions: Sequence[Sequence[str]] = self._reader.captions(image_ids) if has_captions else [()] * len(image_ids)
+        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids)
+        for name, writer in writers.items():
+            shape, values = self._specs[name].shape, extracted[name]
+            if values.shape != (len(image_ids), *shape):
+                raise DataError(
+                    "The extractor returned a target of another shape than it announced.",
+                    where=name,
+                    expected=(len(image_ids), *shape),
+                    found=values.shape,
+                )
+            header = npy_header(TARGET_DTYPE, shape)
+            for image_id, value in zip(image_ids, values, strict=True):
+                stored = narrow(value, TARGET_DTYPE, where=f"{name} of image {image_id}")
+                writer.add_array(image_key(image_id), member_field(name), header, stored.tobytes())
+
+    def _finish(
+        self,
+        unit: Unit,
+        kind: str,
+        path: str,
+        writer: ShardWriter,
+        shape: tuple[int, ...],
+        rows: npt.NDArray[np.void],
+        num_invalid: int = 0,
+    ) -> Receipt:
+        """Write the receipt of a shard that lies complete on disk."""
+        group = f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group
+        shard = ShardInfo(
+            path=path,
+            kind=kind,
+            group=group,
+            samples=len(rows),
+            bytes=writer.num_bytes,
+            sha256=writer.sha256,
+            invalid_voxels=num_invalid,
+        )
+        receipt = Receipt.make(shard, self._recipes(unit)[path], shape, rows)
+        write_receipt(self._config.shards_dir, receipt)
+        return receipt
