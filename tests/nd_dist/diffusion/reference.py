@@ -6,7 +6,7 @@ Written from the method's formulas, with diffusers' own DDIM step; shares no cod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +32,13 @@ class Reference:
     layer_scale: tuple[float, ...] = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
     num_steps: int = 50
     strength: float = 0.75
+    antialias: bool = False
+    trace: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def run(
         self, c: torch.Tensor, empty: torch.Tensor, z: torch.Tensor, noise: torch.Tensor, targets: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return picture (1, 3, H, W) in [0,1] and final latent of one sample."""
+        """Return picture (1, 3, H, W) in [0,1] and final latent of one sample; ``trace`` keeps what led there."""
         keys = {
             key: value for key, value in self.scheduler_config.items() if key not in ("_class_name", "skip_prk_steps")
         }
@@ -48,6 +50,7 @@ class Reference:
         first = int(start[self.noise_timestep])
         level = scheduler.alphas_cumprod[first].to(z.dtype)
         x = level.sqrt() * z + (1 - level).sqrt() * noise
+        self.trace.update(z_t=[x], timesteps=[timesteps])
         for index, t in enumerate(timesteps):
             abar = float(scheduler.alphas_cumprod[t])
             eps_u, probabilities = self._eps(x, t, empty, abar)
@@ -57,13 +60,21 @@ class Reference:
                     eps_u - self._eps(self._degrade(x, eps_u, probabilities, abar), t, empty, abar)[0]
                 )
             if self.kappa and index < int(num_run * self.eta):
-                eps = eps + self.kappa * (1 - abar) ** 0.5 * self._gradient(x, t, c, abar, targets)
+                gradient, loss = self._gradient(x, t, c, abar, targets)
+                self._keep(eps_before_guidance=eps, guidance_loss=loss[None])
+                eps = eps + self.kappa * (1 - abar) ** 0.5 * gradient
+                self._keep(eps_after_guidance=eps)
             if scheduler.config.prediction_type == "v_prediction":
                 output = (eps - (1 - abar) ** 0.5 * x) / abar**0.5
             else:
                 output = eps
             x = scheduler.step(output, t, x).prev_sample
+            self._keep(latents=x, eps_used=eps)
         return (self._decode(x) / 2 + 0.5).clamp(0, 1), x
+
+    def _keep(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self.trace.setdefault(name, []).append(value.detach())
 
     def _eps(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, abar: float) -> tuple[torch.Tensor, Any]:
         attention = self.sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1
@@ -98,7 +109,7 @@ class Reference:
 
     def _gradient(
         self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor, abar: float, targets: Mapping[str, Any]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = x.detach().requires_grad_(True)
         eps = self._eps(leaf, t, c, abar)[0]
         eps = eps if self.unet_gradient else eps.detach()
@@ -106,7 +117,8 @@ class Reference:
         clean = (leaf - (b if self.x0_form == "official" else b**0.5) * eps) / abar**0.5
         image = self._decode(b**0.5 * clean + (1 - b**0.5) * leaf)
         pixels = ((image + 1) / 2).clamp(0, 1)
-        pixels = F.interpolate(pixels, size=self.clip.image_size, mode="bilinear", align_corners=False)
+        size = self.clip.image_size
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=self.antialias)
         inputs = (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
         taps: list[torch.Tensor] = []
         encoder = getattr(self.clip.tower, "vision_model", self.clip.tower).encoder
@@ -123,4 +135,4 @@ class Reference:
             for a, share, tap, target in zip(self.layer_scale, inverse, taps, targets.values(), strict=True)
         )
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient
+        return gradient, loss
