@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.config import Config
-from nd_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,12 @@ def open_reader(config: Config) -> Reader:
     """Return the reader that ``config.data.reader`` names, after it has checked that its files exist.
 
     Raises:
-        ConfigError: no such reader.
         DataError: a file, subject or session is missing or does not fit the others.
     """
-    if config.data.reader == "nsd":
-        from shards.nsd import NsdReader
+    if config.data.reader == "mindeye2":
+        from shards.mindeye2 import MindEye2Reader
 
-        return NsdReader.open(config)
-    raise ConfigError("This layout cannot be read yet.", where="data.reader", expected="nsd", found=config.data.reader)
+        return MindEye2Reader.open(config)
+    from shards.nsd import NsdReader
+
+    return NsdReader.open(config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from nd_dist.errors import ConfigError, DataError
+from nd_dist.errors import DataError
 from shards.contract import open_reader
 from shards.nsd import NsdLayout, NsdReader
 from tests.shards.support import PHANTOM, make_config
@@ -201,8 +201,3 @@ def test_a_picture_without_caption_is_an_error(phantom_copy: Path) -> None:
         path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="no caption"):
         reader_of(phantom_copy).captions(range(reader_of(phantom_copy).num_images))
-
-
-def test_a_layout_that_cannot_be_read_yet_is_a_configuration_error(phantom_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="data.reader"):
-        reader_of(phantom_dir, reader="mindeye2")
