@@ -92,11 +92,14 @@ def pack(
 @app.command()
 def verify(
     shards_dir: Annotated[Path, typer.Argument(help="Folder of packed shards.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged; `nd pack` then makes it again.")
+    ] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.commands import run_verify
+    from launch.commands import run_repair, run_verify
 
-    raise typer.Exit(run_verify(shards_dir))
+    run_repair(shards_dir) if repair else run_verify(shards_dir)
 
 
 @app.command()

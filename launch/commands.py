@@ -29,7 +29,7 @@ from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
 from nd_dist.config import Config
-from nd_dist.errors import ConfigError
+from nd_dist.errors import ConfigError, DataError
 
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
@@ -168,9 +168,12 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
 
 
-def run_verify(shards_dir: Path) -> int:
-    """Verify packed shards, print each problem; return the exit code."""
-    from nd_dist.errors import DataError
+def run_verify(shards_dir: Path) -> None:
+    """Verify packed shards and print each problem.
+
+    Raises:
+        DataError: there is a problem.
+    """
     from shards.verify import verify
 
     console = Console(soft_wrap=True)
@@ -181,10 +184,21 @@ def run_verify(shards_dir: Path) -> int:
         raise DataError(
             f"{len(problems)} problem(s) in the shards.",
             where=str(shards_dir),
-            todo="run `nd pack` with the same recipe again: it re-packs what is damaged or missing",
+            todo=f"`nd verify {shards_dir} --repair` removes what is damaged, `nd pack` with its recipe makes it again",
         )
     console.print(f"  verify: every shard and table of {shards_dir} is as its index says", highlight=False)
-    return 0
+
+
+def run_repair(shards_dir: Path) -> None:
+    """Remove damaged shards with their receipts and say what to run next."""
+    from shards.repair import repair
+
+    console = Console(soft_wrap=True)
+    removed = repair(shards_dir)
+    for path in removed:
+        console.print(f"  removed {path}", highlight=False, markup=False)
+    todo = "run `nd pack` with the same recipe: it makes just these again" if removed else "nothing was damaged"
+    console.print(f"  repair: {todo}", highlight=False)
 
 
 def run_report(run_dir: Path) -> None:
