@@ -184,7 +184,7 @@ def run_verify(shards_dir: Path) -> None:
         raise DataError(
             f"{len(problems)} problem(s) in the shards.",
             where=str(shards_dir),
-            todo=f"`nd verify {shards_dir} --repair` removes what is damaged, `nd pack` with its recipe makes it again",
+            todo=f"`nd verify {shards_dir} --repair` removes what is damaged, `nd pack` makes it again",
         )
     console.print(f"  verify: every shard and table of {shards_dir} is as its index says", highlight=False)
 
