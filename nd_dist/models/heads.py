@@ -6,11 +6,9 @@ width of a map (in BCHW), P positions of a map.
 
 from __future__ import annotations
 
-from math import gcd
 from typing import NamedTuple
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder as VaeDecoder
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +17,7 @@ from nd_dist.errors import ConfigError
 from nd_dist.models.backbone import Backbone, Mixer
 from nd_dist.models.draws import Draws, dropout
 from nd_dist.models.prior import DiffusionPrior
+from nd_dist.models.upsampler import Upsampler
 from nd_dist.schema import TargetSpec
 
 STUDENT_WIDTH = 512
@@ -139,14 +138,7 @@ class LatentHead(nn.Module):
         )
         self.linear = nn.Linear(hidden, channels[0] * self._map_shape[1] * self._map_shape[2], bias=False)
         self.norm = nn.GroupNorm(1, channels[0])
-        self.upsampler = VaeDecoder(
-            in_channels=channels[0],
-            out_channels=spec.shape[0],
-            up_block_types=("UpDecoderBlock2D",) * len(channels),
-            block_out_channels=channels,
-            layers_per_block=1,
-            norm_num_groups=gcd(32, *channels),
-        )
+        self.upsampler = Upsampler(channels[0], spec.shape[0], channels)
         self.student = StudentMap(channels[0]) if student else None
 
     def forward(self, x_BH: torch.Tensor, draws: Draws | None = None) -> LatentOutput:

@@ -235,16 +235,18 @@ def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_
 
 def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
     config = small_recipe(
-        tmp_path, stages=(2,), steps=(1, 150), samples_per_subject=(4, 16), learning_rate=3e-3, checkpoint_every=1000
+        tmp_path, stages=(2,), steps=(1, 60), samples_per_subject=(4, 16), learning_rate=5e-3, checkpoint_every=1000
     )
-    steps = [event for event in run(config) if event["event"] == "train_step"]
+    plain = {"prior_depth": 0, "backbone_dropout": 0.0, "initial_voxel_dropout": 0.0, "initial_dropout": 0.0}
+    config = config.model_copy(update={"decoder": config.decoder.model_copy(update=plain)})
+    steps = [event["terms"] for event in run(config) if event["event"] == "train_step"]
 
-    def mean(term: str, part: list[dict[str, Any]]) -> float:
-        return sum(event["terms"][term] for event in part) / len(part)
+    def mean(term: str, part: list[dict[str, float]]) -> float:
+        return sum(terms[term] for terms in part) / len(part)
 
-    assert mean("z/l1", steps[-10:]) < 0.6 * mean("z/l1", steps[:10])
-    assert mean("c/prior", steps[-10:]) < 0.6 * mean("c/prior", steps[:10])
-    assert mean("c/top1_image_given_voxels", steps[-10:]) > 0.5  # chance 1/16
+    for term in ("z/l1", "c/prior", "g02/prior"):
+        assert mean(term, steps[-5:]) < 0.9 * mean(term, steps[:5])
+    assert mean("c/top1_image_given_voxels", steps[-5:]) > 0.5  # chance 1/16
 
 
 def test_deepspeeds_configuration_follows_the_recipe() -> None:

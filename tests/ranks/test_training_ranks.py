@@ -1,0 +1,130 @@
+"""Training on two real ranks (gloo, CPU): few launches, each with several trainings, because a launch is slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nd_dist.config import Config
+from nd_dist.events import EventLog
+from nd_dist.models.decoder import Decoder
+from nd_dist.training.run import train
+from nd_dist.world import World
+from tests.ranks.launching import events_of, losses_of, run_ranks, run_with_deepspeed, write_job
+from tests.ranks.recipe import small_recipe
+from tests.ranks.synthetic import SyntheticSource
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "zero1": {"steps": (20, 6)},
+    "zero0": {"stages": (1,), "zero_stage": 0},
+    "zero2": {"stages": (1,), "zero_stage": 2, "gradient_accumulation": 2, "gradient_clip": 5.0},
+    "zero3": {"stages": (1,), "zero_stage": 3},
+    "bfloat16": {"stages": (1,), "dtype": "bfloat16", "zero_stage": 2},
+}
+
+
+def recipe(folder: Path, name: str) -> Config:
+    return small_recipe(folder / name, **CHANGES[name])
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """All recipes trained on two ranks under the deepspeed launcher."""
+    folder = tmp_path_factory.mktemp("two")
+    configs = {name: recipe(folder, name) for name in CHANGES}
+    result = run_with_deepspeed(2, *(write_job(folder / f"{n}.json", config) for n, config in configs.items()))
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return configs
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """The same recipes in this process, a world of one."""
+    folder, threads = tmp_path_factory.mktemp("one"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    configs = {name: recipe(folder, name) for name in CHANGES}
+    for config in configs.values():
+        train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
+    torch.set_num_threads(threads)
+    return configs
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "bfloat16"])
+def test_the_loss_curve_is_the_same_on_one_and_two_ranks(
+    name: str, on_one: dict[str, Config], on_two: dict[str, Config]
+) -> None:
+    one, two = (losses_of(events_of(configs[name])) for configs in (on_one, on_two))
+    assert one.keys() == two.keys()
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_the_loss_curve_is_the_same_for_all_zero_stages(on_two: dict[str, Config]) -> None:
+    zero0, zero3 = (losses_of(events_of(on_two[name])) for name in ("zero0", "zero3"))
+    assert zero3 == pytest.approx(zero0, rel=1e-5)
+
+
+def test_bfloat16_follows_float32_loosely(on_two: dict[str, Config]) -> None:
+    half, full = (losses_of(events_of(on_two[name])) for name in ("bfloat16", "zero0"))
+    assert half == pytest.approx(full, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3"])
+def test_the_exported_model_predicts_the_same_from_one_and_two_ranks(
+    name: str, on_one: dict[str, Config], on_two: dict[str, Config]
+) -> None:
+    one, two = (Decoder.load(c[name].run_dir / "checkpoints" / "stage1" / "model") for c in (on_one, on_two))
+    voxels = torch.from_numpy(SyntheticSource().clean_voxels(5, np.arange(8)))
+    expected, found = (model.predict(voxels, 5, list(range(8))) for model in (one, two))
+    for target, value in expected.items():
+        torch.testing.assert_close(found[target], value, rtol=1e-3, atol=1e-3)
+
+
+def test_every_rank_writes_its_steps_and_all_process_groups_have_the_recipes_timeout(
+    on_two: dict[str, Config],
+) -> None:
+    for rank in (0, 1):
+        events = events_of(on_two["zero1"], rank)
+        assert len(losses_of(events)) == 26
+        assert set(events[-1]["group_timeouts_s"]) == {60.0}
+    assert losses_of(events_of(on_two["zero1"], 0)) == losses_of(events_of(on_two["zero1"], 1))
+
+
+def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
+    on_two: dict[str, Config], tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, "zero1")
+    assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=12, kill_rank=1))[1] == -9
+    assert "finished" not in {event["event"] for event in events_of(config)}
+    bad = small_recipe(tmp_path / "bad", stages=(1,))
+    again, nan = (
+        write_job(tmp_path / "again.json", config),
+        write_job(tmp_path / "bad.json", bad, bad_step=3, bad_rank=1),
+    )
+    codes = run_ranks(2, again, nan)
+
+    events = events_of(config)
+    loaded = next(i for i, event in enumerate(events) if event["event"] == "checkpoint_loaded")
+    assert events[loaded]["step"] == 10
+    resumed, whole = losses_of(events[loaded:]), losses_of(events_of(on_two["zero1"]))
+    assert len(resumed) == 16
+    assert resumed == {key: whole[key] for key in resumed}
+
+    # the second job of that launch: a NaN in one rank's data stops both before the step, with names
+    assert codes == [1, 1]
+    for rank in (0, 1):
+        failed = events_of(bad, rank)[-1]
+        assert failed["kind"] == "NonFiniteError"
+        assert "step 3" in failed["message"]
+        assert "rank 1: subjects [2], images [" in failed["message"]
+        assert max(losses_of(events_of(bad, rank))) == (1, 2)
+
+
+def test_another_number_of_ranks_is_refused_with_the_way_out(on_two: dict[str, Config], tmp_path: Path) -> None:
+    config = on_two["zero0"]
+    (config.run_dir / "checkpoints" / "stage1" / "done.json").unlink()
+    with pytest.raises(ValueError, match=r"launch\.ranks=2"):
+        train(config, World(), SyntheticSource(), EventLog(tmp_path, 0, "train"), lambda: False)
