@@ -44,7 +44,7 @@ class Layout:
 
     @property
     def ranks(self) -> Path:
-        """What each rank did in the last launch."""
+        """What each rank of each launch did."""
         return self.work / "ranks"
 
     def decoded(self, subject: int) -> Path:

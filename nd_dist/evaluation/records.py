@@ -26,6 +26,7 @@ from nd_dist.files import PART_SUFFIX, read_json, sync_dir, write_error, write_j
 FORMAT = 1
 RECORD = "record.json"
 OUTDATED = "outdated"
+SETTINGS = "settings.json"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def publish(folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Cal
     Raises:
         DataError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    staging = folder.with_name(f".{folder.name}.{gethostname()}-{os.getpid()}-{threading.get_ident()}{PART_SUFFIX}")
+    staging = _staging(folder)
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -110,10 +111,9 @@ def claim_folder(folder: Path, fingerprint: str, settings: Mapping[str, Any]) ->
         fingerprint: Of the settings.
         settings: What the fingerprint was made of, written beside the results for people.
     """
-    marker = folder / "settings.json"
     done = "new"
     if folder.exists():
-        present = str(read_json(marker).get("fingerprint", "unknown")) if marker.exists() else "unknown"
+        present = _settled(folder)
         if present == fingerprint:
             return "kept"
         done = "moved"
@@ -121,8 +121,25 @@ def claim_folder(folder: Path, fingerprint: str, settings: Mapping[str, Any]) ->
     if (home := _outdated(folder, fingerprint)).exists():
         _move(home, folder)
         return "restored"
-    write_json(marker, {"fingerprint": fingerprint, "settings": dict(settings)})
-    return done
+    staging = _staging(folder)
+    try:
+        write_json(staging / SETTINGS, {"fingerprint": fingerprint, "settings": dict(settings)})
+        if _rename_once(staging, folder):
+            return done
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return claim_folder(folder, fingerprint, settings)  # another launch was first: its folder appeared whole
+
+
+def _settled(folder: Path) -> str:
+    """Return the fingerprint that a folder belongs to, ``unknown`` where it does not say."""
+    marker = folder / SETTINGS
+    return str(read_json(marker).get("fingerprint", "unknown")) if marker.exists() else "unknown"
+
+
+def _staging(folder: Path) -> Path:
+    """Return a hidden sibling that no other thread, process or host uses."""
+    return folder.with_name(f".{folder.name}.{gethostname()}-{os.getpid()}-{threading.get_ident()}{PART_SUFFIX}")
 
 
 def _outdated(folder: Path, fingerprint: str) -> Path:

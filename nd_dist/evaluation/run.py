@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
@@ -137,13 +138,12 @@ class _Run:
 
     def roll_call(self, launch: str) -> None:
         """Say what this rank did; rank 0 waits a moment for the others and names those that are missing."""
-        folder = self.job.layout.ranks
         work = {
             name: {"done": tally.done, "taken_over": tally.taken_over, "busy_s": round(tally.busy_s, 3)}
             for name, tally in self.tallies.items()
         }
         identity = {"launch": launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        write_json(folder / f"rank-{self.comm.rank:04d}.json", {**identity, "work": work})
+        write_json(self._rank_file(launch, self.comm.rank), {**identity, "work": work})
         self.events.write("evaluation_done", work=work)
         if self.comm.rank:
             return
@@ -158,7 +158,10 @@ class _Run:
             remove_leftovers(self.job.layout.run_dir / "reconstructions")
             remove_leftovers(self.job.layout.work)
 
+    def _rank_file(self, launch: str, rank: int) -> Path:
+        """Return where a rank says what it did."""
+        return self.job.layout.ranks / launch / f"rank-{rank:04d}.json"
+
     def _missing(self, launch: str) -> list[int]:
         """Return the ranks that have not said that they are done."""
-        paths = [(rank, self.job.layout.ranks / f"rank-{rank:04d}.json") for rank in range(self.comm.size)]
-        return [rank for rank, path in paths if not path.exists() or read_json(path).get("launch") != launch]
+        return [rank for rank in range(self.comm.size) if not self._rank_file(launch, rank).exists()]

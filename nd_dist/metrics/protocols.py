@@ -130,7 +130,7 @@ _BRAIN_DIFFUSER = Protocol(
     recon_first=Resize(None, "pil"),
     original_first=Resize(None, "pil"),
     recon_pixels=Resize(425, "pil", filter="bicubic"),
-    original_pixels=Resize(None, "pil"),
+    original_pixels=Resize(425, "pil", filter="bicubic"),  # NSD's are 425 already and stay untouched
     ssim="columns",
     judges=_DIFFUSER_JUDGES,
     distractors="real",
@@ -179,7 +179,6 @@ PROTOCOLS: dict[str, Protocol] = {
             name="dynadiff",
             source="facebookresearch/dynadiff, evaluation of 2025-05 (scikit-image 0.24, PIL transforms)",
             original_first=Resize(512, "pil"),
-            original_pixels=Resize(425, "pil", filter="bicubic"),
             ssim="2d",
             distractors="reconstruction",
             num_test_images=1000,

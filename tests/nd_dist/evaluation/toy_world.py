@@ -23,7 +23,7 @@ from tests.nd_dist.frozen.toy_folders import CLIP_WIDTH, PICTURE_SIZE, write_cli
 from tests.nd_dist.frozen.toy_folders import TEXT_LENGTH, TEXT_WIDTH
 
 NUM_VOXELS = {1: 30, 2: 20}
-TEST_IMAGES = 5
+TEST_IMAGES = 4
 SHAPES: dict[str, tuple[int, ...]] = {
     SEMANTIC: (TEXT_LENGTH, TEXT_WIDTH),
     INITIAL: (4, 8, 8),
@@ -84,7 +84,7 @@ def write_models(folder: Path) -> None:
     Decoder(config.decoder, NUM_VOXELS, specs).save(folder / "decoder")
 
 
-def toy_config(folder: Path, run: str = "run", **evaluation: Any) -> Config:
+def toy_config(folder: Path, run: str = "run", num_steps: int = 4, **evaluation: Any) -> Config:
     values = {
         "seed": 3,
         "run_dir": folder / run,
@@ -92,13 +92,13 @@ def toy_config(folder: Path, run: str = "run", **evaluation: Any) -> Config:
         "guidance_model": str(folder / "models" / "clip-vision"),
         "data": {"subjects": (1, 2)},
         "decoder": {"hidden_size": 16, "num_blocks": 1, "prior_depth": 0, "initial_channels": (8, 8, 8)},
-        "sampler": {"kappa": 10.0, "eta": 0.5, "num_steps": 4, "cfg_scale": 2.0, "sag_scale": 0.0},
+        "sampler": {"kappa": 10.0, "eta": 0.5, "num_steps": num_steps, "cfg_scale": 2.0, "sag_scale": 0.0},
         "evaluation": {"num_repeats": 2, "batch_size": 2, "bootstrap": 100, **evaluation},
     }
     return Config.model_validate(values)
 
 
-def toy_job(folder: Path, run: str = "run", **evaluation: Any) -> Job:
-    config = toy_config(folder, run, **evaluation)
+def toy_job(folder: Path, run: str = "run", num_steps: int = 4, **evaluation: Any) -> Job:
+    config = toy_config(folder, run, num_steps, **evaluation)
     networks = ModelFolders(config, torch.device("cpu"))
     return Job(config, config_points(config), ToySource(), folder / "decoder", networks)

@@ -1,0 +1,267 @@
+"""Whole evaluations on toy networks: equal numbers however they were made, resumed, shared or interrupted."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nd_dist.comm import Comm
+from nd_dist.errors import CheckpointError, DataError, Requeue
+from nd_dist.evaluation.job import Job
+from nd_dist.evaluation.records import read_png, read_record
+from nd_dist.evaluation.run import evaluate
+from nd_dist.evaluation.units import Point, grid_points
+from nd_dist.events import EventLog, events_path, read_events
+from nd_dist.metrics.pixel import pixel_correlation
+from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
+
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with networks and one finished, uninterrupted evaluation in ``run``."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("world")
+    write_models(folder)
+    run(toy_job(folder))
+    return folder
+
+
+def run(job: Job, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    return evaluate(job, Comm(), EventLog(job.config.run_dir, 0, "evaluate"), should_stop)
+
+
+def numbers(run_dir: Path) -> dict[str, Any]:
+    """Return metrics.json without its provenance."""
+    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
+    del metrics["provenance"]
+    return metrics
+
+
+def pictures(run_dir: Path) -> dict[str, bytes]:
+    folder = run_dir / "reconstructions"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def events(run_dir: Path, name: str, rank: int = 0) -> list[dict[str, Any]]:
+    return [event for event in read_events(events_path(run_dir, rank)) if event["event"] == name]
+
+
+def test_the_metrics_file_has_both_points_with_all_metrics(world: Path) -> None:
+    metrics = json.loads((world / "run" / "metrics.json").read_text())
+    assert metrics["protocol"] == "nd"
+    assert metrics["simulated"] is True
+    assert metrics["provenance"]["seed"] == 3
+    assert [(point["kappa"], point["eta"], point["subject"]) for point in metrics["points"]] == [
+        (0, 0, 1),
+        (10, 0.5, 1),
+    ]
+    expected = {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim", "plain_early", "plain_late", "residual", "mixer"}
+    expected |= {"depthwise", "image_retrieval", "brain_retrieval"}
+    for point in metrics["points"]:
+        assert set(point["metrics"]) == expected
+        for item in point["metrics"].values():
+            assert item["ci_low"] <= item["value"] <= item["ci_high"]
+            assert item["n"] == TEST_IMAGES
+    assert [entry["against"] for entry in metrics["comparisons"]] == ["no guidance"]
+
+
+def test_every_picture_is_on_disk_with_its_hash_and_the_numbers_come_from_it(world: Path) -> None:
+    run_dir = world / "run"
+    assert len(pictures(run_dir)) == TEST_IMAGES + 2 * 2 * TEST_IMAGES
+    point = next(entry for entry in numbers(run_dir)["points"] if entry["kappa"] == 10)
+    values = []
+    for image_id in range(TEST_IMAGES):
+        folder = run_dir / point["folder"] / f"image-{image_id:05d}"
+        seen = read_png(run_dir / "reconstructions" / "original" / folder.name / "picture.png")
+        assert len(read_record(folder)["noise_seeds"]) == 2
+        for name in ("repeat-0.png", "repeat-1.png"):
+            pair = [torch.from_numpy(np.stack([p])).permute(0, 3, 1, 2) / 255 for p in (read_png(folder / name), seen)]
+            values.append(pixel_correlation(*pair).item())
+    assert point["metrics"]["pixcorr"]["value"] == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_running_again_does_nothing_and_changes_nothing(world: Path) -> None:
+    before = (world / "run" / "metrics.json").read_bytes()
+    run(toy_job(world))
+    assert (world / "run" / "metrics.json").read_bytes() == before
+    work = events(world / "run", "evaluation_done")[-1]["work"]
+    assert sum(tally["done"] for tally in work.values()) == 0
+
+
+def test_images_in_a_unit_do_not_change_a_bit(world: Path) -> None:
+    run(toy_job(world, "batch-1", batch_size=1))
+    assert numbers(world / "batch-1") == numbers(world / "run"), "2 images in a unit there"
+    assert pictures(world / "batch-1") == pictures(world / "run")
+
+
+def test_a_rank_that_is_asked_to_stop_resumes_to_the_same_numbers(world: Path) -> None:
+    for allowed in (2, 3, 100):
+        asked = iter([False] * allowed * 3 + [True] * 10_000)
+        try:
+            run(toy_job(world, "stopped"), lambda asked=asked: next(asked))  # type: ignore[misc]
+        except Requeue:
+            assert not (world / "stopped" / "metrics.json").exists()
+    assert numbers(world / "stopped") == numbers(world / "run")
+
+
+def test_a_torn_result_is_made_again(world: Path) -> None:
+    shutil.copytree(world / "run", world / "torn")
+    job = toy_job(world, "torn")
+    for name in ("evaluation/judged", "evaluation/scores", "metrics.json"):
+        path = world / "torn" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(world / "torn" / "reconstructions" / "unguided" / "subj01" / "image-00001")
+    run(job)
+    assert numbers(world / "torn") == numbers(world / "run")
+    assert pictures(world / "torn") == pictures(world / "run")
+
+
+def test_a_changed_picture_is_refused_by_name(world: Path) -> None:
+    shutil.copytree(world / "run", world / "changed")
+    shutil.rmtree(world / "changed" / "evaluation" / "judged")
+    folder = world / "changed" / "reconstructions" / "unguided" / "subj01" / "image-00002"
+    shutil.copy(folder / "repeat-0.png", folder / "repeat-1.png")
+    with pytest.raises(DataError, match=r"image-00002"):
+        run(toy_job(world, "changed"))
+
+
+def test_another_seed_in_the_same_folder_is_kept_apart_and_comes_back_untouched(world: Path) -> None:
+    shutil.copytree(world / "run", world / "seeds")
+    job = toy_job(world, "seeds")
+    other = dataclasses.replace(job, config=job.config.model_copy(update={"seed": 4}))
+    run(other)
+    assert numbers(world / "seeds")["points"] != numbers(world / "run")["points"]
+    assert {event["done"] for event in events(world / "seeds", "results_of_other_settings")} == {"moved"}
+    run(job)
+    assert numbers(world / "seeds") == numbers(world / "run")
+    work = events(world / "seeds", "evaluation_done")[-1]["work"]
+    assert work["reconstruct"]["done"] == 0
+
+
+def test_another_protocol_makes_no_picture_again(world: Path) -> None:
+    shutil.copytree(world / "run", world / "protocol")
+    metrics = run(toy_job(world, "protocol", protocol="takagi"))
+    assert metrics["protocol"] == "takagi"
+    assert any("982" in line for line in metrics["departures"])
+    assert pictures(world / "protocol") == pictures(world / "run")
+    assert not events(world / "protocol", "results_of_other_settings")
+
+
+def test_a_sweep_adds_its_points_to_those_of_the_evaluation(world: Path) -> None:
+    job = toy_job(world, "sweep")
+    config = job.config.model_copy(
+        update={"sweep": job.config.sweep.model_copy(update={"kappa": (10.0,), "eta": (0.5, 1.0)})}
+    )
+    sweep = dataclasses.replace(job, config=config, points=grid_points(config))
+    run(job)
+    alone = numbers(world / "sweep")["points"]
+    run(sweep)
+    points = numbers(world / "sweep")["points"]
+    assert [(p["kappa"], p["eta"]) for p in points] == [(0, 0), (10, 0.5), (10, 1)]
+    assert points[:2] == alone
+    run(job)
+    assert numbers(world / "sweep")["points"] == points
+
+
+def test_ground_truth_embeddings_need_no_decoder(world: Path) -> None:
+    job = toy_job(world, "ceiling", embeddings="ground_truth", num_images=3)
+    metrics = run(dataclasses.replace(job, decoder_dir=world / "nothing"))
+    assert metrics["provenance"]["decoding"] == {"embeddings": "ground_truth", "split": "test"}
+    assert metrics["points"][0]["metrics"]["pixcorr"]["n"] == 3
+    with pytest.raises(CheckpointError, match="no trained decoder"):
+        run(dataclasses.replace(toy_job(world, "nothing"), decoder_dir=world / "nothing"))
+
+
+def test_training_images_for_choosing_a_point_stay_apart_from_test_images(world: Path) -> None:
+    job = dataclasses.replace(toy_job(world, "choose", num_images=2), split="train", points=(Point(10.0, 0.5),))
+    run(job)
+    assert not (world / "choose" / "metrics.json").exists()
+    assert numbers(world / "choose" / "selection")["split"] == "train"
+
+
+def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Path) -> None:
+    slow = 20
+    first, second = (_start(world, "killed", slow) for _ in range(2))
+    victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "killed", first.pid))
+    os.kill(int(victim["pid"]), signal.SIGKILL)
+    first.wait()
+    assert second.wait(timeout=100) == 0
+    run(toy_job(world, "slow", num_steps=slow))
+    assert numbers(world / "killed") == numbers(world / "slow")
+    assert pictures(world / "killed") == pictures(world / "slow")
+    assert not list((world / "killed").rglob(".*.part"))
+    assert [event["dead"]["pid"] for event in events(world / "killed", "unit_taken_over")] == [first.pid]
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
+def test_two_mpi_ranks_get_the_same_numbers_as_one(world: Path) -> None:
+    assert MPIRUN is not None
+    assert _start(world, "mpi", 4, [MPIRUN, "-n", "2"]).wait(timeout=100) == 0
+    assert numbers(world / "mpi") == numbers(world / "run")
+    assert pictures(world / "mpi") == pictures(world / "run")
+    assert events(world / "mpi", "evaluation_done", rank=1)
+    assert not events(world / "mpi", "ranks_missing")
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
+def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(world: Path) -> None:
+    assert MPIRUN is not None
+    job = _start(world, "died", 20, [MPIRUN, "-n", "2"])
+    victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "died"))
+    os.kill(int(victim["pid"]), signal.SIGKILL)
+    assert job.wait(timeout=30) != 0
+    assert not (world / "died" / "metrics.json").exists()
+    run(toy_job(world, "died", num_steps=20))
+    assert numbers(world / "died") == numbers(world / "slow"), "made by the test before"
+    assert pictures(world / "died") == pictures(world / "slow")
+
+
+def _start(world: Path, run_name: str, num_steps: int, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    words = [
+        *launcher,
+        sys.executable,
+        "-m",
+        "tests.nd_dist.evaluation.eval_rank",
+        str(world),
+        run_name,
+        str(num_steps),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _owner_of_a_reconstruction(run_dir: Path, pid: int = 0) -> dict[str, Any]:
+    """Return who holds a group of units (the process ``pid`` where given), empty where nobody does."""
+    for path in (run_dir / "evaluation" / "leases").glob("*_subj01_*"):
+        text = path.read_text()
+        owner: dict[str, Any] = json.loads(text) if text and path.stat().st_mtime > 0 else {}
+        if owner and pid in (0, owner["pid"]):
+            return owner
+    return {}
+
+
+def _wait_for(find: Callable[[], Any], seconds: float = 60.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+    return found
+
+
+def test_a_subject_without_images_is_an_error(world: Path) -> None:
+    job = dataclasses.replace(toy_job(world, "empty"), source=ToySource(test_images=0))
+    with pytest.raises(DataError, match="no test images"):
+        run(job)
