@@ -24,7 +24,7 @@ NUM_DRAWN = 96
 
 ABOUT = {
     "vae": "An `AutoencoderKL` of diffusers: 64x64 pictures to latents of 4x16x16 and back. Trained with absolute and "
-    "squared errors of pixels, absolute errors of slopes and (from step 1000 on) of 4x4 means, and a weak "
+    "squared errors of pixels, absolute errors of slopes and (late in training) of 4x4 means and hues, and a weak "
     "Kullback-Leibler term. `scaling_factor` is one "
     "over the standard deviation of its latents on training pictures.",
     "text": "The text tower of the phantom's CLIP (`CLIPTextModel`, 3 layers, width 128, 24 tokens, one token per "

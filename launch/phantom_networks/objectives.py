@@ -21,8 +21,9 @@ from shards.phantom.scenes import Scene
 from shards.phantom.sprites import sprites
 
 KL_WEIGHT = 1e-4
-COLOR_FROM_STEP = 1000
-"""From this step on the VAE is also judged by 4x4 means of its error: edges are learned first, colours late."""
+COLOR_FROM_STEP, CHROMA_FROM_STEP = 1000, 1750
+"""From these steps on the VAE is also judged by 4x4 means of its error, and by the differences between their channels:
+edges are learned first, hues last."""
 MIN_SNR = 5.0
 EMPTY_PERCENT = 10
 """Of 100 rows so many have the empty caption, so that classifier-free guidance works."""
@@ -44,8 +45,11 @@ def vae_loss(vae: Any, rows: Rows) -> dict[str, torch.Tensor]:
     slopes = sum(error_BCHW.diff(dim=dim).abs().mean() for dim in (2, 3))
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     loss = error_BCHW.abs().mean() + squared + 0.5 * slopes + KL_WEIGHT * kl
+    means_BCHW = F.avg_pool2d(error_BCHW, 4)
     if rows.step >= COLOR_FROM_STEP:
-        loss = loss + 2 * F.avg_pool2d(error_BCHW, 4).abs().mean()
+        loss = loss + 2 * means_BCHW.abs().mean()
+    if rows.step >= CHROMA_FROM_STEP:
+        loss = loss + 4 * means_BCHW.diff(dim=1).abs().mean()
     return {"loss": loss, "psnr": 10 * torch.log10(4 / squared.detach()), "kl": kl.detach()}
 
 
