@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.errors import CheckpointError
 from nd_dist.files import read_json
 from nd_dist.frozen.clip_vision import ClipVision, build_tower
@@ -49,10 +48,6 @@ class ReferenceWeights:
         self._require("clip_vision_hf.safetensors")
         tower = build_tower(self._configs()["clip_vision_hf"], [self.folder / "clip_vision_hf.safetensors"])
         return ClipVision(_frozen(tower, dtype))
-
-    def guidance(self, dtype: torch.dtype, antialias: bool = True) -> ClipGuidance:
-        """Return the guidance term with the published layer factors."""
-        return ClipGuidance(self.clip(dtype), LAYER_SCALE, antialias=antialias)
 
     def _configs(self) -> Mapping[str, Any]:
         self._require("configs.json")

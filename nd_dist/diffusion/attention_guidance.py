@@ -75,11 +75,16 @@ def middle_attention(unet: Any) -> Any:
 
 
 @contextmanager
-def reading_attention(unet: Any) -> Iterator[AttentionReader]:
-    """Yield a reader of the middle block's self-attention; afterwards the UNet is as it was."""
+def reading_attention(unet: Any, reader: AttentionReader | None = None) -> Iterator[AttentionReader]:
+    """Yield a reader of the middle block's self-attention; afterwards the UNet is as it was.
+
+    Args:
+        unet: diffusers' UNet.
+        reader: The reader to use; a compiled UNet is compiled anew for every reader, so keep one.
+    """
     attention = middle_attention(unet)
     before = attention.processor
-    reader = AttentionReader()
+    reader = reader or AttentionReader()
     attention.processor = reader
     try:
         yield reader

@@ -8,6 +8,26 @@ import torch
 
 from nd_dist.errors import NdDistError
 
+UNLIMITED = 1 << 20
+"""Rows of a chunk where the accelerator itself says when it is full."""
+CPU_UNET_BYTES = 4 << 20
+CPU_VAE_BYTES = 16 << 20
+"""Largest layer of a chunk on the CPU: there chunks that leave the caches are slower, and nothing says when memory is
+full. Stable Diffusion's sizes give chunks of one sample."""
+
+
+def first_rows(device: torch.device, largest_layer: int, cpu_bytes: int) -> int:
+    """Return how many rows a chunk has to begin with.
+
+    Args:
+        device: Where it runs.
+        largest_layer: Values of one row in the network's largest layer.
+        cpu_bytes: Most bytes of that layer in one chunk on the CPU.
+    """
+    if device.type != "cpu":
+        return UNLIMITED
+    return max(1, cpu_bytes // (4 * largest_layer))
+
 
 class OutOfMemory(NdDistError):
     """Not even one sample fits into the accelerator's memory."""

@@ -18,7 +18,7 @@ import torch
 
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, middle_attention, reading_attention
-from nd_dist.diffusion.chunks import AdaptiveChunks
+from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, first_rows
 from nd_dist.diffusion.denoiser import Conditions, Denoiser, NoisePrediction
 from nd_dist.diffusion.finite import FiniteGuard, Policy, SampleFailure
 from nd_dist.diffusion.guidance import Guidance
@@ -27,8 +27,6 @@ from nd_dist.diffusion.schedule import Step, StepPlan, plan_steps, read_schedule
 from nd_dist.errors import DataError
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from nd_dist.schema import INITIAL, SEMANTIC
-
-UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,14 @@ class GuidedSampler:
         self._sd, self._guidance, self._config, self._limits = sd, guidance, config, limits
         self._schedule = read_schedule(sd.scheduler_config)
         self._given_empty_caption = empty_caption_1LD
-        self._unet_chunks = AdaptiveChunks("UNet", limits.unet_rows or UNLIMITED)
-        self._vae_chunks = AdaptiveChunks("VAE", limits.vae_rows or UNLIMITED)
+        unet_layer = sd.latent_shape[1] ** 2 * int(sd.unet.config.block_out_channels[0])
+        vae_layer = sd.picture_size**2 * max(sd.vae.config.block_out_channels[:2])
+        unet_rows = limits.unet_rows or first_rows(sd.device, unet_layer, CPU_UNET_BYTES)
+        vae_rows = limits.vae_rows or first_rows(sd.device, vae_layer, CPU_VAE_BYTES)
+        self._unet_chunks = AdaptiveChunks("UNet", unet_rows)
+        self._vae_chunks = AdaptiveChunks("VAE", vae_rows)
         self._denoiser = Denoiser(sd, self._schedule.prediction, guidance, config, self._vae_chunks)
+        self._reader = AttentionReader()
         if config.sag_scale > 0:
             middle_attention(sd.unet)
 
@@ -193,7 +196,8 @@ class GuidedSampler:
         x = self.start(guard.check(f"target {INITIAL}", self._place(z_BCHW)), self._place(noise), plan)
         losses: list[torch.Tensor] = []
         pictures: list[torch.Tensor] = []
-        with reading_attention(self._sd.unet) if self._config.sag_scale > 0 else nullcontext() as reader:
+        has_sag = self._config.sag_scale > 0
+        with reading_attention(self._sd.unet, self._reader) if has_sag else nullcontext() as reader:
             for step in plan.steps:
                 x, record = self._step(x, step, conditions, kappa, reader, guard)
                 losses += [record.loss_B.cpu()] if step.is_guided else []

@@ -30,6 +30,12 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def write_cases(folder: Path) -> Path:
     """Write weights, inputs and a few sampler cases; return the folder."""
+    _write_sampler(folder / "sampler", write_weights(folder))
+    return folder
+
+
+def write_weights(folder: Path) -> dict[str, Any]:
+    """Write the folder ``weights``; return its networks."""
     networks = {"unet": toy_unet(), "vae": toy_vae(), "clip_vision_hf": toy_clip_tower(6)}
     (folder / "weights").mkdir(parents=True)
     for name, network in networks.items():
@@ -42,8 +48,7 @@ def write_cases(folder: Path) -> Path:
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
     configs["clip_vision_hf"] = {key: getattr(vision, key) for key in (*keys, "hidden_act")}
     (folder / "weights" / "configs.json").write_text(json.dumps({**configs, "scheduler": DDIM}))
-    _write_sampler(folder / "sampler", networks)
-    return folder
+    return networks
 
 
 def _write_sampler(folder: Path, networks: dict[str, Any]) -> None:

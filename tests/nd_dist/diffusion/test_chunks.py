@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nd_dist.diffusion.chunks import AdaptiveChunks, OutOfMemory
+from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, OutOfMemory, first_rows
 
 
 class Accelerator:
@@ -42,6 +42,14 @@ def test_chunks_are_halved_until_they_fit_and_the_size_is_remembered() -> None:
 def test_one_row_that_does_not_fit_ends_with_advice() -> None:
     with pytest.raises(OutOfMemory, match="bfloat16"):
         AdaptiveChunks("VAE", 4).run(3, Accelerator(capacity=0).double)
+
+
+def test_chunks_of_stable_diffusion_s_size_have_one_row_on_a_cpu_and_all_on_a_gpu() -> None:
+    unet_layer, vae_layer = 64 * 64 * 320, 512 * 512 * 256
+    assert first_rows(torch.device("cpu"), unet_layer, CPU_UNET_BYTES) == 1
+    assert first_rows(torch.device("cpu"), vae_layer, CPU_VAE_BYTES) == 1
+    assert first_rows(torch.device("cpu"), 64 * 64 * 16, CPU_VAE_BYTES) == 64
+    assert first_rows(torch.device("cuda"), vae_layer, CPU_VAE_BYTES) > 1000
 
 
 def test_other_errors_pass_through() -> None:
