@@ -105,6 +105,23 @@ def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: i
     return config
 
 
+def _check_precision(training: TrainingConfig) -> None:
+    """Refuse half precision without ZeRO: DeepSpeed 0.19 then makes a dummy AdamW step at the start (its step count is
+    one ahead of all other stages), and gradients that are not finite are skipped in silence.
+
+    Raises:
+        ConfigError: dtype and zero_stage are such a pair.
+    """
+    if training.zero_stage == 0 and training.dtype != "float32":
+        raise ConfigError(
+            "Half precision needs ZeRO.",
+            where="training.dtype, training.zero_stage",
+            expected="zero_stage 1, 2 or 3",
+            found=f"{training.dtype} with zero_stage 0",
+            todo="set training.zero_stage=1: the same memory in a world of one, less in a larger one",
+        )
+
+
 @dataclass(frozen=True)
 class StepOutcome:
     """What an optimizer step did.
@@ -148,6 +165,7 @@ class Engine:
         world: World,
         timeout_s: int,
     ) -> None:
+        _check_precision(training)
         self.world, self.device, self.zero_stage = world, training_device(world), training.zero_stage
         self.dtype = _TORCH_DTYPES[training.dtype]
         self.objective, self._training = objective, training
@@ -218,7 +236,7 @@ class Engine:
         ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO it is
         computed here.
         """
-        is_plain = self._training.zero_stage == 0 and self.dtype == torch.float32
+        is_plain = self.zero_stage == 0
         norm = self._plain_norm() if is_plain else math.nan
         if is_plain and not math.isfinite(norm):
             raise_not_finite("gradient", step, batches[-1], self.world, True)

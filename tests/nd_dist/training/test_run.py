@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError, Requeue
+from nd_dist.errors import CheckpointError, ConfigError, Requeue
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.statistics import read_z_statistics
@@ -247,6 +247,14 @@ def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
     for term in ("z/l1", "c/prior", "g02/prior"):
         assert mean(term, steps[-5:]) < 0.9 * mean(term, steps[:5])
     assert mean("c/top1_image_given_voxels", steps[-5:]) > 0.5  # chance 1/16
+
+
+def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Half precision needs ZeRO"):
+        run(small_recipe(tmp_path / "a", dtype="bfloat16", zero_stage=0))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="refuses the recipe on this device"):
+            run(small_recipe(tmp_path / "b", dtype="float16"))
 
 
 def test_deepspeeds_configuration_follows_the_recipe() -> None:
