@@ -60,7 +60,7 @@ class AdaptiveChunks:
             stop = start + -(-(num_rows - start) // chunks_left)
             try:
                 parts.append(compute(slice(start, stop)))
-            except torch.cuda.OutOfMemoryError as error:
+            except (torch.cuda.OutOfMemoryError, OutOfMemory) as error:  # the latter from chunks within this one
                 if stop - start == 1:
                     raise self._advice() from error
                 self.limit = (stop - start) // 2

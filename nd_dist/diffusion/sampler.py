@@ -9,9 +9,8 @@ Shape suffixes: B batch, T steps, G guided steps, L tokens, D width, C channels,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,85 +19,19 @@ from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, middle_attention, reading_attention
 from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, first_rows
 from nd_dist.diffusion.denoiser import Conditions, Denoiser, NoisePrediction
-from nd_dist.diffusion.finite import FiniteGuard, Policy, SampleFailure
+from nd_dist.diffusion.finite import FiniteGuard
 from nd_dist.diffusion.guidance import Guidance
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
+from nd_dist.diffusion.records import SampleOptions, SampleResult, SamplerLimits, StepRecord
 from nd_dist.diffusion.schedule import Step, StepPlan, plan_steps, read_schedule, signal_and_noise
 from nd_dist.errors import DataError
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from nd_dist.schema import INITIAL, SEMANTIC
 
+__all__ = ["GuidedSampler", "SampleOptions", "SampleResult", "SamplerLimits", "StepRecord"]
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What happened in one step, for observers.
-
-    Args:
-        step: Timestep and noise levels.
-        latents_BCHW: After the step.
-        eps_before_BCHW: Noise prediction after classifier-free and self-attention guidance.
-        eps_after_BCHW: The same plus the guidance gradient.
-        loss_B: Guidance loss of each sample (zero in unguided steps).
-    """
-
-    step: Step
-    latents_BCHW: torch.Tensor
-    eps_before_BCHW: torch.Tensor
-    eps_after_BCHW: torch.Tensor
-    loss_B: torch.Tensor
-
-
-def _ignore(_record: StepRecord) -> None:
-    """Observe nothing."""
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What a call may ask for besides pictures.
-
-    Args:
-        noise_BCHW: Start noise to use instead of the units' own draws.
-        intermediates: Also decode the latents after every step (as the released code does, at 40 % of its cost).
-        observe: Called after every step.
-    """
-
-    noise_BCHW: torch.Tensor | None = None
-    intermediates: bool = False
-    observe: Callable[[StepRecord], None] = field(default=_ignore)
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """Pictures and what led to them; all on the CPU.
-
-    Args:
-        images_BCHW: Pictures (B, 3, H, W), float32 in [0,1]; NaN in rows that failed.
-        latents_BCHW: Final scaled latents.
-        losses_GB: Guidance loss of each guided step and sample.
-        intermediates_TBCHW: Pictures after every step; no steps unless asked for.
-        failures: Rows that went wrong and why; empty unless failures are reported instead of stopping the run.
-    """
-
-    images_BCHW: torch.Tensor
-    latents_BCHW: torch.Tensor
-    losses_GB: torch.Tensor
-    intermediates_TBCHW: torch.Tensor
-    failures: tuple[SampleFailure, ...]
-
-
-@dataclass(frozen=True)
-class SamplerLimits:
-    """How the sampler uses memory and meets trouble; none of it changes results beyond float rounding.
-
-    Args:
-        unet_rows: Most samples in one UNet pass; none lets memory decide.
-        vae_rows: Most samples in one pass or gradient of the VAE; none lets memory decide.
-        on_non_finite: ``stop`` the run at the first sample that is not finite, or ``report`` it and go on.
-    """
-
-    unet_rows: int | None = None
-    vae_rows: int | None = None
-    on_non_finite: Policy = "stop"
+_NO_LIMITS = SamplerLimits()
+_NO_OPTIONS = SampleOptions()
 
 
 class GuidedSampler:
@@ -120,7 +53,7 @@ class GuidedSampler:
         sd: StableDiffusion,
         guidance: Guidance,
         config: SamplerConfig,
-        limits: SamplerLimits = SamplerLimits(),
+        limits: SamplerLimits = _NO_LIMITS,
         empty_caption_1LD: torch.Tensor | None = None,
     ) -> None:
         self._sd, self._guidance, self._config, self._limits = sd, guidance, config, limits
@@ -168,7 +101,7 @@ class GuidedSampler:
         requests: Sequence[NoiseRequest],
         kappa: float | None = None,
         eta: float | None = None,
-        options: SampleOptions = SampleOptions(),
+        options: SampleOptions = _NO_OPTIONS,
     ) -> SampleResult:
         """Return one picture per request.
 
@@ -182,7 +115,7 @@ class GuidedSampler:
             options: Given noise, intermediate pictures, an observer.
 
         Raises:
-            DataError: shapes do not fit the model.
+            DataError: shapes do not fit the model, a guidance target is missing, or nothing is requested.
             NonFiniteSample: a target, gradient, latent or picture is not finite (unless failures are reported).
             OutOfMemory: not even one sample fits.
         """
@@ -190,7 +123,7 @@ class GuidedSampler:
         kappa = self._config.kappa if kappa is None else kappa
         plan = self.plan(kappa, eta)
         guard = FiniteGuard(requests, self._limits.on_non_finite)
-        conditions = self._conditions(c_BLD, targets if plan.steps[0].is_guided else {}, guard)
+        conditions = self._conditions(c_BLD, targets if plan.steps[0].is_guided else None, guard)
         noise = draw_noise(requests, self._sd.latent_shape, self._config.noise)
         noise = noise if options.noise_BCHW is None else options.noise_BCHW
         x = self.start(guard.check(f"target {INITIAL}", self._place(z_BCHW)), self._place(noise), plan)
@@ -243,10 +176,14 @@ class GuidedSampler:
         x_next = guard.check("latent", x_next, step.timestep)
         return x_next, StepRecord(step, x_next, made.eps_BCHW, eps, made.loss_B)
 
-    def _conditions(self, c_BLD: torch.Tensor, targets: Mapping[str, torch.Tensor], guard: FiniteGuard) -> Conditions:
-        """Return captions and guidance targets on the device, all finite."""
-        placed = guard.check_all({name: self._place(values) for name, values in targets.items()})
-        prepared = self._guidance.prepare(placed) if placed else {}
+    def _conditions(
+        self, c_BLD: torch.Tensor, targets: Mapping[str, torch.Tensor] | None, guard: FiniteGuard
+    ) -> Conditions:
+        """Return captions and, where a step is guided, prepared targets on the device, all finite."""
+        prepared: Mapping[str, torch.Tensor] = {}
+        if targets is not None:
+            placed = {name: self._place(values) for name, values in targets.items()}
+            prepared = self._guidance.prepare(guard.check_all(placed))
         return Conditions(
             empty_BLD=self._empty_caption.expand(len(c_BLD), -1, -1),
             caption_BLD=guard.check(f"target {SEMANTIC}", c_BLD.to(self._sd.device)),
@@ -278,6 +215,8 @@ class GuidedSampler:
         requests: Sequence[NoiseRequest],
     ) -> None:
         num, width = len(requests), int(self._sd.unet.config.cross_attention_dim)
+        if not requests:
+            raise DataError("No reconstruction was requested.", expected="at least one (image, repeat)")
         if tuple(c_BLD.shape[::2]) != (num, width):
             raise _misfit(SEMANTIC, f"({num}, L, {width})", c_BLD)
         if tuple(z_BCHW.shape) != (num, *self._sd.latent_shape):

@@ -52,6 +52,24 @@ def test_chunks_of_stable_diffusion_s_size_have_one_row_on_a_cpu_and_all_on_a_gp
     assert first_rows(torch.device("cuda"), vae_layer, CPU_VAE_BYTES) > 1000
 
 
+def test_chunks_within_chunks_let_the_outer_ones_shrink() -> None:
+    outer, inner = AdaptiveChunks("UNet", 8), AdaptiveChunks("VAE", 8)
+    held: list[int] = []
+
+    def vae(rows: slice) -> tuple[torch.Tensor, ...]:
+        if held[-1] + (rows.stop - rows.start) > 3:
+            raise torch.cuda.OutOfMemoryError("the UNet's graph leaves no room")
+        return (torch.arange(rows.start, rows.stop),)
+
+    def unet(rows: slice) -> tuple[torch.Tensor, ...]:
+        held.append(rows.stop - rows.start)
+        (values,) = inner.run(rows.stop - rows.start, vae)
+        return (values + rows.start,)
+
+    assert outer.run(8, unet)[0].tolist() == list(range(8))
+    assert (outer.limit, inner.limit) == (2, 1)
+
+
 def test_other_errors_pass_through() -> None:
     def broken(_rows: slice) -> tuple[torch.Tensor, ...]:
         raise RuntimeError("shape mismatch")

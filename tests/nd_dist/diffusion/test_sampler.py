@@ -233,6 +233,15 @@ def test_targets_of_another_model_are_refused_with_both_shapes(
         made.sample(inputs.c, inputs.z, {**inputs.targets, "g02": inputs.targets["g02"][:2]}, inputs.requests)
 
 
+def test_a_guided_run_without_targets_or_requests_is_refused(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+) -> None:
+    with pytest.raises(DataError, match="g02"):
+        sampler(sd, guidance).sample(inputs.c, inputs.z, {}, inputs.requests)
+    with pytest.raises(DataError, match="No reconstruction"):
+        sampler(sd, guidance).sample(inputs.c[:0], inputs.z[:0], {}, [])
+
+
 def test_the_attention_of_the_unet_is_left_as_it_was(
     sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
 ) -> None:

@@ -1,0 +1,86 @@
+"""What a sampling call may ask for, and what it gives back. Values only.
+
+Shape suffixes: B batch, T steps, G guided steps, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from nd_dist.diffusion.finite import Policy, SampleFailure
+from nd_dist.diffusion.schedule import Step
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in one step, for observers.
+
+    Args:
+        step: Timestep and noise levels.
+        latents_BCHW: After the step.
+        eps_before_BCHW: Noise prediction after classifier-free and self-attention guidance.
+        eps_after_BCHW: The same plus the guidance gradient.
+        loss_B: Guidance loss of each sample (zero in unguided steps).
+    """
+
+    step: Step
+    latents_BCHW: torch.Tensor
+    eps_before_BCHW: torch.Tensor
+    eps_after_BCHW: torch.Tensor
+    loss_B: torch.Tensor
+
+
+def _ignore(_record: StepRecord) -> None:
+    """Observe nothing."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a call may ask for besides pictures.
+
+    Args:
+        noise_BCHW: Start noise to use instead of the units' own draws.
+        intermediates: Also decode the latents after every step (as the released code does, at 40 % of its cost).
+        observe: Called after every step.
+    """
+
+    noise_BCHW: torch.Tensor | None = None
+    intermediates: bool = False
+    observe: Callable[[StepRecord], None] = field(default=_ignore)
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Pictures and what led to them; all on the CPU.
+
+    Args:
+        images_BCHW: Pictures (B, 3, H, W), float32 in [0,1]; NaN in rows that failed.
+        latents_BCHW: Final scaled latents.
+        losses_GB: Guidance loss of each guided step and sample.
+        intermediates_TBCHW: Pictures after every step; no steps unless asked for.
+        failures: Rows that went wrong and why; empty unless failures are reported instead of stopping the run.
+    """
+
+    images_BCHW: torch.Tensor
+    latents_BCHW: torch.Tensor
+    losses_GB: torch.Tensor
+    intermediates_TBCHW: torch.Tensor
+    failures: tuple[SampleFailure, ...]
+
+
+@dataclass(frozen=True)
+class SamplerLimits:
+    """How the sampler uses memory and meets trouble; none of it changes results beyond float rounding.
+
+    Args:
+        unet_rows: Most samples in one UNet pass; none lets memory decide.
+        vae_rows: Most samples in one pass or gradient of the VAE; none lets memory decide.
+        on_non_finite: ``stop`` the run at the first sample that is not finite, or ``report`` it and go on.
+    """
+
+    unet_rows: int | None = None
+    vae_rows: int | None = None
+    on_non_finite: Policy = "stop"
