@@ -28,6 +28,8 @@ from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, 
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
+SLOW = 20
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -192,41 +194,47 @@ def test_training_images_for_choosing_a_point_stay_apart_from_test_images(world:
     assert numbers(world / "choose" / "selection")["split"] == "train"
 
 
-def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Path) -> None:
-    slow = 20
-    first, second = (_start(world, "killed", slow) for _ in range(2))
-    victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "killed", first.pid))
-    os.kill(int(victim["pid"]), signal.SIGKILL)
-    first.wait()
-    assert second.wait(timeout=100) == 0
-    run(toy_job(world, "slow", num_steps=slow))
-    assert numbers(world / "killed") == numbers(world / "slow")
-    assert pictures(world / "killed") == pictures(world / "slow")
+@pytest.fixture(scope="module")
+def slow(world: Path) -> Path:
+    """The run folder of an uninterrupted evaluation that takes long enough to be interrupted."""
+    run(toy_job(world, "slow", num_steps=SLOW))
+    return world / "slow"
+
+
+def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Path, slow: Path) -> None:
+    processes = [_start(world, "killed", SLOW) for _ in range(2)]
+    victim = int(_wait_for(lambda: _owner_of_a_reconstruction(world / "killed"))["pid"])
+    os.kill(victim, signal.SIGKILL)
+    codes = {process.pid: process.wait(timeout=200) for process in processes}
+    assert sorted(codes.values()) == [-signal.SIGKILL, 0]
+    assert numbers(world / "killed") == numbers(slow)
+    assert pictures(world / "killed") == pictures(slow)
+    assert [event["dead"]["pid"] for event in events(world / "killed", "unit_taken_over")] == [victim]
     assert not list((world / "killed").rglob(".*.part"))
-    assert [event["dead"]["pid"] for event in events(world / "killed", "unit_taken_over")] == [first.pid]
 
 
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
 def test_two_mpi_ranks_get_the_same_numbers_as_one(world: Path) -> None:
     assert MPIRUN is not None
-    assert _start(world, "mpi", 4, [MPIRUN, "-n", "2"]).wait(timeout=100) == 0
+    assert _start(world, "mpi", 4, [MPIRUN, "-n", "2"]).wait(timeout=200) == 0
     assert numbers(world / "mpi") == numbers(world / "run")
     assert pictures(world / "mpi") == pictures(world / "run")
     assert events(world / "mpi", "evaluation_done", rank=1)
     assert not events(world / "mpi", "ranks_missing")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
-def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(world: Path) -> None:
+def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(world: Path, slow: Path) -> None:
     assert MPIRUN is not None
-    job = _start(world, "died", 20, [MPIRUN, "-n", "2"])
+    job = _start(world, "died", SLOW, [MPIRUN, "-n", "2"])
     victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "died"))
     os.kill(int(victim["pid"]), signal.SIGKILL)
-    assert job.wait(timeout=30) != 0
+    assert job.wait(timeout=60) != 0
     assert not (world / "died" / "metrics.json").exists()
-    run(toy_job(world, "died", num_steps=20))
-    assert numbers(world / "died") == numbers(world / "slow"), "made by the test before"
-    assert pictures(world / "died") == pictures(world / "slow")
+    run(toy_job(world, "died", num_steps=SLOW))
+    assert numbers(world / "died") == numbers(slow)
+    assert pictures(world / "died") == pictures(slow)
 
 
 def _start(world: Path, run_name: str, num_steps: int, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
@@ -253,7 +261,7 @@ def _owner_of_a_reconstruction(run_dir: Path, pid: int = 0) -> dict[str, Any]:
     return {}
 
 
-def _wait_for(find: Callable[[], Any], seconds: float = 60.0) -> Any:
+def _wait_for(find: Callable[[], Any], seconds: float = 200.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := find()):
         assert time.monotonic() < end, "waited in vain"

@@ -19,15 +19,21 @@ from nd_dist.frozen import phantom_judges
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TargetSpec, role_of
 from nd_dist.seeds import unit_seed
-from tests.nd_dist.frozen.toy_folders import CLIP_WIDTH, PICTURE_SIZE, write_clip, write_stable_diffusion
-from tests.nd_dist.frozen.toy_folders import TEXT_LENGTH, TEXT_WIDTH
+from tests.nd_dist.frozen.toy_folders import (
+    CLIP_WIDTH,
+    PICTURE_SIZE,
+    TEXT_LENGTH,
+    TEXT_WIDTH,
+    write_clip,
+    write_stable_diffusion,
+)
 
 NUM_VOXELS = {1: 30, 2: 20}
 TEST_IMAGES = 4
 SHAPES: dict[str, tuple[int, ...]] = {
     SEMANTIC: (TEXT_LENGTH, TEXT_WIDTH),
     INITIAL: (4, 8, 8),
-    **{name: (10, CLIP_WIDTH) for name in GUIDANCE},
+    **dict.fromkeys(GUIDANCE, (10, CLIP_WIDTH)),
 }
 
 

@@ -1,0 +1,185 @@
+"""The page: complete, self-contained, readable; and the tables beside it."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nd_dist.comm import Comm
+from nd_dist.errors import DataError
+from nd_dist.evaluation.charts import Cell, curve, heat_map
+from nd_dist.evaluation.findings import Findings
+from nd_dist.evaluation.report import probability, verdict, write_report
+from nd_dist.evaluation.run import evaluate
+from nd_dist.evaluation.thumbnails import data_uri
+from nd_dist.evaluation.units import Point
+from nd_dist.events import EventLog
+from nd_dist.metrics.table import metric_of
+from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with three guided points and a training log, reported."""
+    import dataclasses
+
+    folder = tmp_path_factory.mktemp("report")
+    write_models(folder)
+    job = toy_job(folder, num_images=3)
+    points = (Point(0.0, 0.0), Point(10.0, 0.5), Point(10.0, 1.0))
+    events = EventLog(job.config.run_dir, 0, "train")
+    for stage in (1, 2):
+        for step in range(300):
+            events.write("train_step", stage=stage, step=step, loss=10.0 / (step + 1))
+    events.write("train_step", stage=2, step=299, loss=float("nan"))
+    evaluate(dataclasses.replace(job, points=points), Comm(), events)
+    write_report(job.config.run_dir)
+    return job.config.run_dir
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> Iterator[dict[str, str | None]]:
+        return (attributes for name, attributes in self.tags if name == tag)
+
+
+def test_the_page_refers_to_nothing_outside_itself(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text()
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("data:image/"), (tag, name)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_the_page_shows_every_picture_of_the_gallery(run_dir: Path) -> None:
+    images = list(Page((run_dir / "report.html").read_text()).of("img"))
+    assert len(images) == 3 * (1 + 2 + 2), "3 images: original, 2 repeats without and 2 with guidance"
+    assert all(image["alt"] for image in images)
+
+
+def test_the_page_says_that_data_are_simulated_and_names_protocol_and_provenance(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text()
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    for needed in ("phantom NSD, not human brains", "Protocol: nd", metrics["provenance"]["config_hash"], "PixCorr"):
+        assert needed in text
+    assert text.count('class="heat"') == 4
+    assert text.count('class="curve"') == 2
+
+
+def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:
+    before = (run_dir / "report.html").read_bytes()
+    write_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
+
+
+def test_the_csv_has_the_numbers_of_the_metrics_file_in_full(run_dir: Path) -> None:
+    lines = list(csv.DictReader((run_dir / "metrics.csv").open()))
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert len(lines) == sum(len(point["metrics"]) for point in metrics["points"])
+    first = next(line for line in lines if line["metric"] == "ssim" and line["eta"] == "1.0")
+    point = next(entry for entry in metrics["points"] if entry["eta"] == 1.0)
+    assert float(first["value"]) == point["metrics"]["ssim"]["value"]
+
+
+def test_the_markdown_table_has_a_line_per_point_and_labels_simulated_data(run_dir: Path) -> None:
+    text = (run_dir / "metrics.md").read_text()
+    assert text.startswith("Simulated data")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_run_without_guidance_alone_can_be_reported(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({**metrics, "points": metrics["points"][:1], "comparisons": []}))
+    text = write_report(tmp_path / "run").read_text()
+    assert "Without guidance" in text
+    assert 'class="heat"' not in text
+
+
+def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nd evaluate"):
+        write_report(tmp_path)
+
+
+def test_a_missing_picture_is_named(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "reconstructions" / "original" / "image-00001")
+    with pytest.raises(DataError, match="image-00001"):
+        write_report(tmp_path / "run")
+
+
+def test_losses_count_a_repeated_step_once_and_leave_out_what_is_not_finite(run_dir: Path) -> None:
+    losses = Findings(run_dir).losses()
+    assert [len(steps) for steps, _ in losses.values()] == [300, 300]
+    assert losses[2][1][-1] == pytest.approx(10 / 300)
+
+
+def test_per_image_values_come_from_the_scores(run_dir: Path) -> None:
+    findings = Findings(run_dir)
+    row = findings.guided(1)
+    assert row is not None
+    values = findings.values(row, "pixcorr")
+    assert len(values) == min(3, TEST_IMAGES)
+    assert np.mean(list(values.values())) == pytest.approx(row.metrics["pixcorr"]["value"])
+
+
+def test_large_pictures_are_scaled_down_and_small_ones_stay_as_they_are(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.fromarray(noise[:64, :64]).save(tmp_path / "small.png")
+    assert data_uri(tmp_path / "large.png").startswith("data:image/webp;base64,")
+    assert len(data_uri(tmp_path / "large.png")) < 60_000
+    assert data_uri(tmp_path / "small.png").startswith("data:image/png;base64,")
+
+
+def test_a_heat_map_darkens_with_the_value_and_leaves_missing_cells_empty() -> None:
+    cells = {(0, 0): Cell(0.1, ".1"), (0, 1): Cell(0.9, ".9", is_best=True), (1, 0): Cell(0.5, ".5 <b>")}
+    svg = heat_map("a & b", ["1", "2"], ["x", "y"], cells)
+    fills = re.findall(r'fill="(#\w+)"', svg)
+    assert len(fills) == 3
+    assert fills[0] == "#cde2fb"
+    assert fills[1] == "#0d366b"
+    assert svg.count("stroke-width") == 1
+    assert "&lt;b&gt;" in svg
+    assert "a &amp; b" in svg
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [100.0, 1.0, 0.1], [-1.0, 0.0, 1.0], [3e-9, 1e-9, 2e-9]])
+def test_a_curve_is_drawn_for_any_finite_losses(values: list[float]) -> None:
+    svg = curve("loss", [0, 10, 20], values)
+    points = re.search(r'points="([^"]+)"', svg)
+    assert points is not None
+    numbers = [float(number) for pair in points[1].split() for number in pair.split(",")]
+    assert len(numbers) == 6
+    assert all(0 <= number <= 460 for number in numbers)
+
+
+def test_a_difference_is_only_called_better_when_its_interval_excludes_zero() -> None:
+    clear, unclear = {"value": 0.1, "ci_low": 0.05, "ci_high": 0.2}, {"value": 0.1, "ci_low": -0.05, "ci_high": 0.2}
+    assert verdict(metric_of("pixcorr"), clear) == "better"
+    assert verdict(metric_of("swav"), clear) == "worse"
+    assert verdict(metric_of("pixcorr"), unclear) == "unclear"
+    assert (probability(0.0004), probability(0.02)) == ("< .001", "= .020")

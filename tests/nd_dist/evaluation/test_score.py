@@ -1,0 +1,115 @@
+"""Scores from judged images on disk: repeat rules, streaming blocks, order of the images."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nd_dist.checkpoint import write_tensors
+from nd_dist.evaluation import score
+from nd_dist.evaluation.decode import ImageTargets
+from nd_dist.evaluation.layout import FEATURES
+from nd_dist.evaluation.records import publish
+from nd_dist.evaluation.retrieved import retrieval_metrics
+from nd_dist.evaluation.score import JudgedImages, Statistics, compare, metrics_of, score_images
+from nd_dist.metrics.distance import correlation_distance
+from nd_dist.metrics.identification import correlation_matrix, two_way
+from nd_dist.metrics.protocols import Protocol, protocol_named
+
+NUM, REPEATS, WIDTH = 9, 3, 6
+JUDGES: dict[str, score.Score] = {"clip": "two_way", "swav": "distance"}
+
+
+def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedImages, np.ndarray, np.ndarray]:
+    """Write features and metrics of made-up images; return them with the features (N, D) and (N, R, D)."""
+    rng = np.random.default_rng(0)
+    reals = rng.standard_normal((NUM, WIDTH)).astype(np.float32)
+    recons = (reals[:, None] + rng.standard_normal((NUM, REPEATS, WIDTH))).astype(np.float32)
+    pixcorr = rng.uniform(size=(NUM, REPEATS))
+    for image in range(NUM):
+        for place, features in (("originals", reals[image][None]), ("recons", recons[image])):
+            tensors = {name: torch.from_numpy(features.copy()) for name in JUDGES}
+            facts = {"metrics": {"pixcorr": pixcorr[image].tolist(), "repeat_pixcorr": float(pixcorr[image, 0])}}
+            publish(
+                folder / place / str(image),
+                "f",
+                facts,
+                lambda path, t=tensors: write_tensors(path / FEATURES, t),  # type: ignore[misc]
+            )
+    ids = order or list(range(NUM))
+    folders = [[folder / place / str(image) for image in ids] for place in ("recons", "originals")]
+    return JudgedImages(folders[0], folders[1], REPEATS), reals, recons
+
+
+def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
+    metrics = metrics_of(score_images(judged, JUDGES, protocol), summed, Statistics(100, 0))
+    return float(metrics[name]["value"])
+
+
+def test_all_repeats_count_in_the_default_protocol(tmp_path: Path) -> None:
+    judged, reals, recons = judged_images(tmp_path)
+    each = [two_way(correlation_matrix(reals, recons[:, repeat])) for repeat in range(REPEATS)]
+    assert value(judged, protocol_named("nd"), "clip", REPEATS) == pytest.approx(np.mean(each))
+    distances = [correlation_distance(reals, recons[:, repeat]).mean() for repeat in range(REPEATS)]
+    assert value(judged, protocol_named("nd"), "swav", REPEATS) == pytest.approx(np.mean(distances))
+
+
+def test_only_the_first_repeat_counts_where_the_protocol_has_one_sample(tmp_path: Path) -> None:
+    judged, reals, recons = judged_images(tmp_path)
+    assert value(judged, protocol_named("mindeye2"), "clip", 1) == two_way(correlation_matrix(reals, recons[:, 0]))
+
+
+def test_correlations_are_averaged_before_comparing_where_the_protocol_says_so(tmp_path: Path) -> None:
+    judged, reals, recons = judged_images(tmp_path)
+    mean = np.mean([correlation_matrix(reals, recons[:, repeat]) for repeat in range(REPEATS)], axis=0)
+    assert value(judged, protocol_named("takagi"), "clip", 1) == two_way(mean, "reconstruction")
+
+
+def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, _, _ = judged_images(tmp_path)
+    protocol = protocol_named("nd")
+    names = ("pixcorr", "repeat_pixcorr", "clip", "swav")
+    before = [value(judged, protocol, name, REPEATS) for name in names]
+    order = np.random.default_rng(1).permutation(NUM).tolist()
+    shuffled = dataclasses.replace(
+        judged, recons=[judged.recons[i] for i in order], originals=[judged.originals[i] for i in order]
+    )
+    assert [value(shuffled, protocol, name, REPEATS) for name in names] == before
+    monkeypatch.setattr(score, "BLOCK_IMAGES", 2)
+    assert [value(judged, protocol, name, REPEATS) for name in names] == pytest.approx(before, abs=1e-12)
+
+
+def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
+    judged, _, _ = judged_images(tmp_path)
+    metrics = metrics_of(score_images(judged, JUDGES, protocol_named("nd")), REPEATS, Statistics(100, 0))
+    assert {name: item["higher_is_better"] for name, item in metrics.items()} == {
+        "pixcorr": True, "repeat_pixcorr": True, "clip": True, "swav": False,
+    }  # fmt: skip
+
+
+def test_a_point_compared_with_itself_differs_by_nothing(tmp_path: Path) -> None:
+    judged, _, _ = judged_images(tmp_path)
+    arrays = score_images(judged, JUDGES, protocol_named("nd"))
+    for found in compare(arrays, arrays, REPEATS, Statistics(100, 0)).values():
+        assert (found.value, found.ci_low, found.ci_high, found.p, found.n) == (0.0, 0.0, 0.0, 1.0, NUM)
+
+
+class Targets(ImageTargets):
+    def __init__(self, noise: float) -> None:
+        rng = np.random.default_rng(0)
+        self._rows = rng.standard_normal((400, 2, 4)) + noise * np.random.default_rng(1).standard_normal((400, 2, 4))
+
+    def rows(self, name: str, image_ids: list[int]) -> np.ndarray:  # type: ignore[override]
+        return self._rows[image_ids]
+
+
+def test_retrieval_is_three_hundred_way_with_enough_images_and_all_way_with_few() -> None:
+    exact = retrieval_metrics(Targets(0.0), Targets(0.0), "g12", list(range(310)), Statistics(100, 0))
+    assert {item["value"] for item in exact.values()} == {1.0}
+    assert {(item["candidates"], item["draws"]) for item in exact.values()} == {(300, 30)}
+    few = retrieval_metrics(Targets(1.0), Targets(0.0), "g12", list(range(20)), Statistics(100, 0))
+    assert {(item["candidates"], item["draws"], item["n"]) for item in few.values()} == {(20, 1, 20)}
+    for item in few.values():
+        assert item["ci_low"] <= item["value"] <= item["ci_high"]

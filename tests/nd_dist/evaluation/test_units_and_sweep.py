@@ -1,0 +1,89 @@
+"""Points, groups and the choice of a point: pure values."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError, DataError
+from nd_dist.evaluation.sweep import select
+from nd_dist.evaluation.units import (
+    Point,
+    config_points,
+    distinct_points,
+    grid_points,
+    image_name,
+    plan_groups,
+    subject_name,
+)
+
+
+@given(
+    images=st.dictionaries(st.integers(1, 8), st.sets(st.integers(0, 72_999), min_size=1, max_size=30), max_size=3),
+    batch_size=st.integers(1, 9),
+    num_repeats=st.integers(1, 5),
+)
+def test_every_unit_is_in_one_group(images: dict[int, set[int]], batch_size: int, num_repeats: int) -> None:
+    points = (Point(0.0, 0.0), Point(300.0, 0.5))
+    groups = plan_groups(points, {subject: sorted(ids) for subject, ids in images.items()}, batch_size, num_repeats)
+    units = [unit for group in groups for unit in group.units()]
+    assert len(units) == len(set(units)) == 2 * num_repeats * sum(map(len, images.values()))
+    assert len({group.name for group in groups}) == len(groups)
+    assert all(len(group.image_ids) <= batch_size for group in groups)
+
+
+def test_points_without_guidance_share_their_pictures() -> None:
+    points = (Point(0.0, 0.5), Point(300.0, 0.0), Point(300.0, 0.5), Point(0.0, 1.0))
+    assert [point.name for point in points] == ["unguided", "unguided", "kappa-300_eta-0.5", "unguided"]
+    assert [point.name for point in distinct_points(points)] == ["kappa-300_eta-0.5", "unguided"]
+
+
+def test_the_points_of_a_recipe() -> None:
+    config = Config.model_validate(
+        {"sampler": {"kappa": 300.0, "eta": 0.5}, "sweep": {"kappa": [1.0], "eta": [0.2, 1]}}
+    )
+    assert config_points(config) == (Point(0.0, 0.0), Point(300.0, 0.5))
+    assert grid_points(config) == (Point(0.0, 0.0), Point(1.0, 0.2), Point(1.0, 1.0))
+    without = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"baseline": False})})
+    assert config_points(without) == (Point(300.0, 0.5),)
+
+
+def test_names_are_those_of_nsd() -> None:
+    assert (subject_name(1), image_name(12)) == ("subj01", "image-00012")
+
+
+def report(split: str = "train", **metrics: dict[tuple[float, float], list[float]]) -> dict[str, Any]:
+    entries: dict[tuple[float, float, int], dict[str, Any]] = {}
+    for name, points in metrics.items():
+        for (kappa, eta), values in points.items():
+            for subject, value in enumerate(values):
+                item = {"value": value, "higher_is_better": name != "swav"}
+                entries.setdefault((kappa, eta, subject), {})[name] = item
+    points_list = [{"kappa": k, "eta": e, "subject": s, "metrics": m} for (k, e, s), m in entries.items()]
+    return {"split": split, "points": points_list}
+
+
+def test_the_best_mean_over_subjects_is_chosen_in_the_metrics_own_direction() -> None:
+    grid = {(1.0, 0.5): [0.9, 0.1], (2.0, 0.5): [0.6, 0.6], (3.0, 0.5): [0.1, 0.2]}
+    choice = select(report(pixcorr=grid))
+    assert (choice.point, choice.value) == (Point(2.0, 0.5), pytest.approx(0.6))
+    assert [point.kappa for point, _ in choice.others] == [1.0, 3.0]
+    assert select(report(swav=grid), "swav").point == Point(3.0, 0.5)
+
+
+def test_of_equal_points_the_one_with_less_guidance_wins() -> None:
+    assert select(report(pixcorr={(2.0, 0.1): [0.5], (1.0, 0.9): [0.5]})).point == Point(1.0, 0.9)
+
+
+def test_a_point_is_not_chosen_on_test_images() -> None:
+    with pytest.raises(DataError, match="must not be chosen"):
+        select(report("test", pixcorr={(1.0, 0.5): [0.5]}))
+
+
+def test_a_rule_that_does_not_fit_the_report_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ssim"):
+        select(report(pixcorr={(1.0, 0.5): [0.5]}), "ssim")
+    with pytest.raises(ConfigError, match="different guidance points"):
+        select(report(pixcorr={(1.0, 0.5): [0.5, 0.6], (2.0, 0.5): [0.7]}))
