@@ -28,12 +28,18 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         DataError: the disk is full or the folder cannot be written.
     """
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    plain = {name: _own_memory(tensor.detach().to("cpu").contiguous()) for name, tensor in tensors.items()}
     with atomic_path(path) as part:
         try:
             save_file(plain, part)
         except SafetensorError as error:  # safetensors wraps the operating system's error
             raise OSError(str(error)) from error
+
+
+def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, copied where it is a part of a larger storage (safetensors refuses shared memory)."""
+    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if is_whole else tensor.clone()
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

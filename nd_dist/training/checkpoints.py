@@ -5,10 +5,11 @@ A checkpoint counts only once the pointer names it. A crash at any moment leaves
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nd_dist.checkpoint import FileRecord, read_manifest, read_pointer, write_manifest, write_pointer
 from nd_dist.errors import CheckpointError, DataError
@@ -18,6 +19,13 @@ from nd_dist.training.engine import Engine
 from nd_dist.training.records import check_fingerprint
 
 PREFIX = "step-"
+
+
+class Progress(NamedTuple):
+    """How far a stage is: optimizer steps made, and the loss of the last one (NaN before the first)."""
+
+    step: int
+    loss: float
 
 
 class StageCheckpoints:
@@ -35,47 +43,48 @@ class StageCheckpoints:
         self._folder, self._engine, self._facts = folder, engine, dict(facts)
         self._keep, self._events = keep, events
 
-    def save(self, step: int) -> None:
-        """Save the state after ``step`` optimizer steps.
+    def save(self, progress: Progress) -> None:
+        """Save the state after ``progress.step`` optimizer steps.
 
         Raises:
             CheckpointError: this rank could not write (disk full); the checkpoint before stays valid.
         """
-        tag = f"{PREFIX}{step:07d}"
+        tag = f"{PREFIX}{progress.step:07d}"
         on_main(lambda: shutil.rmtree(self._folder / tag, ignore_errors=True))  # left by a crash, never committed
         self._engine.save(self._folder, tag)
         files = self._hashed_files(self._folder / tag)
-        on_main(lambda: self._commit(step, tag, files))
+        on_main(lambda: self._commit(progress, tag, files))
         num_bytes = sum(record.num_bytes for record in files.values())
-        self._events.write("checkpoint_saved", tag=tag, step=step, num_bytes=num_bytes)
+        self._events.write("checkpoint_saved", tag=tag, step=progress.step, num_bytes=num_bytes)
 
-    def _commit(self, step: int, tag: str, files: Mapping[str, FileRecord]) -> None:
+    def _commit(self, progress: Progress, tag: str, files: Mapping[str, FileRecord]) -> None:
         """Make a completely written checkpoint count, then remove what fell out of the window (rank 0)."""
-        write_manifest(self._folder / tag, files, {"step": step, "fingerprint": self._facts, **self._layout()})
+        facts = {**progress._asdict(), "fingerprint": self._facts, **self._layout()}
+        write_manifest(self._folder / tag, files, facts)
         write_pointer(self._folder, tag)
         steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
-        kept = [other for other in steps if other <= step][-self._keep :]  # newer ones were never committed
+        kept = [other for other in steps if other <= progress.step][-self._keep :]  # newer ones were never committed
         for other in set(steps) - set(kept):
             shutil.rmtree(self._folder / f"{PREFIX}{other:07d}")
 
-    def load_newest(self) -> int:
-        """Restore the newest valid checkpoint and return its step; 0 where there is none.
+    def load_newest(self) -> Progress:
+        """Restore the newest valid checkpoint and return how far it is; step 0 where none was ever committed.
 
         Raises:
-            CheckpointError: on every rank, where the checkpoint is of another recipe, or of another number of ranks.
+            CheckpointError: on every rank, where the checkpoint is of another recipe or of another number of ranks, or
+                where checkpoints were committed and none is valid any more.
         """
         found = on_main(self._choose)
         for problem in found["problems"]:
             self._events.write("checkpoint_invalid", **problem)
         if not found["tag"]:
-            return 0
+            return Progress(0, math.nan)
         facts = found["facts"]
         check_fingerprint(self._facts, facts["fingerprint"], self._folder / found["tag"])
         self._check_layout(facts, found["tag"])
         self._engine.load(self._folder, found["tag"])
-        step = int(facts["step"])
-        self._events.write("checkpoint_loaded", tag=found["tag"], step=step)
-        return step
+        self._events.write("checkpoint_loaded", tag=found["tag"], step=facts["step"])
+        return Progress(int(facts["step"]), float(facts["loss"]))
 
     def _layout(self) -> dict[str, object]:
         """Return what DeepSpeed's files depend on besides the recipe."""
@@ -95,7 +104,11 @@ class StageCheckpoints:
             )
 
     def _choose(self) -> dict[str, Any]:
-        """Return tag and facts of the newest valid checkpoint, and what is wrong with newer ones (rank 0)."""
+        """Return tag and facts of the newest valid checkpoint, and what is wrong with newer ones (rank 0).
+
+        Raises:
+            CheckpointError: the pointer names a checkpoint, but neither it nor an older one is valid.
+        """
         committed = read_pointer(self._folder)
         candidates = [path.name for path in self._tags() if path.name <= committed or not committed]
         problems: list[dict[str, str]] = []
@@ -104,6 +117,13 @@ class StageCheckpoints:
                 return {"tag": tag, "facts": read_manifest(self._folder / tag), "problems": problems}
             except (CheckpointError, DataError) as error:
                 problems.append({"tag": tag, "problem": str(error)})
+        if committed:
+            raise CheckpointError(
+                "No checkpoint of this stage is valid any more.",
+                where=str(self._folder),
+                found="; ".join(problem["problem"].splitlines()[0] for problem in problems) or "no checkpoint folder",
+                todo="remove the folder to train the stage anew",
+            )
         return {"tag": "", "facts": {}, "problems": problems}
 
     def _hashed_files(self, folder: Path) -> dict[str, FileRecord]:

@@ -268,7 +268,7 @@ class Engine:
             full = safe_get_full_fp32_param(parameter)  # collective under ZeRO; none where nothing is partitioned
             if self.world.is_main:
                 value = parameter.detach() if full is None else full
-                state[name] = value.to(device="cpu", dtype=torch.float32).clone().view(_full_shape(parameter))
+                state[name] = value.to(device="cpu", dtype=torch.float32).view(_full_shape(parameter))
         return state
 
     def save(self, folder: Path, tag: str) -> None:

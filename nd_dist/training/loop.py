@@ -13,14 +13,29 @@ import torch
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import Requeue
 from nd_dist.events import EventLog
+from nd_dist.models.decoder import Decoder
 from nd_dist.schema import Batch
-from nd_dist.training.checkpoints import StageCheckpoints
+from nd_dist.training.checkpoints import Progress, StageCheckpoints
 from nd_dist.training.engine import Engine, StepOutcome
 from nd_dist.training.objectives import TOTAL
 from nd_dist.training.source import Stream
 
-Validate = Callable[[int], Mapping[str, float]]
-"""Called by every rank with the steps made so far; returns named numbers, the same on every rank."""
+Validate = Callable[[Decoder, int], Mapping[str, float]]
+"""Called by every rank with the model and the steps made so far; returns named numbers for this rank's event. Under
+ZeRO 3 every rank must call the model equally often."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller lets the loop ask.
+
+    Args:
+        should_stop: Whether this rank was asked to save and stop.
+        validate: Looks at the model now and then; none: no validation.
+    """
+
+    should_stop: Callable[[], bool]
+    validate: Validate | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +74,12 @@ def train_stage(
     stream: Stream,
     checkpoints: StageCheckpoints,
     events: EventLog,
-    should_stop: Callable[[], bool],
-    validate: Validate | None = None,
+    hooks: Hooks,
 ) -> float:
     """Train one stage from its newest checkpoint to its last step. Every rank calls it.
 
     Returns:
-        The loss of the last step; NaN where the stage had no step left to make.
+        The loss of the last step.
 
     Raises:
         Requeue: a rank was asked to stop; the state is saved and the same command continues.
@@ -73,11 +87,10 @@ def train_stage(
         CheckpointError: the newest checkpoint is of another recipe, or a checkpoint could not be written.
     """
     # Continue where the newest valid checkpoint stopped
-    first = checkpoints.load_newest()
+    first, loss = checkpoints.load_newest()
     stream.load_state_dict({**stream.state_dict(), "step": first * plan.gradient_accumulation})
     batches = iter(stream)
     events.progress(_task(plan), first, plan.total_steps)
-    loss = float("nan")
 
     for step in range(first, plan.total_steps):
         # One optimizer step
@@ -85,7 +98,7 @@ def train_stage(
         micro_batches = [next(batches) for _ in range(plan.gradient_accumulation)]
         if step == first:
             events.write("first_batch", stage=plan.stage, **batch_facts(micro_batches[0]))
-        outcome = engine.train_step(micro_batches, step, should_stop())
+        outcome = engine.train_step(micro_batches, step, hooks.should_stop())
         loss, done = outcome.terms[TOTAL], step + 1
 
         # What it did
@@ -95,10 +108,11 @@ def train_stage(
 
         # Look at it, keep it
         is_last = done == plan.total_steps
-        if validate is not None and (is_last or done % plan.validate_every == 0):
-            events.write("validation", stage=plan.stage, step=done, **validate(done))
+        if hooks.validate is not None and (is_last or done % plan.validate_every == 0):
+            found = hooks.validate(engine.objective.decoder, done)
+            events.write("validation", stage=plan.stage, step=done, values=dict(found))
         if is_last or outcome.should_stop or done % plan.checkpoint_every == 0:
-            checkpoints.save(done)
+            checkpoints.save(Progress(done, loss))
         if outcome.should_stop and not is_last:
             raise _requeue(plan, done)
     return loss

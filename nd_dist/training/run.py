@@ -20,7 +20,7 @@ from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.collective import on_main
 from nd_dist.training.engine import Engine, connect, training_device
 from nd_dist.training.gather import Gather
-from nd_dist.training.loop import StagePlan, train_stage
+from nd_dist.training.loop import Hooks, StagePlan, Validate, train_stage
 from nd_dist.training.objectives import Objective
 from nd_dist.training.records import (
     MODEL,
@@ -36,7 +36,12 @@ from nd_dist.world import World
 
 
 def train(
-    config: Config, world: World, source: TrainingSource, events: EventLog, should_stop: Callable[[], bool]
+    config: Config,
+    world: World,
+    source: TrainingSource,
+    events: EventLog,
+    should_stop: Callable[[], bool],
+    validate: Validate | None = None,
 ) -> None:
     """Train the recipe's stages in order; finished stages are skipped, a started one continues. Every rank calls it.
 
@@ -48,6 +53,7 @@ def train(
         source: The data.
         events: This rank's event file.
         should_stop: Asked every step; true saves the state and raises ``Requeue`` on all ranks.
+        validate: Looks at the model every ``training.validate_every`` steps and at the end of a stage.
 
     Raises:
         ConfigError: recipe and data do not fit each other.
@@ -64,7 +70,7 @@ def train(
             continue
         events.write("stage_start", stage=stage, subjects=list(request.subjects), start=facts["start"])
         run = _StageRun(config, world, source, request, events, facts)
-        run.train(run.build(start_dir), gather, should_stop)
+        run.train(run.build(start_dir), gather, Hooks(should_stop, validate))
 
 
 def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None, dict[str, object], bool]:
@@ -147,7 +153,7 @@ class _StageRun:
             self._events.write("term_off", stage=self._request.stage, term="z/contrastive", reason="no teacher model")
         return decoder
 
-    def train(self, decoder: Decoder, gather: Gather, should_stop: Callable[[], bool]) -> None:
+    def train(self, decoder: Decoder, gather: Gather, hooks: Hooks) -> None:
         """Train the stage to its end and write model, statistics and record."""
         plan = StagePlan.of(self._config.training, self._request.stage)
         engine = self._engine(decoder, gather, plan.total_steps)
@@ -156,7 +162,7 @@ class _StageRun:
         )
         stream = self._source.open_stream(self._request)
         try:
-            loss = train_stage(plan, engine, stream, checkpoints, self._events, should_stop)
+            loss = train_stage(plan, engine, stream, checkpoints, self._events, hooks)
         finally:
             stream.close()
         digest = self._export(engine)

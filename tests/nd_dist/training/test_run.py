@@ -171,6 +171,27 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(
     assert losses(events) == {(2, 4): whole[2, 4], (2, 5): whole[2, 5]}
 
 
+def test_a_crash_between_the_last_step_and_its_record_is_made_good(
+    finished: tuple[Config, Events], copied: Config
+) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    before = json.loads((folder / "done.json").read_text())
+    (folder / "done.json").unlink()
+    (folder / "model" / "model.safetensors").unlink()
+    assert losses(run(copied)) == {}
+    assert json.loads((folder / "done.json").read_text()) == before
+    assert (folder / "model" / "model.safetensors").exists()
+
+
+def test_a_stage_whose_checkpoints_are_all_damaged_does_not_start_anew_in_silence(copied: Config) -> None:
+    folder = copied.run_dir / "checkpoints" / "stage2"
+    (folder / "done.json").unlink()
+    for path in folder.glob("step-*/manifest.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="No checkpoint of this stage is valid"):
+        run(copied)
+
+
 def test_a_checkpoint_without_the_pointers_word_does_not_count(copied: Config) -> None:
     folder = copied.run_dir / "checkpoints" / "stage2"
     (folder / "done.json").unlink()
@@ -231,6 +252,20 @@ def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_
     second = copied.training.model_copy(update={"stages": (2,)})
     with pytest.raises(CheckpointError, match="stage 1 of this run folder is not finished"):
         run(copied.model_copy(update={"training": second}))
+
+
+def test_validation_sees_the_model_at_its_steps_and_at_the_end(tmp_path: Path) -> None:
+    config = small_recipe(tmp_path, stages=(1,), steps=(5, 1), validate_every=2)
+    log = EventLog(config.run_dir, 0, "train")
+
+    def validate(decoder: Decoder, step: int) -> dict[str, float]:
+        predicted = decoder.predict(torch.zeros(2, 36), 2, [1, 2], only=("z",))["z"]
+        return {"z_spread": float(predicted.std()), "seen": step}
+
+    train(config, World(), SyntheticSource(), log, lambda: False, validate)
+    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "validation"]
+    assert [event["step"] for event in found] == [2, 4, 5]
+    assert all(event["values"]["seen"] == event["step"] and event["values"]["z_spread"] > 0 for event in found)
 
 
 def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
