@@ -212,7 +212,9 @@ def _torchvision_judge(
     is_efficientnet = recipe.file == "efficientnet_b1"
     path = folder / (f"{recipe.file}_{settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file)
     path = path.with_name(f"{path.name}.safetensors")
-    options: dict[str, Any] = {"init_weights": False} if recipe.builder == "inception_v3" else {}
+    # torchvision's pretrained Inception-v3 re-scales its normalised input; without weights it has to be told to
+    inception: dict[str, Any] = {"init_weights": False, "transform_input": True}
+    options = inception if recipe.builder == "inception_v3" else {}
     network = getattr(models, recipe.builder)(weights=None, **options)
     _load_weights(network, path, recipe)
     resize = Resize(getattr(settings, recipe.input_size), settings.backend, settings.antialias)
