@@ -31,6 +31,7 @@ from launch.watch import Watcher
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
 
+LEASED = ("evaluate", "sweep")
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
 
@@ -72,7 +73,8 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     if options.launcher == "local" and options.hostfile is not None:
         raise ConfigError("The launcher `local` uses this machine only.", todo="leave --hostfile or --launcher out")
     hosts = _hosts(config, options)
-    program = RankProgram(f"launch.{command}_rank", (config.run_dir / "config.yaml").resolve(), launch_id)
+    config_path = (config.run_dir / "config.yaml").resolve()
+    program = RankProgram(f"launch.{command}_rank", config_path, launch_id, is_leased=command in LEASED)
     env = rank_environment(config)
     if options.hostfile is None and num_slots(hosts) == 1:
         return single_plan(program, tools, env)
@@ -123,7 +125,9 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     if plan.note:
         console.print(f"  note: {plan.note}", highlight=False)
     started = time.monotonic()
-    run_plan(Launch(command, config.run_dir, launch_id, plan), Watcher(console), environment())
+    lost = run_plan(Launch(command, config.run_dir, launch_id, plan), Watcher(console), environment())
+    if lost:
+        console.print(f"  note: ranks {lost} died on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started
     console.print(f"  {command}: done by {plan.ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,12 +25,15 @@ class LaunchPlan:
         env: Variables set in addition to the caller's.
         ranks: How many ranks it starts.
         note: What a user should know about it; empty if nothing.
+        is_leased: Whether ranks take work from a shared pool, so that one that finishes proves that all work is
+            done, and one that dies costs only its unit.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     ranks: int
     note: str = ""
+    is_leased: bool = False
 
     def shell(self) -> str:
         """Return the command as a line for a POSIX shell, every word quoted."""
@@ -63,12 +66,15 @@ class RankProgram:
         module: ``python -m`` name, e.g. ``launch.train_rank``.
         config_path: The run's config file.
         launch_id: Names this launch in the events, so that its completion records can be told from older ones.
+        options: Further words.
+        is_leased: See ``LaunchPlan``.
     """
 
     module: str
     config_path: Path
     launch_id: str
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
+    is_leased: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -78,7 +84,7 @@ class RankProgram:
 
 def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note: str = "") -> LaunchPlan:
     """Return the plan of one process without any launcher."""
-    return LaunchPlan((tools.python, "-m", program.module, *program.arguments), env, 1, note)
+    return LaunchPlan((tools.python, "-m", program.module, *program.arguments), env, 1, note, program.is_leased)
 
 
 def deepspeed_plan(
@@ -108,6 +114,8 @@ def mpirun_plan(
         raise ConfigError("There is no mpirun on this machine.", todo="install one: pip install mpich (extra `mpi`)")
     ranks = sum(host.slots for host in hosts)
     words: list[str] = [tools.mpirun, "-n", str(ranks)]
+    if program.is_leased:  # the other ranks live on when one dies
+        words.append("--enable-recovery" if tools.mpi_flavour == "openmpi" else "-disable-auto-cleanup")
     if tools.mpi_flavour == "openmpi":
         words += ["--allow-run-as-root", "--oversubscribe"]
         if hostfile is not None:
@@ -116,4 +124,5 @@ def mpirun_plan(
     elif hostfile is not None:
         words += ["-hosts", ",".join(f"{host.name}:{host.slots}" for host in hosts)]
         words += [part for name, value in sorted(env.items()) for part in ("-genv", name, value)]
-    return LaunchPlan((*words, tools.python, "-m", program.module, *program.arguments), env, ranks)
+    argv = (*words, tools.python, "-m", program.module, *program.arguments)
+    return LaunchPlan(argv, env, ranks, is_leased=program.is_leased)

@@ -42,8 +42,12 @@ class Launch:
     plan: LaunchPlan
 
 
-def run_plan(launch: Launch, watcher: Watcher, environ: Mapping[str, str], folder: RunFolder | None = None) -> None:
-    """Start the ranks, follow them to the end, and leave no process behind.
+def run_plan(
+    launch: Launch, watcher: Watcher, environ: Mapping[str, str], folder: RunFolder | None = None
+) -> list[int]:
+    """Start the ranks, follow them to the end, leave no process behind; return the ranks that died on the way.
+
+    Only ranks of a leased plan may die without failing it.
 
     Args:
         launch: What to start.
@@ -78,7 +82,7 @@ def run_plan(launch: Launch, watcher: Watcher, environ: Mapping[str, str], folde
     finally:
         if folder is None:
             held.release()
-    outcome.judge(launch, launcher_log, process.returncode, stopped_by.name)
+    return outcome.judge(launch, launcher_log, process.returncode, stopped_by.name)
 
 
 class _StopSignal:
@@ -118,17 +122,17 @@ class _Outcome:
         elif event["event"] == "rank_failed":
             self.failed.append(event)
 
-    def judge(self, launch: Launch, launcher_log: Path, returncode: int | None, stopped_by: str) -> None:
-        """Return if every rank is done, raise the error that explains the end otherwise."""
-        if len(self.done) == launch.plan.ranks:
-            return
+    def judge(self, launch: Launch, launcher_log: Path, returncode: int | None, stopped_by: str) -> list[int]:
+        """Return the ranks that are missing if the work is done, raise the error that explains the end otherwise."""
+        missing = sorted(set(range(launch.plan.ranks)) - self.done)
+        if not missing or (self.done and launch.plan.is_leased):
+            return missing
         if stopped_by:
             raise Requeue(
                 f"Stopped by {stopped_by}; what was finished is on disk.", todo="run the same command again to go on"
             )
         if self.failed:
             raise _reported(min(self.failed, key=_blame), launch)
-        missing = sorted(set(range(launch.plan.ranks)) - self.done)
         log = log_path(launch.run_dir, launch.command, missing[0])
         tail = tail_of(log) or tail_of(launcher_log)
         raise RankFailure(
@@ -179,7 +183,8 @@ def _follow(
                     watcher.show(event)
         if ended:
             return outcome
-        if deadline is None and (stop.name or outcome.failed):
+        is_lost = bool(outcome.failed) and not launch.plan.is_leased
+        if deadline is None and (stop.name or is_lost):
             _signal_tree(process, signal.SIGTERM)
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:

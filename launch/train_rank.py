@@ -51,10 +51,10 @@ class ShardSource:
         self, subject: int, sessions: tuple[int, ...] | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (voxels (B, V), z (B, C, H, W)) of every training image of a subject, chunk by chunk."""
-        image_ids = self._reader.images(subject, "train")
+        image_ids = self._reader.images(subject, "train", sessions)
         for start in range(0, len(image_ids), CHUNK_IMAGES):
             chunk = image_ids[start : start + CHUNK_IMAGES]
-            voxels_BV = self._reader.voxels(subject, chunk)
+            voxels_BV = self._reader.voxels(subject, chunk, sessions)
             yield torch.from_numpy(voxels_BV), torch.from_numpy(self._reader.targets(INITIAL, chunk))
 
 

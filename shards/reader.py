@@ -51,17 +51,19 @@ class ShardReader:
         """
         return self.index.table(name)
 
-    def images(self, subject: int, split: Split) -> list[int]:
-        """Return the ascending ids of the images that a subject saw, of one split.
+    def images(self, subject: int, split: Split, sessions: Sequence[int] | None = None) -> list[int]:
+        """Return the ascending ids of the images that a subject saw, of one split (none: in any session).
 
         Raises:
             DataError: the subject was not packed.
         """
-        rows = self._rows_of(subject)
+        rows = self._rows_of(subject, sessions)
         is_chosen = rows["split"] == (TEST if split == "test" else TRAIN)
         return [int(image_id) for image_id in np.unique(rows["image"][is_chosen])]
 
-    def voxels(self, subject: int, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def voxels(
+        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return z-scored betas (N, V), the mean over the repeats that the subject had of every image.
 
         Raises:
@@ -118,8 +120,8 @@ class ShardReader:
         """Close the files."""
         self.files.close()
 
-    def _rows_of(self, subject: int) -> Table:
-        """Return a subject's trials.
+    def _rows_of(self, subject: int, sessions: Sequence[int] | None) -> Table:
+        """Return a subject's trials of some sessions (none: all).
 
         Raises:
             DataError: the subject was not packed.
@@ -131,7 +133,8 @@ class ShardReader:
                 expected=sorted(self.index.subjects),
                 todo="add it to data.subjects and pack into a new folder",
             )
-        return np.asarray(self.trials[self.trials["subject"] == subject])
+        rows = np.asarray(self.trials[self.trials["subject"] == subject])
+        return rows if sessions is None else rows[np.isin(rows["session"], list(sessions))]
 
     def _image_rows(self, store: str, image_ids: Sequence[int]) -> Table:
         """Return the rows of images in a store.
