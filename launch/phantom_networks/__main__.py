@@ -17,7 +17,7 @@ from PIL import Image
 from launch.phantom_networks.cards import write_cards
 from launch.phantom_networks.folders import write_folders
 from launch.phantom_networks.quality import contact_sheet
-from launch.phantom_networks.stages import RECIPES, STAGES, Workplace, run_stage, trained_networks, with_steps
+from launch.phantom_networks.stages import RECIPES, STAGES, Workplace, adjusted, run_stage, trained_networks
 from nd_dist.errors import ConfigError
 from nd_dist.events import EventLog
 from nd_dist.files import atomic_path
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program (see the module's docstring)."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(options.device == "cpu")  # CUDA would need settings of the environment
     place = Workplace(
         options.out_dir,
-        with_steps(RECIPES, _chosen_steps(options.steps)),
+        adjusted(RECIPES, _chosen_steps(options.steps), autocast=options.device == "cuda"),
         torch.device(options.device),
         EventLog(options.out_dir, 0, "phantom-networks"),
     )

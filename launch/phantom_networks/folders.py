@@ -103,6 +103,8 @@ def write_folders(out_dir: Path, networks: Networks) -> None:
     for kind, judge in networks.judges.items():
         assert isinstance(judge, Judge)
         copy.deepcopy(judge).half().save(out_dir / JUDGES / kind)
+    for weights in out_dir.rglob("*.safetensors"):
+        weights.chmod(0o644)  # written private by some releases; these files are shipped to every user of a machine
 
 
 def _save(network: Any, folder: Path) -> None:

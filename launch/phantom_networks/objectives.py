@@ -118,7 +118,7 @@ class UNetObjective:
         vae: Frozen VAE whose ``config.scaling_factor`` is set.
         text_encoder: Frozen CLIPTextModel.
         tokenizer: Its tokenizer.
-        views: How often a picture occurs in a batch, each time with other noise (encoding is then cheaper).
+        views: Rows in succession that share a picture, each with its own noise (encoding is then cheaper).
 
     Source:
         Ho et al. 2020, eq. 14 (loss); Hang et al. 2023, "Min-SNR weighting strategy", gamma = 5;
@@ -130,13 +130,15 @@ class UNetObjective:
 
     def __call__(self, unet: Any, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the weighted loss and the plain mean squared error of the noise."""
-        scenes = Rows(rows.seed, rows.step, rows.rows[:: self._views], rows.device).scenes()
+        pictures = [row // self._views for row in rows.rows]
+        shown = range(pictures[0], pictures[-1] + 1)
+        scenes = Rows(rows.seed, rows.step, shown, rows.device).scenes()
         with torch.no_grad():
             pixels_BCHW = 2 * pixels_of(scenes, rows.device) - 1
             latents_BCHW = self._vae.encode(pixels_BCHW).latent_dist.mean * self._vae.config.scaling_factor
-        latents_BCHW = latents_BCHW.repeat_interleave(self._views, dim=0)[: len(rows.rows)]
-        repeated = [scene for scene in scenes for _ in range(self._views)][: len(rows.rows)]
-        text_BLD = self._texts(repeated, rows)
+        places = [picture - shown.start for picture in pictures]
+        latents_BCHW = latents_BCHW[places]
+        text_BLD = self._texts([scenes[place] for place in places], rows)
         noise_BCHW = rows.normal("noise", 4, LATENT_SIZE, LATENT_SIZE)
         times_B = rows.integers("time", int(str(SCHEDULER_CONFIG["num_train_timesteps"])))
         abar_B = alphas_cumprod().to(rows.device)[times_B]

@@ -126,6 +126,9 @@ def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
     return networks, steps
 
 
-def with_steps(recipes: dict[str, Recipe], steps: dict[str, int]) -> dict[str, Recipe]:
-    """Return ``recipes`` with other numbers of steps for some stages."""
-    return {name: replace(recipe, steps=steps.get(name, recipe.steps)) for name, recipe in recipes.items()}
+def adjusted(recipes: dict[str, Recipe], steps: dict[str, int], autocast: bool) -> dict[str, Recipe]:
+    """Return ``recipes`` with other numbers of steps for some stages, and with or without bfloat16 autocast."""
+    return {
+        name: replace(recipe, steps=steps.get(name, recipe.steps), autocast=autocast)
+        for name, recipe in recipes.items()
+    }

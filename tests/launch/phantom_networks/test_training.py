@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 from launch.phantom_networks.__main__ import main
 from launch.phantom_networks.batches import Rows, labels_of, pixels_of
-from launch.phantom_networks.folders import write_folders
-from launch.phantom_networks.objectives import alphas_cumprod
+from launch.phantom_networks.folders import build_networks, text_encoder_of, write_folders
+from launch.phantom_networks.objectives import UNetObjective, alphas_cumprod
 from launch.phantom_networks.stages import RECIPES, Workplace, run_stage, trained_networks
+from launch.phantom_networks.tokenizer import write_tokenizer
 from launch.phantom_networks.trainer import Recipe, state_path
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.events import EventLog, events_path, read_events
+from shards.phantom.captions import vocabulary
 
 CPU = torch.device("cpu")
 PROGRAM = """
@@ -104,6 +106,15 @@ def test_rows_do_not_depend_on_how_a_step_is_divided() -> None:
     assert torch.equal(whole.integers("time", 1000), torch.cat([part.integers("time", 1000) for part in parts]))
     assert whole.scenes() == [scene for part in parts for scene in part.scenes()]
     assert not torch.equal(whole.normal("noise", 4), Rows(3, 6, range(6), CPU).normal("noise", 4))
+
+
+def test_the_unet_loss_of_a_step_is_the_mean_over_its_parts(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, vocabulary())
+    networks = build_networks(0, len(tokenizer))
+    objective = UNetObjective(networks.vae, text_encoder_of(networks.clip), tokenizer)
+    whole = objective(networks.unet, Rows(3, 5, range(6), CPU))["loss"]
+    parts = [objective(networks.unet, Rows(3, 5, rows, CPU))["loss"] for rows in (range(3), range(3, 6))]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
 def test_pixels_lie_in_zero_to_one_and_labels_sum_to_one() -> None:
