@@ -69,7 +69,7 @@ class ShardReader:
         Raises:
             DataError: the subject did not see an image, or a shard is damaged.
         """
-        by_image = _group_by_image(self._rows_of(subject))
+        by_image = _group_by_image(self._rows_of(subject, sessions))
         num_voxels = self.index.subjects[subject].voxels
         means_NV = np.empty((len(image_ids), num_voxels), dtype=np.float32)
         for position, image_id in enumerate(image_ids):
