@@ -90,21 +90,20 @@ def _check_evaluation(config: Config, index: Index) -> None:
     for name in (config.model, config.guidance_model):
         resolve_folder(name)
     if config.evaluation.embeddings == "decoded":
-        decoder_dir(config)
+        _check_decoder(config)
 
 
 def decoder_dir(config: Config) -> Path:
-    """Return the folder of the newest trained decoder of a run: stage 2's, or stage 1's where that was the last.
+    """Return the folder of the decoder that a run evaluates: that of its last stage."""
+    return config.run_dir / "checkpoints" / f"stage{max(config.training.stages)}" / "model"
 
-    Raises:
-        CheckpointError: the run has none.
-    """
-    stage = max(config.training.stages)
-    folder = config.run_dir / "checkpoints" / f"stage{stage}" / "model"
+
+def _check_decoder(config: Config) -> None:
+    """Refuse an evaluation of a decoder that is not there."""
+    folder = decoder_dir(config)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"There is no decoder of stage {stage} in the run.",
+            f"There is no decoder of stage {max(config.training.stages)} in the run.",
             where=str(folder),
             todo="run `nd train` with the same recipe and run_dir=, or set evaluation.embeddings=ground_truth",
         )
-    return folder

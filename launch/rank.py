@@ -72,6 +72,8 @@ def run_rank(command: str, work: Callable[[Rank], None], arguments: Sequence[str
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     lock = hold_rank_lock(config.run_dir)
     heartbeat = Heartbeat(config.run_dir, options.launch)
     threading.Thread(target=_leave_with_launcher, args=(heartbeat, events), daemon=True).start()

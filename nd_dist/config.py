@@ -129,7 +129,7 @@ class TrainingConfig(Section):
 
     target_subject: SubjectId = 1
     """Stage 1 trains on all other subjects of `data.subjects`, stage 2 on this one."""
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
+    stages: Annotated[tuple[Literal[1, 2], ...], Field(min_length=1)] = (1, 2)
     """Stages to run, in order; stage 2 starts from stage 1's model where there is one."""
     targets: tuple[str, ...] = TARGETS
     """Targets to train heads for."""
