@@ -26,7 +26,8 @@ from launch.phantom_networks.architectures import (
 )
 from launch.phantom_networks.batches import pixels_of
 from launch.phantom_networks.tokenizer import write_tokenizer
-from nd_dist.files import write_json
+from nd_dist.evaluation.networks import REMARK
+from nd_dist.files import write_json, write_text
 from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge
 from shards.phantom.backgrounds import SIZE
 from shards.phantom.captions import vocabulary
@@ -90,6 +91,7 @@ def _tower(tower: Any, clip: Any, prefix: str) -> Any:
 def write_folders(out_dir: Path, networks: Networks) -> None:
     """Write the complete folder set in float16 (see the module's docstring)."""
     sd = out_dir / STABLE_DIFFUSION
+    (sd / REMARK).unlink(missing_ok=True)
     write_tokenizer(sd / "tokenizer", vocabulary())
     _save(networks.vae, sd / "vae")
     _save(networks.unet, sd / "unet")
@@ -118,8 +120,13 @@ def write_untrained(out_dir: Path, seed: int) -> None:
     networks = build_networks(seed, vocab_size)
     set_scaling_factor(networks.vae, seed, num_pictures=32)
     write_folders(out_dir, networks)
+    write_text(out_dir / STABLE_DIFFUSION / REMARK, UNTRAINED)
 
 
+UNTRAINED = (
+    "The networks are untrained (random weights): the reconstructions are noise, and the numbers only show that the "
+    "whole line runs.\n"
+)
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],

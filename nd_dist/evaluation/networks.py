@@ -20,6 +20,7 @@ from nd_dist.frozen.judges import Judge, has_phantom_judges, load_field_judges, 
 from nd_dist.metrics.protocols import protocol_named
 
 PHANTOM_JUDGES = "judges"
+REMARK = "remark.txt"  # in a model folder: a sentence that every report of its pictures shows
 
 
 class Sampler(Protocol):
@@ -76,7 +77,9 @@ class ModelFolders:
         scheduler = require_part(folder, "scheduler", stable_diffusion.SCHEDULER_CONFIG)
         settings = (scheduler / stable_diffusion.SCHEDULER_CONFIG).read_text(encoding="utf-8")
         guidance = hash_weights(resolve_folder(self.config.guidance_model))
-        return {**parts, "scheduler": settings, "guidance": guidance, "device": self.device.type}
+        identity = {**parts, "scheduler": settings, "guidance": guidance, "device": self.device.type}
+        remark = folder / REMARK
+        return {**identity, "remark": remark.read_text(encoding="utf-8").strip()} if remark.is_file() else identity
 
     def sampler(self) -> Sampler:
         """Return the guided sampler of the recipe."""

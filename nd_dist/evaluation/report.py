@@ -53,6 +53,7 @@ def render(findings: Findings) -> str:
     metrics = findings.metrics
     return environment.from_string(source).render(
         simulated=bool(metrics.get("simulated")),
+        remark=metrics["provenance"].get("networks", {}).get("remark", ""),
         split=metrics.get("split", "test"),
         num_images={subject: len(findings.image_ids(subject)) for subject in findings.subjects},
         subjects=findings.subjects,
