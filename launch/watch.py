@@ -53,6 +53,7 @@ class Watcher:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
+        self._last_shown = ("", 0)
 
     def __enter__(self) -> None:
         if self._console.is_terminal:
@@ -86,6 +87,8 @@ class Watcher:
             if task not in self._tasks:
                 self._tasks[task] = self._progress.add_task(task, total=total, detail=detail)
             self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
-        elif done == total or time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
-            self._last_line = time.monotonic()
+        elif (task, done) != self._last_shown and (
+            done == total or time.monotonic() - self._last_line > PLAIN_INTERVAL_S
+        ):
+            self._last_line, self._last_shown = time.monotonic(), (task, done)
             self._console.print(f"  {task}: {done}/{total} {detail}".rstrip(), highlight=False)
