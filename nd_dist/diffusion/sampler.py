@@ -3,7 +3,9 @@
     z --noise--> x --T DDIM steps, the first int(T eta) of them guided--> x --VAE decoder--> picture
 
 What one step predicts is in ``denoiser``. Every row is a unit of its own: its noise comes from its own seed and its
-loss is its own, so a result depends on the batch by float rounding only.
+loss is its own, so a result depends on the batch by float rounding only. Rounding can be visible: where a value lies
+within it of one of the method's thresholds (SAG's attention mask, the clamp of the guidance's pixels), another batch
+may fall on the other side and move that one picture by some 1e-4 to 1e-2. Equal batches give equal bits.
 Shape suffixes: B batch, T steps, G guided steps, L tokens, D width, C channels, H height, W width.
 """
 
