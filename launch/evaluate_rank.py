@@ -15,13 +15,14 @@ from shards.reader import ShardReader
 
 def evaluate_points(rank: Rank, points: tuple[Point, ...]) -> None:
     """Reconstruct and score the test images at some guidance points together with the other ranks."""
-    config = rank.config
+    config, reader = rank.config, ShardReader(rank.config.shards_dir)
+    sources = {name: feature.source for name, feature in reader.index.features.items()}
     job = Job(
         config=config,
         points=points,
-        source=ShardReader(config.shards_dir),
+        source=reader,
         decoder_dir=decoder_dir(config),
-        networks=ModelFolders(config, device_of(rank.world)),
+        networks=ModelFolders(config, device_of(rank.world), sources=sources),
     )
     evaluate(job, connect(rank.world), rank.events, rank.should_stop)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
 from nd_dist.frozen import clip_vision, stable_diffusion
+from nd_dist.frozen.compatibility import check_compatible
+from nd_dist.frozen.extractor import FrozenExtractor
 from nd_dist.frozen.folders import hash_weights, require_part, resolve_folder
 from nd_dist.frozen.judges import Judge, has_phantom_judges, load_field_judges, load_phantom_judges
 from nd_dist.metrics.protocols import protocol_named
@@ -64,11 +66,14 @@ class ModelFolders:
         device: Where they run.
         judges_dir: Folder of the field's judges; None takes the phantom's judges, which lie in ``judges`` beside a
             phantom model, or goes without.
+        sources: Target store -> what made it, as the shards' index records it; refused where the recipe's networks
+            or settings would make other targets.
     """
 
     config: Config
     device: torch.device
     judges_dir: Path | None = None
+    sources: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def identity(self) -> dict[str, str]:
         """Return hashes of UNet, VAE, text encoder, guidance CLIP and scheduler settings."""
@@ -82,12 +87,17 @@ class ModelFolders:
         return {**identity, "remark": remark.read_text(encoding="utf-8").strip()} if remark.is_file() else identity
 
     def sampler(self) -> Sampler:
-        """Return the guided sampler of the recipe."""
+        """Return the guided sampler of the recipe.
+
+        Raises:
+            DataError: the targets were made by other networks or settings.
+        """
         config = self.config
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.sampler.dtype]
         sd = stable_diffusion.load(config.model, dtype=dtype, device=self.device)
         num_layers = len(config.sampler.layer_scale)
         clip = clip_vision.load(config.guidance_model, num_layers, dtype=dtype, device=self.device)
+        check_compatible(self.sources, FrozenExtractor(sd, clip, config.frozen, config.seed).fingerprint)
         guidance = ClipGuidance(
             clip, config.sampler.layer_scale, antialias=config.frozen.antialias, normalize=config.frozen.normalize
         )
