@@ -53,7 +53,7 @@ class DiffusionPrior(nn.Module):
         self._name, self._timesteps, self._sample_steps, self._drop = name, timesteps, sample_steps, drop
         abar_T = cosine_abar(timesteps)
         self.register_buffer("abar_T", abar_T.float(), persistent=False)
-        self.register_buffer("abar_prev_T", torch.cat([torch.ones(1), abar_T[:-1]]).float(), persistent=False)
+        self.register_buffer("abar_prev_T", torch.cat([abar_T.new_ones(1), abar_T[:-1]]).float(), persistent=False)
 
     @classmethod
     def from_config(cls, config: DecoderConfig, spec: TargetSpec) -> DiffusionPrior:
