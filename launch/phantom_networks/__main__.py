@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from launch.phantom_networks.cards import write_cards
-from launch.phantom_networks.folders import write_folders
+from launch.phantom_networks.folders import STABLE_DIFFUSION, write_folders
 from launch.phantom_networks.quality import contact_sheet
 from launch.phantom_networks.stages import RECIPES, STAGES, Workplace, adjusted, run_stage, trained_networks
+from launch.phantom_networks.trainer import Recipe
 from nd_dist.errors import ConfigError
+from nd_dist.evaluation.networks import REMARK
 from nd_dist.events import EventLog
-from nd_dist.files import atomic_path
+from nd_dist.files import atomic_path, write_text
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,10 +56,20 @@ def _export(place: Workplace, folder: Path) -> None:
     networks, steps = trained_networks(place)
     tokenizer = place.tokenizer()
     write_folders(folder, networks)
+    _write_remark(folder / STABLE_DIFFUSION / REMARK, steps, place.recipes)
     figures = write_cards(folder, networks, tokenizer, place.recipes, steps)
     with atomic_path(place.out_dir / "sheet.png") as part:
         Image.fromarray(contact_sheet(networks, tokenizer)).save(part, format="png")
     place.events.write("exported", folder=folder, steps=steps, figures=figures)
+
+
+def _write_remark(path: Path, steps: dict[str, int], recipes: dict[str, Recipe]) -> None:
+    """Write the sentence that reports show while a network is not fully trained; remove it once all are."""
+    path.unlink(missing_ok=True)
+    short = [name for name in STAGES if steps[name] < recipes[name].steps]
+    missing = [f"{name}: {steps[name]} of {recipes[name].steps} steps" for name in short]
+    if missing:
+        write_text(path, f"The phantom networks are not fully trained ({', '.join(missing)}).\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launch.phantom_networks.__main__ import main
+from launch.phantom_networks.__main__ import _write_remark, main
 from launch.phantom_networks.batches import Rows, labels_of, pixels_of
 from launch.phantom_networks.folders import build_networks, text_encoder_of, write_folders
 from launch.phantom_networks.objectives import UNetObjective, alphas_cumprod
@@ -80,6 +80,16 @@ def test_all_stages_train_in_order_and_the_folders_hold_the_averaged_weights(tmp
     write_folders(tmp_path / "folders", networks)
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "folders" / "stable-diffusion" / "unet")
     assert torch.equal(unet.conv_in.weight.half(), average.half())
+
+
+def test_reports_are_told_what_is_not_fully_trained_until_everything_is(tmp_path: Path) -> None:
+    path, finished = tmp_path / "remark.txt", {name: recipe.steps for name, recipe in RECIPES.items()}
+    _write_remark(path, {**finished, "unet": 7}, RECIPES)
+    assert (
+        path.read_text() == f"The phantom networks are not fully trained (unet: 7 of {RECIPES['unet'].steps} steps).\n"
+    )
+    _write_remark(path, finished, RECIPES)
+    assert not path.exists()
 
 
 def test_the_unet_refuses_to_train_on_an_unfinished_vae(tmp_path: Path) -> None:
