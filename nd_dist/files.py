@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(part, path)
         sync_dir(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise write_error(path, error) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # renamed already, or its folder was never made
+            part.unlink()
 
 
 def write_error(path: Path, error: OSError) -> DataError:
