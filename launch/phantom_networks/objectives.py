@@ -118,7 +118,7 @@ class UNetObjective:
         vae: Frozen VAE whose ``config.scaling_factor`` is set.
         text_encoder: Frozen CLIPTextModel.
         tokenizer: Its tokenizer.
-        views: Rows in succession that share a picture, each with its own noise (encoding is then cheaper).
+        views: Rows in succession that share picture and text, each with its own noise (encoding is then cheaper).
 
     Source:
         Ho et al. 2020, eq. 14 (loss); Hang et al. 2023, "Min-SNR weighting strategy", gamma = 5;
@@ -136,9 +136,9 @@ class UNetObjective:
         with torch.no_grad():
             pixels_BCHW = 2 * pixels_of(scenes, rows.device) - 1
             latents_BCHW = self._vae.encode(pixels_BCHW).latent_dist.mean * self._vae.config.scaling_factor
+            text_BLD = self._texts(scenes, Rows(rows.seed, rows.step, shown, rows.device))
         places = [picture - shown.start for picture in pictures]
-        latents_BCHW = latents_BCHW[places]
-        text_BLD = self._texts([scenes[place] for place in places], rows)
+        latents_BCHW, text_BLD = latents_BCHW[places], text_BLD[places]
         noise_BCHW = rows.normal("noise", 4, LATENT_SIZE, LATENT_SIZE)
         times_B = rows.integers("time", int(str(SCHEDULER_CONFIG["num_train_timesteps"])))
         abar_B = alphas_cumprod().to(rows.device)[times_B]
@@ -150,7 +150,7 @@ class UNetObjective:
         return {"loss": (error_B * snr_B.clamp(max=MIN_SNR) / snr_B).mean(), "mse": error_B.detach().mean()}
 
     def _texts(self, scenes: Sequence[Scene], rows: Rows) -> torch.Tensor:
-        """Return text tokens (B, L, D): empty, one caption's, or the mean over all five, by row."""
+        """Return text tokens (B, L, D): empty, one caption's, or the mean over all five, by picture."""
         choice, number = rows.integers("text", 100).tolist(), rows.integers("caption", NUM_CAPTIONS).tolist()
         groups: list[tuple[str, ...]] = []
         for scene, percent, index in zip(scenes, choice, number, strict=True):

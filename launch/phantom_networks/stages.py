@@ -28,7 +28,7 @@ RECIPES = {
     "vae": Recipe("vae", steps=6000, batch_size=8, learning_rate=1.5e-3, seed=11, weight_decay=0.0),
     "clip": Recipe("clip", steps=1000, batch_size=64, learning_rate=1e-3, seed=12, weight_decay=0.05),
     "judges": Recipe("judges", steps=1500, batch_size=32, learning_rate=2e-3, seed=13, weight_decay=0.02),
-    "unet": Recipe("unet", steps=20_000, batch_size=32, learning_rate=1e-3, seed=14),
+    "unet": Recipe("unet", steps=12_000, batch_size=32, learning_rate=1e-3, seed=14),
 }
 """What the shipped weights were trained with, in order; the UNet needs the finished VAE and CLIP."""
 STAGES = tuple(RECIPES)
