@@ -29,7 +29,8 @@ from nd_dist.schema import SEMANTIC
 from shards.contract import SubjectDesign
 
 BEHAVIOUR = ".behav.npy"
-IMAGE, SESSION, TRIAL, IS_SHARED = 0, 2, 5, 16  # columns of behav.npy; ids and trials are 0-based, sessions 1-based
+# columns of behav.npy; image and trial are 0-based, session is 1-based
+IMAGE, SUBJECT, SESSION, TRIAL, IS_SHARED = 0, 1, 2, 5, 16
 NUM_COLUMNS = 17
 
 

@@ -21,6 +21,7 @@ from shards.contract import open_reader
 from shards.index import Index
 from shards.packer import Packer
 from shards.plan import TrialUnit, Unit, plan, plan_pack
+from shards.quantize import pack_int8
 from shards.receipts import Receipt
 from shards.targets import TargetExtractor
 
@@ -53,12 +54,9 @@ def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtracto
     receipts = packer.run(mine, set(finished))
     gathered = comm.gather([receipt.model_dump_json() for receipt in receipts])
     new = [Receipt.model_validate_json(text) for part in gathered for text in part]
-    return _on_main(
-        comm,
-        lambda: assemble_index(
-            config, packer.plan, {**finished, **{receipt.shard.path: receipt for receipt in new}}, reader.source
-        ),
-    )
+    packed = {**finished, **{receipt.shard.path: receipt for receipt in new}}
+    packed |= pack_int8(config, packer.plan, packed if comm.rank == 0 else None, comm, events)
+    return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source))
 
 
 def unit_paths(unit: Unit) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def main() -> None:
     extractor.pause_s = float(sys.argv[3])
     comm = connect(World.from_env(os.environ))
     index = pack(config, comm, EventLog(config.run_dir, comm.rank, "pack"), extractor)
-    assert index.folder == config.shards_dir
+    assert index.place == str(config.shards_dir)
 
 
 if __name__ == "__main__":
