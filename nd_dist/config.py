@@ -24,7 +24,12 @@ SubjectId = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, docstrings under the fields become their description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a refused URL may hold a password
+    )
 
 
 class PhantomConfig(Section):
