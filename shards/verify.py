@@ -76,7 +76,8 @@ def verify(
         index = Index.read(location, remote)
     except DataError as error:
         return [Problem(INDEX_NAME, "", str(error))]
-    problems = [problem for table in index.tables.values() for problem in _check_file(index, table)]
+    scales = [info.scale for info in index.features.values() if info.scale is not None]
+    problems = [problem for table in (*index.tables.values(), *scales) for problem in _check_file(index, table)]
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += check_counts(index)
