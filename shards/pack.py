@@ -17,7 +17,7 @@ from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
 from shards import normalize
 from shards.assemble import assemble_index
-from shards.contract import open_reader
+from shards.contract import Reader, open_reader
 from shards.index import Index
 from shards.packer import Packer
 from shards.plan import TrialUnit, Unit, plan, plan_pack
@@ -45,7 +45,11 @@ def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtracto
     Raises:
         DataError: data is missing or damaged, or the folder holds shards of other settings.
     """
-    reader = open_reader(config)
+    return pack_from(open_reader(config), config, comm, events, extractor)
+
+
+def pack_from(reader: Reader, config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor) -> Index:
+    """Like ``pack``, from any data set that a reader knows how to read."""
     packer = Packer(config, reader, plan(config.data, reader, extractor.specs), extractor, events)
     finished = _on_main(comm, packer.find_finished)
     pending = [unit for unit in packer.plan.units if any(path not in finished for path in unit_paths(unit))]
