@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import re
+import resource
 import statistics
 import sys
 import time
@@ -141,15 +142,17 @@ def compare(methods: Sequence[Method], rounds: int, title: str) -> dict[str, dic
     """Run all methods in turn, round after round, and print medians and ratios to the first of the same round."""
     load = os.getloadavg()[0]
     speeds: dict[str, list[tuple[float, float]]] = {method.name: [] for method in methods}
+    cpu_s: dict[str, list[float]] = {method.name: [] for method in methods}
     for _ in range(rounds):
         for method in methods:
             method.before()
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), _cpu_seconds()
             num_bytes, num_samples = method.run()
             seconds = time.perf_counter() - started
             speeds[method.name].append((num_bytes / 1e6 / seconds, num_samples / seconds))
+            cpu_s[method.name].append((_cpu_seconds() - cpu) / num_bytes * 1e9)
     print(f"\n{title}: medians of {rounds} interleaved rounds; load {load:.1f} before, {os.getloadavg()[0]:.1f} after")
-    print(f"{'method':44s} {'MB/s':>8s} {'samples/s':>10s} {'/ first':>8s} {'spread of the ratio':>22s}")
+    print(f"{'method':44s} {'MB/s':>8s} {'samples/s':>10s} {'/ first':>8s} {'spread of ratio':>16s} {'CPU s/GB':>9s}")
     first = speeds[methods[0].name]
     result = {}
     for name, values in speeds.items():
@@ -161,8 +164,18 @@ def compare(methods: Sequence[Method], rounds: int, title: str) -> dict[str, dic
         }
         result[name] = row
         spread = f"{ratios[0]:.2f} .. {ratios[-1]:.2f}"
-        print(f"{name:44s} {row['mb_s']:8.0f} {row['samples_s']:10.0f} {row['ratio']:8.2f} {spread:>22s}", flush=True)
+        cpu = statistics.median(cpu_s[name])
+        words = f"{name:44s} {row['mb_s']:8.0f} {row['samples_s']:10.0f} {row['ratio']:8.2f} {spread:>16s} {cpu:9.2f}"
+        print(words, flush=True)
     return result
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its finished children."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -64,7 +64,8 @@ def make(folder: Path, sessions: int, is_nifti: bool) -> None:
     }
     scipy.io.savemat(layout.expdesign, {**content, "stimpattern": np.ones((sessions, 1, TRIALS))})
     labels = np.zeros(GRID, dtype=np.int16)
-    inner = np.flatnonzero(np.add.reduce([np.abs(axis - size / 2) for axis, size in zip(np.indices(GRID), GRID)]) < 70)
+    centre = np.array(GRID)[:, None, None, None] / 2
+    inner = np.flatnonzero(np.abs(np.indices(GRID) - centre).sum(axis=0) < 70)
     labels.flat[rng.choice(inner, SUBJECT_VOXELS, replace=False)] = 1
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), layout.roi(1, "nsdgeneral"))
     for session in range(1, sessions + 1):
