@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -90,6 +89,12 @@ def make(folder: Path, sessions: int, is_nifti: bool) -> None:
         (folder / f"nsd/captions/captions_{split}.json").write_text(json.dumps({"annotations": annotations}))
 
 
+def peak_memory() -> int:
+    """Return the largest resident size of this process (``ru_maxrss`` would count the one that started it)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def stage(name: str, folder: Path) -> None:
     """Do one stage in this process and write its seconds and peak memory."""
     config, world = config_of(folder), World.from_env(os.environ)
@@ -115,7 +120,7 @@ def stage(name: str, folder: Path) -> None:
             samples = sum(len(batch) for batch in islice(stream, steps))
         note = f"one pass, {samples} samples, all targets, float32"
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     result = {"seconds": seconds, "peak": peak, "note": note}
     (folder / f"{name}-{world.rank}.json").write_text(json.dumps(result))
     comm.finish()

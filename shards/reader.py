@@ -6,6 +6,7 @@ Shape suffixes: N images, V voxels of one subject, H height, W width, C colours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,15 @@ class ShardReader:
         """Fill ``out`` (N, *shape), of the stored dtype, with a target of N images."""
         rows = self._image_rows(name, image_ids)
         self.files.read_rows(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
+
+    def announce_voxels(self, subject: int, rows: Table) -> None:
+        """Say that rows of ``trials`` of a subject will be read next."""
+        self.files.announce(rows, self.num_voxels[subject] * np.dtype(self.index.voxels.dtype).itemsize)
+
+    def announce_targets(self, name: str, image_ids: Sequence[int]) -> None:
+        """Say that a target of images will be read next."""
+        info = self.index.feature(name)
+        self.files.announce(self._image_rows(name, image_ids), prod(info.shape) * np.dtype(info.dtype).itemsize)
 
     def close(self) -> None:
         """Close the files."""

@@ -65,6 +65,7 @@ class TrialStream:
         self._step = 0
         self._ahead: deque[Future[Batch]] = deque()
         self._prefetcher: Prefetcher | None = None
+        self._announced_until = 0
         self._is_closed = False
 
     @property
@@ -92,6 +93,7 @@ class TrialStream:
         started = time.perf_counter()
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._reader.index.store, self._shards_by_first_use(self._step))
+            self._announced_until = self._step + self._steps_per_pass  # later passes find the records in memory
         while len(self._ahead) <= self._config.threads:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
         try:
@@ -162,13 +164,17 @@ class TrialStream:
         positions, starts = self._items[part.subject].take(part.positions)
         return self._reader.trials[positions], starts
 
+    @property
+    def _steps_per_pass(self) -> int:
+        """Steps after which every subject's trials were visited at least once."""
+        return max(-(-n // q) for n, q in zip(self._order.lengths, self._order.quotas, strict=True))
+
     def _shards_by_first_use(self, first_step: int) -> Iterator[ShardInfo]:
         """Yield the shards that this rank needs in one pass over the longest subject, each once, in order of use."""
         config, index = self._config, self._reader.index
         tables = [index.table(name) for name in config.stores]
-        num_steps = max(-(-n // q) for n, q in zip(self._order.lengths, self._order.quotas, strict=True))
         seen: set[int] = set()
-        for step in range(first_step, first_step + num_steps):
+        for step in range(first_step, first_step + self._steps_per_pass):
             for part in self._order.slices(step, config.rank, config.world_size):
                 rows, _ = self._rows(part)
                 for shards in (rows["shard"], *(table["shard"][rows["image"]] for table in tables)):
@@ -181,13 +187,18 @@ class TrialStream:
         """Read one step's share (runs in a reader thread)."""
         config = self._config
         slices = self._order.slices(step, config.rank, config.world_size)
-        voxels, firsts = {}, []
-        for part in slices:
-            rows, starts = self._rows(part)
-            voxels[part.subject] = self._read_voxels(rows, starts, self._reader.num_voxels[part.subject])
-            firsts.append(rows[starts])
-        rows = np.concatenate(firsts)
+        chosen = {part.subject: self._rows(part) for part in slices}
+        rows = np.concatenate([rows[starts] for rows, starts in chosen.values()])
         image_ids = rows["image"].tolist()
+        if step < self._announced_until:
+            for subject, (subject_rows, _) in chosen.items():
+                self._reader.announce_voxels(subject, subject_rows)
+            for store in config.stores:
+                self._reader.announce_targets(store, image_ids)
+        voxels = {
+            subject: self._read_voxels(subject_rows, starts, self._reader.num_voxels[subject])
+            for subject, (subject_rows, starts) in chosen.items()
+        }
         return Batch(
             step=step,
             voxels=voxels,

@@ -120,6 +120,8 @@ def check_counts(index: Index) -> Iterator[Problem]:
     test_images = np.unique(trials["image"][trials["split"] == TEST])
     if len(mixed := np.intersect1d(test_images, trials["image"][trials["split"] != TEST])):
         yield Problem(path, image_key(int(mixed[0])), f"{len(mixed)} images are in train and test")
+    if len(beyond := trials["image"][trials["image"] >= index.num_images]):
+        yield Problem(path, image_key(int(beyond[0])), f"{len(beyond)} trials show images that do not exist")
     for subject, info in index.subjects.items():
         rows = trials[trials["subject"] == subject]
         tests = rows[rows["split"] == TEST]
@@ -133,10 +135,13 @@ def check_counts(index: Index) -> Iterator[Problem]:
         )
         expected = nsd_counts.KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
         yield from _compare(path, f"subject {subject}", "the index", expected, found)
-        known = nsd_counts.KNOWN.get(subject)
+        known = nsd_counts.expected_counts(subject, found)
         is_real = index.num_images == nsd_counts.NUM_IMAGES and info.source.get("roi") == nsd_counts.ROI
-        if is_real and known is not None and found.sessions == known.sessions:
+        if is_real and known is not None:
             yield from _compare(path, f"subject {subject}", "NSD's known counts", known, found)
+        most = int(np.unique(rows["image"], return_counts=True)[1].max(initial=0))
+        if is_real and most > nsd_counts.MAX_REPEATS:
+            yield Problem(path, f"subject {subject}", f"an image was shown {most} times instead of at most three")
 
 
 def _compare(
