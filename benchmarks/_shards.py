@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,10 +45,14 @@ class MadeUpExtractor:
         self.fingerprint: Mapping[str, object] = {"extractor": "made up"}
 
     def extract(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], image_ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        wanted: Collection[str],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return noise."""
-        del pictures_BHWC, captions
+        del pictures_BHWC, captions, wanted
         return {
             spec.name: np.stack([made_up(image_id + 31 * k, spec.shape) for image_id in image_ids])
             for k, spec in enumerate(self.specs)

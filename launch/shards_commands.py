@@ -92,13 +92,14 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
     from shards.estimate import estimate_pack
     from shards.pack import plan_pack
 
+    shape_free = plan_pack(config)  # what is missing is said before networks are loaded
     extractor: TargetExtractor | None = None
     if config.data.targets:
         try:
             extractor = _extractor(config)
         except CheckpointError as error:  # a dry run on a machine without the networks still tells the rest
             yield f"the networks are not on this machine, their targets are not counted: {error.where}"
-    yield plan_pack(config, extractor.specs if extractor is not None else ()).describe()
+    yield (plan_pack(config, extractor.specs) if extractor is not None else shape_free).describe()
     yield estimate_pack(config, extractor).describe(ranks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +55,14 @@ class _NoExtractor:
     fingerprint: Mapping[str, object] = {}
 
     def extract(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], image_ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        wanted: Collection[str],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Make no target."""
-        del pictures_BHWC, captions, image_ids
+        del pictures_BHWC, captions, image_ids, wanted
         return {}
 
 

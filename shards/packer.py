@@ -215,9 +215,9 @@ class Packer:
         peaks: dict[str, list[npt.NDArray[np.float32]]],
     ) -> None:
         """Extract a batch's targets, add them to their shards and their magnitudes to ``peaks``."""
-        has_captions = SEMANTIC in self._config.data.targets
+        has_captions = SEMANTIC in writers
         captions: Sequence[Sequence[str]] = self._reader.captions(image_ids) if has_captions else [()] * len(image_ids)
-        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids)
+        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids, tuple(writers))
         for name, writer in writers.items():
             shape, values = self._specs[name].shape, extracted[name]
             if values.shape != (len(image_ids), *shape):
