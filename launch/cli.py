@@ -91,15 +91,28 @@ def pack(
 
 @app.command()
 def verify(
-    shards_dir: Annotated[Path, typer.Argument(help="Folder of packed shards.")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged; `nd pack` then makes it again.")
+        bool,
+        typer.Option("--repair", help="Pack again what is damaged, with the recipe that the folder keeps."),
     ] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.commands import run_repair, run_verify
+    from launch.shards_commands import run_repair, run_verify
 
-    run_repair(shards_dir) if repair else run_verify(shards_dir)
+    run_repair(Path(shards_dir)) if repair else run_verify(shards_dir)
+
+
+@app.command()
+def export(
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    out_dir: Annotated[Path, typer.Argument(help="New folder for files in MindEye2's published layout.")],
+    subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
+) -> None:
+    """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
+    from launch.shards_commands import run_export
+
+    run_export(shards_dir, out_dir, subjects)
 
 
 @app.command()

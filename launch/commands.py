@@ -25,11 +25,11 @@ from launch.plan import (
     single_plan,
 )
 from launch.preflight import preflight
-from launch.recipe import config_yaml, load_recipe, write_config
+from launch.recipe import config_yaml, load_recipe, write_config, write_pack_recipe
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
 from nd_dist.config import Config
-from nd_dist.errors import ConfigError, DataError
+from nd_dist.errors import ConfigError
 
 LEASED = ("evaluate", "sweep")
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
@@ -122,6 +122,8 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     plan = make_plan(command, config, options, find_tools(), launch_id)
     preflight(command, config, plan.ranks)
     write_config(config)
+    if command == "pack":
+        write_pack_recipe(config)
     if plan.note:
         console.print(f"  note: {plan.note}", highlight=False)
     started = time.monotonic()
@@ -139,10 +141,11 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (root, path) if part)}
 
 
-def result_of(command: str, config: Config) -> Path:
+def result_of(command: str, config: Config) -> Path | str:
     """Return the path that a command leaves for the user to look at."""
-    results = {"pack": config.shards_dir / "index.json", "train": config.run_dir / "checkpoints"}
-    return results.get(command, config.run_dir / "metrics.json")
+    if command == "pack":
+        return f"{config.shards_dir}/index.json"
+    return config.run_dir / ("checkpoints" if command == "train" else "metrics.json")
 
 
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
@@ -158,9 +161,10 @@ def dry_run_command(command: str, config: Config, options: LaunchOptions) -> Non
         console.print(f"# note: {plan.note}", highlight=False)
     console.print(plan.shell(), highlight=False, markup=False)
     if command == "pack":
-        from shards.pack import plan_pack
+        from launch.shards_commands import describe_pack
 
-        console.print(f"# {plan_pack(config).describe()}", highlight=False)
+        for line in describe_pack(config, plan.ranks):
+            console.print(f"# {line}", highlight=False, markup=False)
 
 
 def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
@@ -170,39 +174,6 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     config = load_recipe(recipe, overrides)
     summary = write_phantom(config.nsd_root, config.phantom, config.seed)
     Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
-
-
-def run_verify(shards_dir: Path) -> None:
-    """Verify packed shards and print each problem.
-
-    Raises:
-        DataError: there is a problem.
-    """
-    from shards.verify import verify
-
-    console = Console(soft_wrap=True)
-    problems = verify(shards_dir)
-    for problem in problems:
-        console.print(f"  {problem}", highlight=False, markup=False)
-    if problems:
-        raise DataError(
-            f"{len(problems)} problem(s) in the shards.",
-            where=str(shards_dir),
-            todo=f"`nd verify {shards_dir} --repair` removes what is damaged, `nd pack` makes it again",
-        )
-    console.print(f"  verify: every shard and table of {shards_dir} is as its index says", highlight=False)
-
-
-def run_repair(shards_dir: Path) -> None:
-    """Remove damaged shards with their receipts and say what to run next."""
-    from shards.repair import repair
-
-    console = Console(soft_wrap=True)
-    removed = repair(shards_dir)
-    for path in removed:
-        console.print(f"  removed {path}", highlight=False, markup=False)
-    todo = "run `nd pack` with the same recipe: it makes just these again" if removed else "nothing was damaged"
-    console.print(f"  repair: {todo}", highlight=False)
 
 
 def run_report(run_dir: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from launch.commands import LaunchOptions, launch_command, make_phantom, run_report, run_verify
+from launch.commands import LaunchOptions, launch_command, make_phantom, run_report
 from launch.recipe import load_recipe
+from launch.shards_commands import run_verify
 
 
 def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:

@@ -15,7 +15,8 @@ from shards.reader import ShardReader
 
 def evaluate_points(rank: Rank, points: tuple[Point, ...]) -> None:
     """Reconstruct and score the test images at some guidance points together with the other ranks."""
-    config, reader = rank.config, ShardReader(rank.config.shards_dir)
+    config = rank.config
+    reader = ShardReader(config.shards_dir, config.remote)
     sources = {name: feature.source for name, feature in reader.index.features.items()}
     job = Job(
         config=config,

@@ -17,17 +17,18 @@ def preflight(command: str, config: Config, ranks: int) -> None:
 
     Raises:
         DataError: NSD, the shards or a target store is missing.
-        ConfigError: a subject is not in the shards, or the ranks do not divide the batch.
+        ConfigError: packing into a URL, a subject is not in the shards, or the ranks do not divide the batch.
         CheckpointError: there is no trained decoder to evaluate.
     """
     if command == "pack":
         from shards.pack import plan_pack
 
+        _ = config.shards_folder
         plan_pack(config)
         return
     from shards.index import Index
 
-    index = Index.read(config.shards_dir)
+    index = Index.read(config.shards_dir, config.remote)
     _check_subjects(config, index)
     if command == "train":
         _check_training(config, index, ranks)

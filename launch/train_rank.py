@@ -27,8 +27,8 @@ class ShardSource:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self._reader = ShardReader(config.shards_dir)
-        self._world, self._threads = world, config.training.reader_threads
+        self._reader = ShardReader(config.shards_dir, config.remote)
+        self._world, self._training = world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
         self.index_id: str = self._reader.index.id
@@ -43,7 +43,9 @@ class ShardSource:
             rank=self._world.rank,
             world_size=self._world.size,
             sessions=request.sessions,
-            threads=self._threads,
+            threads=self._training.reader_threads,
+            repeats=self._training.repeats,
+            int8=self._training.int8_targets,
         )
         return TrialStream(self._reader, config)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nd_dist.errors import ConfigError
+from nd_dist.location import Location, parse_location
 from nd_dist.schema import TARGETS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -22,7 +24,12 @@ SubjectId = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, docstrings under the fields become their description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a refused URL may hold a password
+    )
 
 
 class PhantomConfig(Section):
@@ -66,6 +73,10 @@ class DataConfig(Section):
     """Folder with COCO's `captions_train2017.json` and `captions_val2017.json`."""
     targets: tuple[str, ...] = TARGETS
     """Target stores to make: c, z, g02 .. g12."""
+    target_dtype: Literal["float16", "float32"] = "float16"
+    """How targets are stored."""
+    int8_targets: tuple[str, ...] = ()
+    """Targets that get a second store of half the size: int8 with one scale a channel (about 1 % relative error)."""
     images_per_shard: Positive = 512
     """Images in one shard of a target store."""
     pictures: Literal["none", "test", "all"] = "test"
@@ -75,6 +86,8 @@ class DataConfig(Section):
     def _known_targets(self) -> DataConfig:
         if unknown := [name for name in self.targets if name not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
+        if unknown := [name for name in self.int8_targets if name not in self.targets]:
+            raise ValueError(f"int8 stores are made from targets; {unknown} are not in data.targets")
         return self
 
 
@@ -171,6 +184,10 @@ class TrainingConfig(Section):
     """Steps between validations."""
     reader_threads: Positive = 2
     """Reader threads of one rank's stream."""
+    repeats: Literal["trials", "mean"] = "trials"
+    """A sample is a single trial (as published), or an image with the mean of the subject's trials of it."""
+    int8_targets: bool = False
+    """Read the targets' int8 stores (`data.int8_targets`): half the bytes, about 1 % relative error."""
 
     @model_validator(mode="after")
     def _known_targets(self) -> TrainingConfig:
@@ -242,6 +259,22 @@ class SweepConfig(Section):
     """Guided-step proportions."""
 
 
+class RemoteConfig(Section):
+    """Shards that lie on a server (`shards_dir` is a URL): every node reads them through a cache on its own disk."""
+
+    cache_dir: Path | None = None
+    """Folder on the node's own disk (none: `nd_dist-cache-<user id>` in the system's temporary folder)."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    """Size of the cache in gigabytes (1e9 bytes); the least recently used shards go first."""
+    s3_endpoint: str | None = None
+    """URL of an S3-compatible server such as MinIO (none: AWS, or what AWS_ENDPOINT_URL says)."""
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _no_credentials(cls, endpoint: str | None) -> str | None:
+        return endpoint and str(parse_location(endpoint))
+
+
 class LaunchConfig(Section):
     """How ranks are started."""
 
@@ -260,8 +293,8 @@ class Config(Section):
     """Seed of the run; every other seed derives from it and the unit of work."""
     nsd_root: Path = Path("nsd")
     """Folder of NSD (or of a phantom NSD)."""
-    shards_dir: Path = Path("shards_out")
-    """Folder of the packed shards."""
+    shards_dir: Location = Path("shards_out")
+    """Folder of the packed shards; for training and evaluation also a URL (http, https, s3) of such a folder."""
     run_dir: Path = Path("runs/default")
     """Folder of this run: config, events, checkpoints, reconstructions, metrics, report."""
     model: str = "CompVis/stable-diffusion-v1-4"
@@ -277,6 +310,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()
     launch: LaunchConfig = LaunchConfig()
+    remote: RemoteConfig = RemoteConfig()
 
     @model_validator(mode="after")
     def _subjects_exist(self) -> Config:
@@ -284,6 +318,21 @@ class Config(Section):
         if missing := sorted(wanted - set(self.data.subjects)):
             raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
         return self
+
+    @property
+    def shards_folder(self) -> Path:
+        """Folder that is packed into.
+
+        Raises:
+            ConfigError: `shards_dir` is a URL.
+        """
+        if not isinstance(self.shards_dir, Path):
+            raise ConfigError(
+                "Shards are packed into a local folder, not to a URL.",
+                where=f"shards_dir={self.shards_dir}",
+                todo="pack into a folder, then copy it to the server as it is",
+            )
+        return self.shards_dir
 
     @property
     def evaluated_subjects(self) -> tuple[int, ...]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from nd_dist.config import Config
-from nd_dist.files import sha256_file, write_bytes
+from nd_dist.config import Config, DataConfig
+from nd_dist.files import write_bytes
 from nd_dist.schema import TARGETS
-from shards.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, member_field
+from shards.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
 from shards.contract import SubjectDesign
 from shards.index import (
     FORMAT,
@@ -25,10 +27,13 @@ from shards.index import (
     TableInfo,
     VoxelsInfo,
     index_id,
+    json_bytes,
 )
 from shards.normalize import SCHEMES
-from shards.plan import TARGET_DTYPE, PackPlan, TrialUnit
+from shards.plan import PackPlan, TrialUnit
+from shards.quantize import INT8_DTYPE, find_scales
 from shards.receipts import Receipt
+from shards.store import FolderStore
 from shards.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
 
 
@@ -54,20 +59,13 @@ def assemble_index(
             shards.append(receipt.shard)
     tables: dict[str, Table] = {TRIALS: np.concatenate(trials)}
     features: dict[str, FeatureInfo] = {}
-    for store in (*TARGETS, PICTURES):
-        table, used = empty_image_table(plan.num_images), []
-        for unit in plan.units:
-            if not isinstance(unit, TrialUnit) and store in unit.stores:
-                receipt = receipts[unit.path(store)]
-                rows = receipt.rows
-                for name in IMAGE_ROW.names or ():
-                    table[name][rows["image"]] = rows[name]
-                table["shard"][rows["image"]] = len(shards)
-                shards.append(receipt.shard)
-                used.append(receipt)
+    scales = find_scales(config, plan, receipts)
+    for store in (*TARGETS, *(int8_store(name) for name in TARGETS), PICTURES):
+        used = [receipts[path] for unit in plan.image_units if (path := unit.path(store)) in receipts]
         if used:
-            tables[store] = table
-            features[store] = _feature(store, used)
+            tables[store] = _image_table(plan.num_images, used, len(shards))
+            features[store] = _feature(store, used, config.data, scales)
+            shards += [receipt.shard for receipt in used]
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -79,34 +77,53 @@ def assemble_index(
             str(subject): _subject(design, config).model_dump(mode="json") for subject, design in plan.designs.items()
         },
         "features": {store: info.model_dump(mode="json") for store, info in features.items()},
-        "tables": {name: _table(name, table).model_dump(mode="json") for name, table in tables.items()},
+        "tables": {name: _table(f"index/{name}.npy", table).model_dump(mode="json") for name, table in tables.items()},
         "shards": [shard.model_dump(mode="json") for shard in shards],
         "source": dict(source),
     }
-    index = Index(**content, id=index_id(content), folder=config.shards_dir)
-    _write(index, tables)
+    index = Index.parse(json_bytes({**content, "id": index_id(content)}), FolderStore(config.shards_folder))
+    files = {index.tables[name].path: table_bytes(table) for name, table in tables.items()}
+    files |= {_scale_path(int8_store(name)): table_bytes(scale) for name, scale in scales.items()}
+    _write(index, files, config.shards_folder)
     return index
 
 
-def _write(index: Index, tables: Mapping[str, Table]) -> None:
+def _image_table(num_images: int, receipts: Sequence[Receipt], first_shard: int) -> Table:
+    """Return the table of a store whose shards come one after the other in the index's list."""
+    table = empty_image_table(num_images)
+    for number, receipt in enumerate(receipts, start=first_shard):
+        rows = receipt.rows
+        for name in IMAGE_ROW.names or ():
+            table[name][rows["image"]] = rows[name]
+        table["shard"][rows["image"]] = number
+    return table
+
+
+def _write(index: Index, files: Mapping[str, bytes], folder: Path) -> None:
     """Write what is not there yet; an index that is about to change goes first, so it never lists other tables."""
-    path = index.folder / INDEX_NAME
+    path = folder / INDEX_NAME
     content = index.json_bytes()
     is_same = path.is_file() and path.read_bytes() == content
     if not is_same:
         path.unlink(missing_ok=True)
-    for name, table in tables.items():
-        table_path = index.folder / index.tables[name].path
-        if not table_path.is_file() or sha256_file(table_path) != index.tables[name].sha256:
-            write_bytes(table_path, table_bytes(table))
+    for name, table in files.items():
+        table_path = folder / name
+        if not table_path.is_file() or table_path.read_bytes() != table:
+            write_bytes(table_path, table)
     if not is_same:
         write_bytes(path, content)
 
 
-def _table(name: str, table: Table) -> TableInfo:
+def _table(path: str, table: npt.NDArray[Any]) -> TableInfo:
     """Return what the index says of a table."""
-    sha256 = hashlib.sha256(table_bytes(table)).hexdigest()
-    return TableInfo(path=f"index/{name}.npy", rows=len(table), sha256=sha256)
+    content = table_bytes(table)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return TableInfo(path=path, rows=len(table), bytes=len(content), sha256=sha256)
+
+
+def _scale_path(store: str) -> str:
+    """Return the path of an int8 store's factors."""
+    return f"index/{store}_scale.npy"
 
 
 def _subject(design: SubjectDesign, config: Config) -> SubjectInfo:
@@ -125,14 +142,22 @@ def _subject(design: SubjectDesign, config: Config) -> SubjectInfo:
     )
 
 
-def _feature(store: str, receipts: list[Receipt]) -> FeatureInfo:
+def _feature(
+    store: str, receipts: Sequence[Receipt], data: DataConfig, scales: Mapping[str, npt.NDArray[np.float32]]
+) -> FeatureInfo:
     """Return what the index says of a store."""
-    is_picture = store == PICTURES
-    recipe = receipts[0].recipe
+    target = next((name for name in scales if int8_store(name) == store), None)
+    dtype: str = DTYPES[data.target_dtype]
+    source: dict[str, Any] = receipts[0].recipe.get("extractor", {})
+    if store == PICTURES:
+        dtype = "png"
+    elif target is not None:
+        dtype, source = INT8_DTYPE, {"target": target}
     return FeatureInfo(
-        dtype="png" if is_picture else TARGET_DTYPE,
+        dtype=dtype,
         shape=receipts[0].shape,
-        header=0 if is_picture else NPY_HEADER_BYTES,
+        header=0 if store == PICTURES else NPY_HEADER_BYTES,
         rows=sum(receipt.shard.samples for receipt in receipts),
-        source={} if is_picture else dict(recipe["extractor"]),
+        source=source,
+        scale=None if target is None else _table(_scale_path(store), scales[target]),
     )

@@ -8,6 +8,7 @@ it cannot see are words exchanged inside one page: no disk or network does that,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from nd_dist.seeds import splitmix64
 
 PAGE_WORDS = 512
+_WORD = np.dtype("<u8")
+_MASK = 2**64 - 1
 
 
 def checksum(record: npt.NDArray[np.uint8]) -> int:
@@ -24,19 +27,45 @@ def checksum(record: npt.NDArray[np.uint8]) -> int:
     Args:
         record: (num_bytes,) contiguous bytes.
     """
-    num_words = len(record) // 8
-    num_pages = num_words // PAGE_WORDS
-    words = record[: num_words * 8].view("<u8")
-    whole = words[: num_pages * PAGE_WORDS]
-    sums = np.empty(num_pages + 3, dtype=np.uint64)
-    np.add.reduce(whole.reshape(num_pages, PAGE_WORDS), axis=1, out=sums[:num_pages])
-    sums[num_pages] = np.add.reduce(words[len(whole) :])
-    sums[num_pages + 1] = int.from_bytes(record[num_words * 8 :].tobytes(), "little")
-    sums[num_pages + 2] = len(record)
-    return int(np.dot(sums, _weights(num_pages + 3)))
+    plan = _plan(len(record))
+    total = plan.constant
+    if plan.num_pages:
+        pages = record[: plan.page_end].view(_WORD).reshape(plan.num_pages, PAGE_WORDS)
+        total += int(np.dot(np.add.reduce(pages, axis=1), plan.page_weights))
+    if plan.word_end > plan.page_end:
+        total += int(np.add.reduce(record[plan.page_end : plan.word_end].view(_WORD))) * plan.tail_weight
+    if plan.word_end < len(record):
+        total += int.from_bytes(record[plan.word_end :].tobytes(), "little") * plan.rest_weight
+    return total & _MASK
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the checksum of a record of one length needs: where its pages and words end, and the odd weights."""
+
+    num_pages: int
+    page_end: int
+    word_end: int
+    page_weights: npt.NDArray[np.uint64]
+    tail_weight: int
+    rest_weight: int
+    constant: int
 
 
 @lru_cache(maxsize=64)
-def _weights(count: int) -> npt.NDArray[np.uint64]:
-    """Return ``count`` odd weights."""
-    return splitmix64(np.arange(count, dtype=np.uint64)) | np.uint64(1)
+def _plan(num_bytes: int) -> _Plan:
+    """Return the plan for records of ``num_bytes``: one weight a page, one for the words after the last whole page,
+    one for the bytes after the last whole word, and one for the length."""
+    num_words = num_bytes // 8
+    num_pages = num_words // PAGE_WORDS
+    weights = splitmix64(np.arange(num_pages + 3, dtype=np.uint64)) | np.uint64(1)
+    tail_weight, rest_weight, length_weight = (int(weight) for weight in weights[num_pages:])
+    return _Plan(
+        num_pages=num_pages,
+        page_end=num_pages * PAGE_WORDS * 8,
+        word_end=num_words * 8,
+        page_weights=weights[:num_pages],
+        tail_weight=tail_weight,
+        rest_weight=rest_weight,
+        constant=num_bytes * length_weight,
+    )

@@ -20,6 +20,11 @@ PICTURES = "img"
 DTYPES: dict[str, Literal["<f2", "<f4"]] = {"float16": "<f2", "float32": "<f4"}
 
 
+def int8_store(target: str) -> str:
+    """Return the name of a target's int8 store, e.g. ``c8``."""
+    return f"{target}8"
+
+
 def trial_key(subject: int, session: int, trial: int, image_id: int, repeat: int) -> str:
     """Return the sample key of a trial, e.g. ``s01_e01_t00000_i46002_r0``."""
     return f"s{subject:02d}_e{session:02d}_t{trial:05d}_i{image_id:05d}_r{repeat}"

@@ -19,12 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
+from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from nd_dist.files import hash_json, read_json
+from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.codec import PICTURES
+from shards.store import FolderStore, Store, open_store
 from shards.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
 
 FORMAT: Literal["nsd-shards"] = "nsd-shards"
@@ -71,6 +75,15 @@ class SubjectInfo(_Record):
     """What identifies the data: betas, ROI and its hash."""
 
 
+class TableInfo(_Record):
+    """One binary table."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
 class FeatureInfo(_Record):
     """One image-keyed store: a target, or the pictures."""
 
@@ -84,14 +97,8 @@ class FeatureInfo(_Record):
     """Images in the store."""
     source: dict[str, Any]
     """What the records were made by."""
-
-
-class TableInfo(_Record):
-    """One binary table."""
-
-    path: str
-    rows: int
-    sha256: str
+    scale: TableInfo | None = None
+    """int8 stores: factors (float32, broadcast over a record) that turn the stored bytes into values."""
 
 
 class ShardInfo(_Record):
@@ -125,9 +132,19 @@ class Index(_Record):
     shards: tuple[ShardInfo, ...]
     source: dict[str, Any]
     """What identifies the data set."""
-    folder: Path = Field(default=Path(), exclude=True)
-    """Where the shards lie; not part of the file."""
+    _store: Store = PrivateAttr(default_factory=lambda: FolderStore(Path()))
     _loaded: dict[str, Table] = PrivateAttr(default_factory=dict)
+    _scales: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """Where the shards lie; not part of the file."""
+        return self._store
+
+    @property
+    def place(self) -> str:
+        """Folder or URL of the shards, for messages."""
+        return self._store.place
 
     @property
     def target_specs(self) -> tuple[TargetSpec, ...]:
@@ -156,9 +173,20 @@ class Index(_Record):
             if kind != TRIALS:
                 self.feature(kind)
             info = self.tables[kind]
-            path = self.folder / info.path
-            self._loaded[kind] = read_table(path, TRIAL_ROW if kind == TRIALS else IMAGE_ROW, info.rows, info.sha256)
+            self._loaded[kind] = read_table(self._store, info, TRIAL_ROW if kind == TRIALS else IMAGE_ROW)
         return self._loaded[kind]
+
+    def scale(self, store: str) -> npt.NDArray[np.float32]:
+        """Return the factors of an int8 store, of a shape that broadcasts over a record; read once.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        info = self.feature(store).scale
+        assert info is not None, "only int8 stores have factors"
+        if store not in self._scales:
+            self._scales[store] = read_table(self._store, info, np.dtype(np.float32))
+        return self._scales[store]
 
     def feature(self, store: str) -> FeatureInfo:
         """Return what is known of a store.
@@ -170,7 +198,7 @@ class Index(_Record):
             wish = "data.pictures" if store == PICTURES else "data.targets"
             raise DataError(
                 f"The shards hold no store {store!r}.",
-                where=str(self.folder),
+                where=self.place,
                 expected=sorted(self.features),
                 todo=f"add it to {wish} and run `nd pack` again; trials are not packed again",
             )
@@ -195,31 +223,53 @@ class Index(_Record):
         return (folder / INDEX_NAME).is_file()
 
     @staticmethod
-    def read(folder: Path) -> Index:
-        """Return the index of a folder of shards, without reading its tables.
+    def read(location: Path | str, remote: RemoteConfig | None = None) -> Index:
+        """Return the index of a folder of shards, or of a URL, without reading its tables.
 
         Raises:
             DataError: there is none, it is damaged, or it is of an unknown version.
+            ConfigError: the URL's protocol needs a package that is not installed.
         """
-        path = folder / INDEX_NAME
-        if not path.is_file():
-            raise DataError("These shards have no index.", where=str(path), todo="run `nd pack` (again: it resumes)")
-        content = read_json(path)
+        store = open_store(location, remote)
+        if isinstance(store, FolderStore) and not Index.exists(store.folder):
+            where = str(store.folder / INDEX_NAME)
+            raise DataError("These shards have no index.", where=where, todo="run `nd pack` (again: it resumes)")
+        return Index.parse(store.read_whole(INDEX_NAME), store)
+
+    @staticmethod
+    def parse(text: bytes, store: Store) -> Index:
+        """Return the index in ``text`` of the shards in a store.
+
+        Raises:
+            DataError: it is damaged, or of an unknown version.
+        """
+        where = f"{store.place}/{INDEX_NAME}"
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError("A file is not valid JSON.", where=where, found=str(error)) from error
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             found = [content.get("format"), content.get("version")] if isinstance(content, dict) else "no object"
-            raise DataError("Unknown shard format.", where=str(path), expected=[FORMAT, VERSION], found=found)
+            raise DataError("Unknown shard format.", where=where, expected=[FORMAT, VERSION], found=found)
         if content.get("id") != index_id(content):
-            raise DataError("The index is damaged: its hash differs.", where=str(path), todo="run `nd pack` again")
+            raise DataError("The index is damaged: its hash differs.", where=where, todo="run `nd pack` again")
         try:
-            return Index(**content, folder=folder)
+            index = Index(**content)
         except (ValidationError, TypeError) as error:
-            raise DataError("The index does not have the expected fields.", where=str(path), found=error) from error
+            raise DataError("The index does not have the expected fields.", where=where, found=error) from error
+        index._store = store
+        return index
 
     def json_bytes(self) -> bytes:
         """Return the content of ``index.json``."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        return json_bytes(self.model_dump(mode="json"))
 
 
 def index_id(content: Mapping[str, Any]) -> str:
     """Return the id of an index's JSON: the hash of everything but the id."""
     return hash_json({key: value for key, value in content.items() if key != "id"})
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return an index's JSON as the bytes of its file."""
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

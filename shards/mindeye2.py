@@ -16,7 +16,7 @@ import io
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
@@ -29,8 +29,10 @@ from nd_dist.schema import SEMANTIC
 from shards.contract import SubjectDesign
 
 BEHAVIOUR = ".behav.npy"
-IMAGE, SESSION, TRIAL, IS_SHARED = 0, 2, 5, 16  # columns of behav.npy; ids and trials are 0-based, sessions 1-based
+# columns of behav.npy; image and trial are 0-based, session is 1-based
+IMAGE, SUBJECT, SESSION, TRIAL, IS_SHARED = 0, 1, 2, 5, 16
 NUM_COLUMNS = 17
+MAX_MEMBER_BYTES = 1 << 20
 
 
 class MindEye2Reader:
@@ -205,7 +207,8 @@ def _read_behaviour(path: Path) -> Iterator[npt.NDArray[np.float64]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if not member.isreg() or not member.name.endswith(BEHAVIOUR) or "past" in member.name:
+                _check_member(member)
+                if not member.name.endswith(BEHAVIOUR):
                     continue
                 stream = tar.extractfile(member)
                 assert stream is not None, "regular members have content"
@@ -217,6 +220,19 @@ def _read_behaviour(path: Path) -> Iterator[npt.NDArray[np.float64]]:
         raise DataError("A file of trials is missing.", where=str(path), todo="download it") from error
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         raise DataError("A file of trials cannot be read.", where=str(path), found=str(error)) from error
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    """Refuse a member that has no business in a tar of behaviour.
+
+    Raises:
+        ValueError: a link or device, a name that leads elsewhere, anything but npy, or a size or header beyond reason.
+    """
+    parts = PurePosixPath(member.name).parts
+    is_named_well = member.name.endswith(".npy") and ".." not in parts and not member.name.startswith("/")
+    num_bytes = member.size + sum(len(value) for value in member.pax_headers.values())
+    if not member.isreg() or not is_named_well or num_bytes > MAX_MEMBER_BYTES:
+        raise ValueError(f"member {member.name[:60]!r} is not a small plain npy file")
 
 
 def _hdf5_shape(path: Path, name: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""NSD's own files: the only code that knows its file names, 1-based ids and tables.
+"""Reads NSD's own files; with ``shards.nsd_layout`` the only code that knows its file names, 1-based ids and tables.
 
 Everything is counted from the files (trials of a session, sessions, shared images), so a part of NSD, all of it, and
 a phantom in the same formats read alike. Sources: NSD data manual; the published preprocessing of Brain-Diffuser.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-import scipy.io
 
 from nd_dist.config import Config
 from nd_dist.errors import DataError
@@ -25,99 +23,9 @@ from nd_dist.schema import SEMANTIC
 from shards.betas import BetasHeader, Roi, read_betas, read_header, read_labels
 from shards.coco import SPLITS, captions_path, read_captions
 from shards.contract import SubjectDesign
+from shards.nsd_layout import Experiment, NsdLayout, num_pictures
 
-SPACE = "func1pt8mm"
 _SUFFIXES = {"hdf5": (".hdf5",), "nifti": (".nii.gz", ".nii"), "auto": (".hdf5", ".nii.gz", ".nii")}
-
-
-@dataclass(frozen=True)
-class NsdLayout:
-    """Where NSD keeps its files.
-
-    Args:
-        root: Folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
-    """
-
-    root: Path
-
-    @property
-    def expdesign(self) -> Path:
-        """The order of images and who saw which (MATLAB)."""
-        return self.root / "nsddata/experiments/nsd/nsd_expdesign.mat"
-
-    @property
-    def stim_info(self) -> Path:
-        """What every image is: COCO id and split, who saw it when (CSV)."""
-        return self.root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
-
-    @property
-    def stimuli(self) -> Path:
-        """All pictures (HDF5, dataset ``imgBrick``)."""
-        return self.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
-
-    def responses(self, subject: int) -> Path:
-        """A subject's behaviour, one row a trial (TSV)."""
-        return self.root / f"nsddata/ppdata/subj{subject:02d}/behav/responses.tsv"
-
-    def roi(self, subject: int, name: str) -> Path:
-        """An ROI volume."""
-        return self.root / f"nsddata/ppdata/subj{subject:02d}/{SPACE}/roi/{name}.nii.gz"
-
-    def betas_dir(self, subject: int, version: str) -> Path:
-        """The folder of a subject's betas of one version."""
-        return self.root / f"nsddata_betas/ppdata/subj{subject:02d}/{SPACE}/{version}"
-
-    def betas(self, subject: int, version: str, session: int, suffix: str) -> Path:
-        """One session's betas; ``suffix`` is ``.nii.gz`` or ``.hdf5``."""
-        return self.betas_dir(subject, version) / f"betas_session{session:02d}{suffix}"
-
-    def ncsnr(self, subject: int, version: str) -> Path:
-        """The noise-ceiling signal-to-noise ratio of every voxel."""
-        return self.betas_dir(subject, version) / "ncsnr.nii.gz"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """NSD's design with 0-based ids.
-
-    Args:
-        image_id: (subjects, T) image of every trial of a complete subject.
-        is_test: (T,) whether a trial shows an image that all subjects share.
-        trials_per_session: (sessions,) number of trials.
-    """
-
-    image_id: npt.NDArray[np.int64]
-    is_test: npt.NDArray[np.bool_]
-    trials_per_session: npt.NDArray[np.int64]
-
-    @staticmethod
-    def read(path: Path) -> Experiment:
-        """Return the design in ``nsd_expdesign.mat``.
-
-        Raises:
-            DataError: the file is missing, damaged, or contradicts itself.
-        """
-        if not path.is_file():
-            raise DataError("NSD's design is missing.", where=str(path), todo="check nsd_root")
-        try:
-            content = scipy.io.loadmat(path)
-            order = content["masterordering"].ravel().astype(np.int64) - 1
-            subject_images = content["subjectim"].astype(np.int64) - 1
-            shared = content["sharedix"].ravel().astype(np.int64) - 1
-            pattern = np.atleast_3d(content["stimpattern"]).astype(np.int64)
-            trials_per_session = pattern.sum(axis=(1, 2))
-            image_id = subject_images[:, order]
-        except (KeyError, IndexError, TypeError, ValueError, OSError, NotImplementedError) as error:
-            raise DataError("NSD's design cannot be read.", where=str(path), found=str(error)) from error
-        is_test = order < len(shared)  # the first 10k-indices are the shared images
-        for found, expected, what in (
-            (int(trials_per_session.sum()), len(order), "stimpattern holds as many stimuli as masterordering"),
-            (bool(np.isin(image_id[:, is_test], shared).all()), True, "the first indices of subjectim are sharedix"),
-            (bool(np.isin(image_id[:, ~is_test], shared).any()), False, "no other index of subjectim is in sharedix"),
-        ):
-            if found != expected:
-                raise DataError(f"NSD's design contradicts itself: {what}.", where=str(path), found=found)
-        return Experiment(image_id, is_test, trials_per_session)
 
 
 class NsdReader:
@@ -146,7 +54,7 @@ class NsdReader:
         """
         layout = NsdLayout(config.nsd_root)
         experiment = Experiment.read(layout.expdesign)
-        reader = cls(config, experiment, _num_pictures(layout.stimuli))
+        reader = cls(config, experiment, num_pictures(layout.stimuli))
         if SEMANTIC in config.data.targets:
             for path in (layout.stim_info, *(captions_path(reader._captions_dir, split) for split in SPLITS)):
                 if not path.is_file():
@@ -336,18 +244,3 @@ class NsdReader:
                 if len(shown) != len(image_id)
                 else f"first difference in trial {int(np.flatnonzero(shown != image_id)[0])} (0-based)",
             )
-
-
-def _num_pictures(path: Path) -> int:
-    """Return how many pictures the stimulus file holds.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    if not path.is_file():
-        raise DataError("NSD's pictures are missing.", where=str(path), todo="download nsd_stimuli.hdf5")
-    try:
-        with h5py.File(path, "r") as file:
-            return int(file["imgBrick"].shape[0])
-    except (OSError, KeyError) as error:
-        raise DataError("NSD's pictures cannot be read.", where=str(path), found=str(error)) from error

@@ -17,10 +17,11 @@ from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
 from shards import normalize
 from shards.assemble import assemble_index
-from shards.contract import open_reader
+from shards.contract import Reader, open_reader
 from shards.index import Index
 from shards.packer import Packer
 from shards.plan import TrialUnit, Unit, plan, plan_pack
+from shards.quantize import pack_int8
 from shards.receipts import Receipt
 from shards.targets import TargetExtractor
 
@@ -44,7 +45,11 @@ def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtracto
     Raises:
         DataError: data is missing or damaged, or the folder holds shards of other settings.
     """
-    reader = open_reader(config)
+    return pack_from(open_reader(config), config, comm, events, extractor)
+
+
+def pack_from(reader: Reader, config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor) -> Index:
+    """Like ``pack``, from any data set that a reader knows how to read."""
     packer = Packer(config, reader, plan(config.data, reader, extractor.specs), extractor, events)
     finished = _on_main(comm, packer.find_finished)
     pending = [unit for unit in packer.plan.units if any(path not in finished for path in unit_paths(unit))]
@@ -53,12 +58,9 @@ def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtracto
     receipts = packer.run(mine, set(finished))
     gathered = comm.gather([receipt.model_dump_json() for receipt in receipts])
     new = [Receipt.model_validate_json(text) for part in gathered for text in part]
-    return _on_main(
-        comm,
-        lambda: assemble_index(
-            config, packer.plan, {**finished, **{receipt.shard.path: receipt for receipt in new}}, reader.source
-        ),
-    )
+    packed = {**finished, **{receipt.shard.path: receipt for receipt in new}}
+    packed |= pack_int8(config, packer.plan, packed if comm.rank == 0 else None, comm, events)
+    return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source))
 
 
 def unit_paths(unit: Unit) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ from shards.codec import (
 )
 from shards.contract import Reader
 from shards.index import TRIALS, VERSION, ShardInfo
-from shards.plan import TARGET_DTYPE, ImageUnit, PackPlan, TrialUnit, Unit
+from shards.plan import ImageUnit, PackPlan, TrialUnit, Unit
+from shards.quantize import channel_peaks
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
 from shards.tables import TEST, TRAIN, TRIAL_ROW
 from shards.targets import TargetExtractor
@@ -75,7 +76,7 @@ class Packer:
 
     def find_finished(self) -> dict[str, Receipt]:
         """Return the receipts of shards that are done, and clear away what killed packers left."""
-        shards_dir = self._config.shards_dir
+        shards_dir = self._config.shards_folder
         remove_abandoned_parts(shards_dir)
         finished = {}
         for unit in self.plan.units:
@@ -118,7 +119,11 @@ class Packer:
             recipes = {unit.path: recipe}
         else:
             images = {**self._source, "images": hash_json(unit.image_ids)}
-            targets = {"extractor": self._extractor.fingerprint, "batch_size": self._config.frozen.batch_size}
+            targets = {
+                "extractor": self._extractor.fingerprint,
+                "batch_size": self._config.frozen.batch_size,
+                "target_dtype": self._config.data.target_dtype,
+            }
             recipes = {
                 unit.path(store): images if store == PICTURES else {**images, **targets} for store in unit.stores
             }
@@ -159,21 +164,23 @@ class Packer:
         rows["subject"], rows["session"], rows["trial"] = unit.subject, unit.session, trials
         rows["image"], rows["repeat"] = design.image_id[trials], self._repeats[unit.subject][trials]
         rows["split"] = np.where(design.is_test[trials], TEST, TRAIN)
-        with open_shard(self._config.shards_dir / unit.path) as writer:
+        with open_shard(self._config.shards_folder / unit.path) as writer:
             for row, values_V in zip(rows, stored_TV, strict=True):
                 key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
         rows["offset"] = [record.offset for record in writer.records]
         rows["checksum"] = [record.checksum for record in writer.records]
-        return self._finish(unit, TRIALS, unit.path, writer, (design.num_voxels,), rows, num_invalid)
+        return self._finish(unit, TRIALS, writer, (design.num_voxels,), rows, num_invalid)
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
         """Write the shards of one unit of images for the stores that lack them, batch by batch."""
         targets = [store for store in stores if store != PICTURES]
         picture_shape: tuple[int, ...] = ()
+        peaks: dict[str, list[npt.NDArray[np.float32]]] = {}
         with ExitStack() as stack:
             writers = {
-                store: stack.enter_context(open_shard(self._config.shards_dir / unit.path(store))) for store in stores
+                store: stack.enter_context(open_shard(self._config.shards_folder / unit.path(store)))
+                for store in stores
             }
             batch_size = self._config.frozen.batch_size
             for start in range(0, len(unit.image_ids), batch_size):
@@ -181,7 +188,7 @@ class Packer:
                 pictures_BHWC = self._reader.pictures(image_ids)
                 picture_shape = pictures_BHWC.shape[1:]
                 if targets:
-                    self._add_targets({name: writers[name] for name in targets}, pictures_BHWC, image_ids)
+                    self._add_targets({name: writers[name] for name in targets}, pictures_BHWC, image_ids, peaks)
                 if PICTURES in writers:
                     for image_id, picture_HWC in zip(image_ids, pictures_BHWC, strict=True):
                         writers[PICTURES].add_bytes(
@@ -196,16 +203,21 @@ class Packer:
                 field = "num_bytes" if name == "bytes" else name
                 rows[name] = [getattr(record, field) for record in writer.records]
             shape = picture_shape if store == PICTURES else self._specs[store].shape
-            receipts.append(self._finish(unit, store, unit.path(store), writer, shape, rows))
+            peak = np.maximum.reduce(peaks[store]) if store in peaks else None
+            receipts.append(self._finish(unit, store, writer, shape, rows, peaks=peak))
         return receipts
 
     def _add_targets(
-        self, writers: Mapping[str, ShardWriter], pictures_BHWC: npt.NDArray[np.uint8], image_ids: Sequence[int]
+        self,
+        writers: Mapping[str, ShardWriter],
+        pictures_BHWC: npt.NDArray[np.uint8],
+        image_ids: Sequence[int],
+        peaks: dict[str, list[npt.NDArray[np.float32]]],
     ) -> None:
-        """Extract a batch's targets and add them to their shards."""
-        has_captions = SEMANTIC in self._config.data.targets
+        """Extract a batch's targets, add them to their shards and their magnitudes to ``peaks``."""
+        has_captions = SEMANTIC in writers
         captions: Sequence[Sequence[str]] = self._reader.captions(image_ids) if has_captions else [()] * len(image_ids)
-        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids)
+        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids, tuple(writers))
         for name, writer in writers.items():
             shape, values = self._specs[name].shape, extracted[name]
             if values.shape != (len(image_ids), *shape):
@@ -215,32 +227,36 @@ class Packer:
                     expected=(len(image_ids), *shape),
                     found=values.shape,
                 )
-            header = npy_header(TARGET_DTYPE, shape)
-            for image_id, value in zip(image_ids, values, strict=True):
-                stored = narrow(value, TARGET_DTYPE, where=f"{name} of image {image_id}")
-                writer.add_array(image_key(image_id), member_field(name), header, stored.tobytes())
+            dtype = DTYPES[self._config.data.target_dtype]
+            header = npy_header(dtype, shape)
+            stored = np.stack(
+                [narrow(value, dtype, f"{name} of image {i}") for i, value in zip(image_ids, values, strict=True)]
+            )
+            for image_id, value in zip(image_ids, stored, strict=True):
+                writer.add_array(image_key(image_id), member_field(name), header, value.tobytes())
+            peaks.setdefault(name, []).append(channel_peaks(stored))
 
     def _finish(
         self,
         unit: Unit,
         kind: str,
-        path: str,
         writer: ShardWriter,
         shape: tuple[int, ...],
         rows: npt.NDArray[np.void],
         num_invalid: int = 0,
+        peaks: npt.NDArray[np.float32] | None = None,
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
-        group = f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group
+        path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
         shard = ShardInfo(
             path=path,
             kind=kind,
-            group=group,
+            group=f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group,
             samples=len(rows),
             bytes=writer.num_bytes,
             sha256=writer.sha256,
             invalid_voxels=num_invalid,
         )
-        receipt = Receipt.make(shard, self._recipes(unit)[path], shape, rows)
-        write_receipt(self._config.shards_dir, receipt)
+        receipt = Receipt.make(shard, self._recipes(unit)[path], shape, rows, peaks)
+        write_receipt(self._config.shards_folder, receipt)
         return receipt

@@ -15,12 +15,11 @@ import numpy as np
 from nd_dist.config import Config, DataConfig
 from nd_dist.errors import ConfigError
 from nd_dist.schema import SEMANTIC, TargetSpec
-from shards.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, image_shard_path, trial_shard_path
+from shards.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, image_shard_path, int8_store, trial_shard_path
 from shards.contract import Reader, SubjectDesign, open_reader
 from shards.writer import TAR_BLOCK_BYTES
 
 SHARED_GROUP = "shared"
-TARGET_DTYPE = "<f2"
 TAR_RECORD_BYTES = 10_240
 PNG_SHARE = 0.55  # PNG's share of raw bytes on photographs, for estimates
 
@@ -96,6 +95,11 @@ class PackPlan:
     num_packed_images: int
     shards: tuple[PlannedShard, ...] = field(repr=False)
     unknown_targets: tuple[str, ...]
+
+    @property
+    def image_units(self) -> tuple[ImageUnit, ...]:
+        """The units of images, in order."""
+        return tuple(unit for unit in self.units if isinstance(unit, ImageUnit))
 
     @property
     def num_shards(self) -> int:
@@ -203,7 +207,7 @@ def _planned_shards(
 ) -> Iterator[PlannedShard]:
     """Yield every shard with its size."""
     voxel_bytes = np.dtype(DTYPES[data.voxel_dtype]).itemsize
-    target_bytes = np.dtype(TARGET_DTYPE).itemsize
+    target_bytes = np.dtype(DTYPES[data.target_dtype]).itemsize
     for unit in units:
         if isinstance(unit, TrialUnit):
             design = designs[unit.subject]
@@ -220,6 +224,9 @@ def _planned_shards(
             else:
                 num_bytes = 0
             yield PlannedShard(unit.path(store), samples, num_bytes)
+            if store in data.int8_targets:
+                small = tar_bytes(samples, NPY_HEADER_BYTES + prod(shapes[store])) if store in shapes else 0
+                yield PlannedShard(unit.path(int8_store(store)), samples, small)
 
 
 def tar_bytes(num_members: int, member_bytes: int) -> int:

@@ -6,11 +6,13 @@ Shape suffixes: N images, V voxels of one subject, H height, W width, C colours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from nd_dist.schema import Split
 from shards.codec import PICTURES, decode_png, image_key, trial_key
@@ -23,15 +25,28 @@ class ShardReader:
     """The shards of a folder; cheap to make, thread-safe to use.
 
     Args:
-        shards_dir: Folder that ``nd pack`` wrote.
+        location: Folder that ``nd pack`` wrote, or a URL of a copy of it (http, https, s3).
+        remote: Cache and server settings of a URL (default: those of ``RemoteConfig``).
 
     Raises:
-        DataError: the folder has no valid index.
+        DataError: there is no valid index.
+        ConfigError: the URL's protocol needs a package that is not installed.
     """
 
-    def __init__(self, shards_dir: Path) -> None:
-        self.index = Index.read(shards_dir)
-        self.files = ShardFiles(shards_dir, self.index.shards)
+    def __init__(self, location: Path | str, remote: RemoteConfig | None = None) -> None:
+        self._use(Index.read(location, remote))
+
+    @classmethod
+    def over(cls, index: Index) -> ShardReader:
+        """Return a reader of the shards of an index that was read already."""
+        reader = cls.__new__(cls)
+        reader._use(index)
+        return reader
+
+    def _use(self, index: Index) -> None:
+        self.index = index
+        self.files = ShardFiles(index.store, index.shards)
+        self._by_image: dict[tuple[int, tuple[int, ...] | None], Mapping[int, Table]] = {}
 
     @property
     def num_voxels(self) -> dict[int, int]:
@@ -51,13 +66,29 @@ class ShardReader:
         """
         return self.index.table(name)
 
+    def trials_of(self, subject: int, sessions: Sequence[int] | None = None) -> Table:
+        """Return a subject's trials of some sessions (none: all).
+
+        Raises:
+            DataError: the subject was not packed.
+        """
+        if subject not in self.index.subjects:
+            raise DataError(
+                f"Subject {subject} was not packed.",
+                where=self.index.place,
+                expected=sorted(self.index.subjects),
+                todo="add it to data.subjects and pack into a new folder",
+            )
+        rows = np.asarray(self.trials[self.trials["subject"] == subject])
+        return rows if sessions is None else rows[np.isin(rows["session"], list(sessions))]
+
     def images(self, subject: int, split: Split, sessions: Sequence[int] | None = None) -> list[int]:
         """Return the ascending ids of the images that a subject saw, of one split (none: in any session).
 
         Raises:
             DataError: the subject was not packed.
         """
-        rows = self._rows_of(subject, sessions)
+        rows = self.trials_of(subject, sessions)
         is_chosen = rows["split"] == (TEST if split == "test" else TRAIN)
         return [int(image_id) for image_id in np.unique(rows["image"][is_chosen])]
 
@@ -69,17 +100,27 @@ class ShardReader:
         Raises:
             DataError: the subject did not see an image, or a shard is damaged.
         """
-        by_image = _group_by_image(self._rows_of(subject, sessions))
+        return self.voxels_and_repeats(subject, image_ids, sessions)[0]
+
+    def voxels_and_repeats(
+        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None = None
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Return ``voxels`` and how many trials each is the mean of.
+
+        Raises:
+            DataError: the subject did not see an image, or a shard is damaged.
+        """
+        by_image = self._trials_by_image(subject, None if sessions is None else tuple(sessions))
+        if missing := [image_id for image_id in image_ids if image_id not in by_image]:
+            raise DataError(f"Subject {subject} did not see image {missing[0]}.", where=self.index.place)
         num_voxels = self.index.subjects[subject].voxels
         means_NV = np.empty((len(image_ids), num_voxels), dtype=np.float32)
-        for position, image_id in enumerate(image_ids):
-            if image_id not in by_image:
-                raise DataError(f"Subject {subject} did not see image {image_id}.", where=str(self.index.folder))
+        for mean_1V, image_id in zip(means_NV[:, None], image_ids, strict=True):
             rows = by_image[image_id]
             repeats_RV = np.empty((len(rows), num_voxels), dtype=self.index.voxels.dtype)
             self.read_voxels(rows, repeats_RV)
-            means_NV[position] = repeats_RV.mean(axis=0, dtype=np.float64)
-        return means_NV
+            mean_items(repeats_RV, np.zeros(1, dtype=np.int64), mean_1V)
+        return means_NV, [len(by_image[image_id]) for image_id in image_ids]
 
     def targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return a target (N, *shape) of images, float32.
@@ -90,7 +131,8 @@ class ShardReader:
         info = self.index.feature(name)
         stored = np.empty((len(image_ids), *info.shape), dtype=info.dtype)
         self.read_targets(name, image_ids, stored)
-        return stored.astype(np.float32)
+        values = stored.astype(np.float32)
+        return values if info.scale is None else values * self.index.scale(name)
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return pictures (N, H, W, 3), 0..255.
@@ -116,25 +158,25 @@ class ShardReader:
         rows = self._image_rows(name, image_ids)
         self.files.read_rows(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
 
+    def announce_voxels(self, subject: int, rows: Table) -> None:
+        """Say that rows of ``trials`` of a subject will be read next."""
+        self.files.announce(rows, self.num_voxels[subject] * np.dtype(self.index.voxels.dtype).itemsize)
+
+    def announce_targets(self, name: str, image_ids: Sequence[int]) -> None:
+        """Say that a target of images will be read next."""
+        info = self.index.feature(name)
+        self.files.announce(self._image_rows(name, image_ids), prod(info.shape) * np.dtype(info.dtype).itemsize)
+
     def close(self) -> None:
         """Close the files."""
         self.files.close()
 
-    def _rows_of(self, subject: int, sessions: Sequence[int] | None) -> Table:
-        """Return a subject's trials of some sessions (none: all).
-
-        Raises:
-            DataError: the subject was not packed.
-        """
-        if subject not in self.index.subjects:
-            raise DataError(
-                f"Subject {subject} was not packed.",
-                where=str(self.index.folder),
-                expected=sorted(self.index.subjects),
-                todo="add it to data.subjects and pack into a new folder",
-            )
-        rows = np.asarray(self.trials[self.trials["subject"] == subject])
-        return rows if sessions is None else rows[np.isin(rows["session"], list(sessions))]
+    def _trials_by_image(self, subject: int, sessions: tuple[int, ...] | None) -> Mapping[int, Table]:
+        """Return image id -> a subject's trials of it; computed once a subject and choice of sessions."""
+        key = (subject, sessions)
+        if key not in self._by_image:
+            self._by_image[key] = _group_by_image(self.trials_of(subject, sessions))
+        return self._by_image[key]
 
     def _image_rows(self, store: str, image_ids: Sequence[int]) -> Table:
         """Return the rows of images in a store.
@@ -148,8 +190,17 @@ class ShardReader:
         is_present = is_inside & (table["shard"][np.where(is_inside, ids, 0)] != ABSENT)
         if not is_present.all():
             absent = int(ids[~is_present][0])
-            raise DataError(f"Store {store!r} holds no image {absent}.", where=str(self.index.folder))
+            raise DataError(f"Store {store!r} holds no image {absent}.", where=self.index.place)
         return np.asarray(table[ids])
+
+
+def mean_items(
+    records_RV: npt.NDArray[np.floating], starts: npt.NDArray[np.int64], out_BV: npt.NDArray[np.floating]
+) -> None:
+    """Fill ``out_BV`` (B, V) with the means of consecutive records (R, V); item b begins at record ``starts[b]``."""
+    counts = np.diff(np.append(starts, len(records_RV)))
+    sums_BV = np.add.reduceat(records_RV, starts, axis=0, dtype=np.float64)
+    np.divide(sums_BV, counts[:, None], out=out_BV, casting="same_kind")
 
 
 def _group_by_image(rows: Table) -> Mapping[int, Table]:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nd_dist.errors import DataError
@@ -39,18 +40,50 @@ class Receipt(BaseModel):
     recipe: dict[str, Any]
     shape: tuple[int, ...]
     rows_base64: str
+    peaks_base64: str = ""
+    peaks_shape: tuple[int, ...] = ()
 
     @staticmethod
-    def make(shard: ShardInfo, recipe: Mapping[str, Any], shape: tuple[int, ...], rows: Table) -> Receipt:
-        """Return the receipt of a shard; ``rows`` lack the shard's number, which the index gives."""
-        text = base64.b64encode(rows.tobytes()).decode("ascii")
-        return Receipt(shard=shard, recipe=dict(recipe), shape=shape, rows_base64=text)
+    def make(
+        shard: ShardInfo,
+        recipe: Mapping[str, Any],
+        shape: tuple[int, ...],
+        rows: Table,
+        peaks: npt.NDArray[np.float32] | None = None,
+    ) -> Receipt:
+        """Return the receipt of a shard; ``rows`` lack the shard's number, which the index gives.
+
+        Args:
+            shard: The shard.
+            recipe: What its bytes depend on.
+            shape: Shape of a record.
+            rows: ``TRIAL_ROW`` or ``PACKED_IMAGE_ROW``.
+            peaks: Targets: the largest magnitude of every channel, from which int8 scales follow.
+        """
+        return Receipt(
+            shard=shard,
+            recipe=dict(recipe),
+            shape=shape,
+            rows_base64=_base64(rows),
+            peaks_base64="" if peaks is None else _base64(peaks),
+            peaks_shape=() if peaks is None else peaks.shape,
+        )
+
+    @property
+    def peaks(self) -> npt.NDArray[np.float32]:
+        """The largest magnitude of every channel, in a shape that broadcasts over a record."""
+        return np.frombuffer(base64.b64decode(self.peaks_base64), dtype=np.float32).reshape(self.peaks_shape)
 
     @property
     def rows(self) -> Table:
         """The shard's rows: ``TRIAL_ROW`` or ``PACKED_IMAGE_ROW``."""
         dtype = TRIAL_ROW if self.shard.kind == TRIALS else PACKED_IMAGE_ROW
         return np.frombuffer(base64.b64decode(self.rows_base64), dtype=dtype).copy()
+
+
+def _base64(values: npt.NDArray[Any]) -> str:
+    """Return an array's bytes as text."""
+    return base64.b64encode(values.tobytes()).decode("ascii")
 
 
 def receipt_path(shards_dir: Path, shard_path: str) -> Path:
@@ -63,8 +96,16 @@ def write_receipt(shards_dir: Path, receipt: Receipt) -> None:
     write_json(receipt_path(shards_dir, receipt.shard.path), receipt.model_dump(mode="json"))
 
 
-def find_receipt(shards_dir: Path, shard_path: str, recipe: Mapping[str, Any]) -> Receipt | None:
+def find_receipt(
+    shards_dir: Path, shard_path: str, recipe: Mapping[str, Any], is_derived: bool = False
+) -> Receipt | None:
     """Return the receipt of a finished shard; None where the shard has to be packed.
+
+    Args:
+        shards_dir: The folder.
+        shard_path: The shard.
+        recipe: What it must have been made by.
+        is_derived: Whether it follows from other shards, so that one of another recipe is made again.
 
     Raises:
         DataError: the shard was packed by another recipe, or its receipt is damaged.
@@ -76,7 +117,10 @@ def find_receipt(shards_dir: Path, shard_path: str, recipe: Mapping[str, Any]) -
         receipt = Receipt(**read_json(path))
     except (ValidationError, TypeError) as error:
         raise DataError("A receipt is damaged.", where=str(path), found=error, todo="delete it, run again") from error
-    if differing := _differing_keys(receipt.recipe, recipe):
+    differing = _differing_keys(receipt.recipe, recipe)
+    if differing and is_derived:
+        return None
+    if differing:
         raise DataError(
             "This folder holds a shard that was packed with other settings or from other data.",
             where=str(shards_dir / shard_path),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +19,32 @@ import numpy.typing as npt
 from nd_dist.errors import DataError
 from shards.checksum import checksum
 from shards.index import ShardInfo
+from shards.store import Store
 from shards.tables import Table
 
 MAX_OPEN_FILES = 256
+NOTE_USE_S = 30.0
 Records = npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
 
 
 class _OpenFile:
     """A file descriptor that closes itself when its last user lets go of it."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.noted = time.monotonic()
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
+
+    def is_in_cache(self) -> bool:
+        """Return whether a cached file still has its name, and note from time to time that it is used."""
+        if os.fstat(self.descriptor).st_nlink == 0:
+            return False
+        if (now := time.monotonic()) - self.noted > NOTE_USE_S:
+            os.utime(self.descriptor)
+            self.noted = now
+        return True
 
 
 class _WrongBytes(Exception):
@@ -43,13 +55,13 @@ class ShardFiles:
     """The shards of an index, opened when first read.
 
     Args:
-        folder: Folder of the shards.
+        store: Where they lie.
         shards: The index's list of shards.
         max_open: Files kept open; the least recently used is closed first, once no thread reads it.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardInfo], max_open: int = MAX_OPEN_FILES) -> None:
-        self._folder, self._shards, self._max_open = folder, shards, max_open
+    def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int = MAX_OPEN_FILES) -> None:
+        self._store, self._shards, self._max_open = store, shards, max_open
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,25 +77,60 @@ class ShardFiles:
             DataError: a shard is missing or cut, or a record's bytes are not those that were packed.
         """
         columns = (rows[column].tolist() for column in ("shard", "offset", "checksum"))
+        contents = _as_bytes(records)
         for position, (shard, offset, expected) in enumerate(zip(*columns, strict=True)):
-            file = self._file(shard)
-            content = records[position].reshape(-1).view(np.uint8)
+            content = contents[position]
             try:
-                _pread_full(file.descriptor, content.data, offset)
-                if checksum(content) != expected:
-                    raise _WrongBytes("the bytes are not those that were packed (checksum differs)")
+                self._read(shard, content, offset, expected)
             except _WrongBytes as error:
+                if self._forget(shard):
+                    with suppress(_WrongBytes):
+                        self._read(shard, content, offset, expected)
+                        continue
                 raise DataError(
                     "A sample cannot be read.",
-                    where=f"{self._folder / self._shards[shard].path}, sample {name(position)}, offset {offset}",
+                    where=f"{self._store.place}/{self._shards[shard].path}, sample {name(position)}, offset {offset}",
                     found=str(error),
-                    todo="run `nd verify --repair`, then `nd pack` again",
+                    todo="run `nd verify --repair` on the folder that was packed",
                 ) from error
+
+    def announce(self, rows: Table, num_bytes: int) -> None:
+        """Tell the operating system which records will be read next, so that a cold disk gets many requests at once.
+
+        Args:
+            rows: (N,) with columns shard and offset.
+            num_bytes: Length of every record.
+
+        Raises:
+            DataError: a shard is missing or has another size.
+        """
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        for shard, offset in zip(rows["shard"].tolist(), rows["offset"].tolist(), strict=True):
+            file = self._file(shard)
+            os.posix_fadvise(file.descriptor, offset, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the files that no thread reads any more."""
         with self._lock:
             self._open.clear()
+
+    def _read(self, shard: int, content: npt.NDArray[np.uint8], offset: int, expected: int) -> None:
+        """Fill one record.
+
+        Raises:
+            _WrongBytes: they are not those that were packed.
+        """
+        file = self._file(shard)  # held while it is read: another thread may drop it from the open ones
+        _pread_full(file.descriptor, content.data, offset)
+        if checksum(content) != expected:
+            raise _WrongBytes("the bytes are not those that were packed (checksum differs)")
+
+    def _forget(self, shard: int) -> bool:
+        """Drop a shard that turned out wrong; return whether another copy can be had."""
+        with self._lock:
+            self._open.pop(shard, None)
+        return self._store.discard(self._shards[shard])
 
     def _file(self, shard: int) -> _OpenFile:
         """Return an open shard whose size is the index's.
@@ -92,33 +139,33 @@ class ShardFiles:
             DataError: it is missing or has another size.
         """
         with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
+            if (known := self._open.get(shard)) is not None:
+                if not self._store.is_remote or known.is_in_cache():
+                    self._open.move_to_end(shard)
+                    return known
+                del self._open[shard]
         info = self._shards[shard]
-        path = self._folder / info.path
-        try:
-            file = _OpenFile(path)
-        except OSError as error:
-            raise DataError(
-                "A shard cannot be opened.",
-                where=str(path),
-                found=error.strerror or str(error),
-                todo="run `nd verify --repair`, then `nd pack` again",
-            ) from error
+        file = _OpenFile(self._store.open(info))
         if (size := os.fstat(file.descriptor).st_size) != info.bytes:
             raise DataError(
                 "A shard has another size than the index says.",
-                where=str(path),
+                where=f"{self._store.place}/{info.path}",
                 expected=f"{info.bytes} bytes",
                 found=f"{size} bytes",
-                todo="run `nd verify --repair`, then `nd pack` again",
+                todo="run `nd verify --repair` on the folder that was packed",
             )
         with self._lock:
             self._open[shard] = file
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return file
+
+
+def _as_bytes(records: Records) -> Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]:
+    """Return records as flat bytes that share their memory."""
+    if isinstance(records, np.ndarray):
+        return records.reshape(len(records), -1).view(np.uint8) if len(records) else records.view(np.uint8)
+    return records
 
 
 def _pread_full(descriptor: int, content: memoryview, offset: int) -> None:

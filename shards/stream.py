@@ -10,9 +10,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,52 +20,15 @@ import torch
 
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
-from nd_dist.seeds import splitmix64
 from shards.buffers import BufferPool
-from shards.codec import PICTURES, image_key
+from shards.index import ShardInfo
 from shards.order import Order, SubjectSlice
-from shards.reader import ShardReader
-from shards.tables import ABSENT, TEST, TRAIN, Table
+from shards.prefetch import Prefetcher
+from shards.reader import ShardReader, mean_items
+from shards.selection import StreamConfig, check_stores, choose_items
+from shards.tables import Table
 
-StreamSplit = Literal["train", "heldout", "test"]
-_HELDOUT_KEY = 0x6E642D68656C646F  # a constant: all runs hold out the same images
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """What a stream delivers.
-
-    Args:
-        subjects: Subjects in every batch, in batch order.
-        targets: Target stores to read.
-        samples_per_subject: Trials of each subject in a global step; a multiple of ``world_size``.
-        seed: Seed of the order.
-        rank, world_size: Which share of every step this stream reads.
-        split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).
-        sessions: Only these sessions (none: all); one session is the "1 hour" setting.
-        threads: Reader threads.
-        heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
-            every run.
-        dtype: float32, or the stored dtype.
-    """
-
-    subjects: tuple[int, ...]
-    targets: tuple[str, ...]
-    samples_per_subject: int
-    seed: int
-    rank: int = 0
-    world_size: int = 1
-    split: StreamSplit = "train"
-    sessions: tuple[int, ...] | None = None
-    threads: int = 2
-    heldout_fraction: float = 0.0
-    dtype: Literal["float32", "stored"] = "float32"
-
-
-def is_heldout(image_ids: npt.NDArray[np.integer[Any]], fraction: float) -> npt.NDArray[np.bool_]:
-    """Return which training images are held out for validation: a fixed share, chosen by image id alone."""
-    keys = splitmix64(splitmix64(image_ids.astype(np.uint64)) ^ np.uint64(_HELDOUT_KEY))
-    return np.asarray(keys.astype(np.float64) < fraction * 2.0**64)
+__all__ = ["StreamConfig", "TrialStream"]
 
 
 class TrialStream:
@@ -87,20 +50,22 @@ class TrialStream:
                 found=f"rank {config.rank} of {config.world_size}, {config.threads} threads",
             )
         self._reader, self._config = reader, config
-        self._rows = _choose_rows(reader, config)
+        self._items = choose_items(reader.trials, config)
         self._order = Order(
             seed=config.seed,
             subjects=config.subjects,
-            lengths=tuple(len(self._rows[subject]) for subject in config.subjects),
+            lengths=tuple(len(self._items[subject]) for subject in config.subjects),
             quotas=(config.samples_per_subject,) * len(config.subjects),
         )
         self._order.check_world(config.world_size)
-        _check_stores(reader, config, self._rows)
-        self._content_id = reader.index.content_id(config.subjects, config.targets)
+        check_stores(reader, config, self._items)
+        self._content_id = reader.index.content_id(config.subjects, config.stores)
         self._pool = BufferPool()
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
         self._step = 0
         self._ahead: deque[Future[Batch]] = deque()
+        self._prefetcher: Prefetcher | None = None
+        self._announced_until = 0
         self._is_closed = False
 
     @property
@@ -109,8 +74,8 @@ class TrialStream:
         return self._step
 
     @property
-    def num_trials(self) -> dict[int, int]:
-        """Subject -> trials in one pass."""
+    def num_items(self) -> dict[int, int]:
+        """Subject -> items (trials, or images with the mean of their trials) in one pass."""
         return dict(zip(self._order.subjects, self._order.lengths, strict=True))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -126,6 +91,9 @@ class TrialStream:
         if self._is_closed:
             raise StopIteration
         started = time.perf_counter()
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self._reader.index.store, self._shards_by_first_use(self._step))
+            self._announced_until = self._step + self._steps_per_pass  # later passes find the records in memory
         while len(self._ahead) <= self._config.threads:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
         try:
@@ -144,7 +112,8 @@ class TrialStream:
             "seed": config.seed,
             "step": self._step,
             "subjects": list(config.subjects),
-            "num_trials": list(self._order.lengths),
+            "num_items": list(self._order.lengths),
+            "repeats": config.repeats,
             "quotas": list(self._order.quotas),
         }
 
@@ -171,6 +140,8 @@ class TrialStream:
         """Stop the reader threads; the stream ends."""
         self._is_closed = True
         self._forget_ahead()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> TrialStream:
@@ -188,21 +159,53 @@ class TrialStream:
         while self._ahead:
             self._ahead.pop().cancel()
 
+    def _rows(self, part: SubjectSlice) -> tuple[Table, npt.NDArray[np.int64]]:
+        """Return the rows of trials that a slice reads, and where each of its items begins among them."""
+        positions, starts = self._items[part.subject].take(part.positions)
+        return self._reader.trials[positions], starts
+
+    @property
+    def _steps_per_pass(self) -> int:
+        """Steps after which every subject's trials were visited at least once."""
+        return max(-(-n // q) for n, q in zip(self._order.lengths, self._order.quotas, strict=True))
+
+    def _shards_by_first_use(self, first_step: int) -> Iterator[ShardInfo]:
+        """Yield the shards that this rank needs in one pass over the longest subject, each once, in order of use."""
+        config, index = self._config, self._reader.index
+        tables = [index.table(name) for name in config.stores]
+        seen: set[int] = set()
+        for step in range(first_step, first_step + self._steps_per_pass):
+            for part in self._order.slices(step, config.rank, config.world_size):
+                rows, _ = self._rows(part)
+                for shards in (rows["shard"], *(table["shard"][rows["image"]] for table in tables)):
+                    for number in dict.fromkeys(shards.tolist()):
+                        if number not in seen:
+                            seen.add(number)
+                            yield index.shards[number]
+
     def _read_step(self, step: int) -> Batch:
         """Read one step's share (runs in a reader thread)."""
-        config, reader = self._config, self._reader
+        config = self._config
         slices = self._order.slices(step, config.rank, config.world_size)
-        voxels, parts = {}, []
-        for part in slices:
-            rows = reader.trials[self._rows[part.subject][part.positions]]
-            voxels[part.subject] = self._read_voxels(rows, reader.num_voxels[part.subject])
-            parts.append(rows)
-        rows = np.concatenate(parts)
+        chosen = {part.subject: self._rows(part) for part in slices}
+        rows = np.concatenate([rows[starts] for rows, starts in chosen.values()])
         image_ids = rows["image"].tolist()
+        if step < self._announced_until:
+            for subject, (subject_rows, _) in chosen.items():
+                self._reader.announce_voxels(subject, subject_rows)
+            for store in config.stores:
+                self._reader.announce_targets(store, image_ids)
+        voxels = {
+            subject: self._read_voxels(subject_rows, starts, self._reader.num_voxels[subject])
+            for subject, (subject_rows, starts) in chosen.items()
+        }
         return Batch(
             step=step,
             voxels=voxels,
-            targets={name: self._read_targets(name, image_ids) for name in config.targets},
+            targets={
+                name: self._read_target(store, image_ids)
+                for name, store in zip(config.targets, config.stores, strict=True)
+            },
             subject=rows["subject"].astype(np.int64),
             session=rows["session"].astype(np.int64),
             trial=rows["trial"].astype(np.int64),
@@ -211,58 +214,37 @@ class TrialStream:
             sample_id=_sample_ids(slices),
         )
 
-    def _read_voxels(self, rows: Table, num_voxels: int) -> torch.Tensor:
-        """Return the voxels (b, V) of rows of the table of trials."""
-        stored_BV = self._pool.lend((len(rows), num_voxels), self._reader.index.voxels.dtype)
-        self._reader.read_voxels(rows, stored_BV)
-        return self._deliver(stored_BV)
+    def _read_voxels(self, rows: Table, starts: npt.NDArray[np.int64], num_voxels: int) -> torch.Tensor:
+        """Return the voxels (b, V) of b items, each the mean over its rows of the table of trials."""
+        stored_RV = self._pool.lend((len(rows), num_voxels), self._reader.index.voxels.dtype)
+        self._reader.read_voxels(rows, stored_RV)
+        if len(starts) == len(rows):
+            return self._deliver(stored_RV)
+        means_BV = self._pool.lend((len(starts), num_voxels), self._out_dtype(stored_RV.dtype))
+        mean_items(stored_RV, starts, means_BV)
+        return torch.from_numpy(means_BV)
 
-    def _read_targets(self, name: str, image_ids: Sequence[int]) -> torch.Tensor:
+    def _read_target(self, store: str, image_ids: Sequence[int]) -> torch.Tensor:
         """Return a target (B, *shape) of images."""
-        info = self._reader.index.features[name]
+        index = self._reader.index
+        info = index.features[store]
         stored = self._pool.lend((len(image_ids), *info.shape), info.dtype)
-        self._reader.read_targets(name, image_ids, stored)
-        return self._deliver(stored)
+        self._reader.read_targets(store, image_ids, stored)
+        if info.scale is None:
+            return self._deliver(stored)
+        wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
+        return torch.mul(torch.from_numpy(stored), torch.from_numpy(index.scale(store)), out=wide)
+
+    def _out_dtype(self, stored: np.dtype[np.floating]) -> npt.DTypeLike:
+        """Return the dtype that is delivered."""
+        return stored if self._config.dtype == "stored" else np.float32
 
     def _deliver(self, stored: npt.NDArray[np.floating]) -> torch.Tensor:
         """Return a tensor in the wanted dtype; its memory returns to the pool when the last view of it is gone."""
-        if self._config.dtype == "stored" or stored.dtype == np.float32:
+        if stored.dtype == self._out_dtype(stored.dtype):
             return torch.from_numpy(stored)
         wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
         return wide.copy_(torch.from_numpy(stored))  # torch converts half precision several times faster than NumPy
-
-
-def _choose_rows(reader: ShardReader, config: StreamConfig) -> dict[int, npt.NDArray[np.int64]]:
-    """Return subject -> positions in the table of trials that the stream draws from."""
-    trials = reader.trials
-    is_chosen = trials["split"] == (TEST if config.split == "test" else TRAIN)
-    if config.split != "test":
-        heldout = is_heldout(trials["image"], config.heldout_fraction)
-        is_chosen &= heldout if config.split == "heldout" else ~heldout
-    if config.sessions is not None:
-        is_chosen &= np.isin(trials["session"], config.sessions)
-    return {subject: np.flatnonzero(is_chosen & (trials["subject"] == subject)) for subject in config.subjects}
-
-
-def _check_stores(reader: ShardReader, config: StreamConfig, rows: Mapping[int, npt.NDArray[np.int64]]) -> None:
-    """Refuse targets that lack an image which the stream will ask for.
-
-    Raises:
-        ConfigError: pictures were asked for.
-        DataError: with the first such image.
-    """
-    if PICTURES in config.targets:
-        raise ConfigError("Pictures are no target of a stream.", where="targets", found=list(config.targets))
-    image_ids = np.unique(reader.trials["image"][np.concatenate(list(rows.values()))])
-    for name in config.targets:
-        absent = image_ids[reader.store(name)["shard"][image_ids] == ABSENT]
-        if len(absent):
-            raise DataError(
-                f"Target {name!r} lacks images of the chosen trials.",
-                where=str(reader.index.folder),
-                found=f"{len(absent)} images, e.g. {image_key(int(absent[0]))}",
-                todo="run `nd pack` again",
-            )
 
 
 def _sample_ids(slices: Sequence[SubjectSlice]) -> npt.NDArray[np.int64]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
+from shards.store import Store, StoredFile
 
 TRAIN, TEST = 0, 1
 ABSENT = 0xFFFFFFFF
@@ -37,6 +38,7 @@ TRIAL_ROW = np.dtype(
 IMAGE_ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("checksum", "<u8")])
 
 Table = npt.NDArray[np.void]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def empty_image_table(num_images: int) -> Table:
@@ -46,33 +48,44 @@ def empty_image_table(num_images: int) -> Table:
     return table
 
 
-def table_bytes(table: Table) -> bytes:
-    """Return a table as the bytes of an npy file."""
+def table_bytes(table: npt.NDArray[Any]) -> bytes:
+    """Return a table, or any array, as the bytes of an npy file."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(table), version=(1, 0), allow_pickle=False)
     return stream.getvalue()
 
 
-def read_table(path: Path, dtype: np.dtype[np.void], rows: int, sha256: str) -> Table:
-    """Return the table in ``path``, whose bytes must be those that were indexed.
+class TableFile(StoredFile, Protocol):
+    """A table as the index states it."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+
+def read_table(store: Store, file: TableFile, dtype: np.dtype[Scalar]) -> npt.NDArray[Scalar]:
+    """Return a table (rows on its first axis), whose bytes must be those that were indexed.
 
     Raises:
         DataError: the file is missing, is not an npy file, or has other columns or rows than the index says.
     """
+    where = f"{store.place}/{file.path}"
+    descriptor = store.open(file)
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
+        with open(descriptor, "rb") as stream:
+            content = stream.read()
+        if hashlib.sha256(content).hexdigest() != file.sha256:
             raise ValueError("its hash differs from the index")
-        table = np.load(io.BytesIO(content), allow_pickle=False)
+        table = np.atleast_1d(np.load(io.BytesIO(content), allow_pickle=False))
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise DataError(
-            "A table of the index cannot be read.", where=str(path), found=str(error), todo="run `nd verify --repair`"
+            "A table of the index cannot be read.", where=where, found=str(error), todo="run `nd verify --repair`"
         ) from error
-    if table.dtype != dtype or table.shape != (rows,):
+    if table.dtype != dtype or len(table) != file.rows:
         raise DataError(
             "A table of the index has another layout than the index says.",
-            where=str(path),
-            expected=f"{rows} rows of {dtype}",
+            where=where,
+            expected=f"{file.rows} rows of {dtype}",
             found=f"{table.shape} of {table.dtype}",
         )
     return np.asarray(table)

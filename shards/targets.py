@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,11 +27,13 @@ class TargetExtractor(Protocol):
         pictures_BHWC: npt.NDArray[np.uint8],
         captions: Sequence[Sequence[str]],
         image_ids: Sequence[int],
+        wanted: Collection[str],
     ) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Return target name -> (B, *shape) float32.
+        """Return target name -> (B, *shape) float32, of the wanted targets at least.
 
         Args:
             pictures_BHWC: Pictures, 0..255.
             captions: Every picture's captions; empty where no caption target is wanted.
             image_ids: Every picture's id, which seeds what is random.
+            wanted: Names of the targets to make; networks that none of them needs should not run.
         """

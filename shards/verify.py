@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from nd_dist.files import sha256_file
 from shards import normalize, nsd_counts
 from shards.checksum import checksum
 from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
 from shards.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.reader import trial_row_key
+from shards.store import StoredFile
 from shards.tables import TEST, Table
 from shards.tarwalk import Member, TarError, walk
 
@@ -61,20 +62,24 @@ class _Expected:
     checksum: int
 
 
-def verify(shards_dir: Path, progress: Progress | None = None) -> list[Problem]:
-    """Return everything that is wrong with a folder of shards; an empty list proves it sound.
+def verify(
+    location: Path | str, progress: Progress | None = None, remote: RemoteConfig | None = None
+) -> list[Problem]:
+    """Return everything that is wrong with a set of shards; an empty list proves it sound.
 
     Args:
-        shards_dir: Folder that ``nd pack`` wrote.
+        location: Folder that ``nd pack`` wrote, or a URL of a copy of it.
         progress: Called with (shards done, all shards).
+        remote: Cache and server settings of a URL.
     """
     try:
-        index = Index.read(shards_dir)
+        index = Index.read(location, remote)
     except DataError as error:
         return [Problem(INDEX_NAME, "", str(error))]
-    problems = [problem for name in index.tables for problem in _check_table(index, name)]
+    scales = [info.scale for info in index.features.values() if info.scale is not None]
+    problems = [problem for table in (*index.tables.values(), *scales) for problem in _check_file(index, table)]
     if problems:  # without sound tables only whole files can be judged
-        return problems + [problem for shard in index.shards for problem in _check_hash(index.folder, shard)]
+        return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += check_counts(index)
     moments: dict[int, list[normalize.Moments]] = {}
     for number in range(len(index.shards)):
@@ -86,25 +91,26 @@ def verify(shards_dir: Path, progress: Progress | None = None) -> list[Problem]:
     return problems
 
 
-def _check_table(index: Index, name: str) -> Iterator[Problem]:
-    """Yield what is wrong with a table."""
-    info = index.tables[name]
-    path = index.folder / info.path
-    if not path.is_file():
-        yield Problem(info.path, "", "the table is missing")
-    elif sha256_file(path) != info.sha256:
-        yield Problem(info.path, "", "the table's hash differs from the index")
+def _read_whole(index: Index, file: StoredFile) -> tuple[bytes, list[Problem]]:
+    """Return a file's content, and what is wrong with it before its hash is looked at."""
+    try:
+        with open(index.store.open(file), "rb") as stream:
+            content = stream.read()
+    except DataError as error:
+        return b"", [Problem(file.path, "", f"the file is missing or cannot be read: {error.found}")]
+    except OSError as error:
+        return b"", [Problem(file.path, "", f"the file cannot be read: {error.strerror}")]
+    if len(content) != file.bytes:
+        return b"", [Problem(file.path, "", f"the file has {len(content)} bytes instead of {file.bytes}")]
+    return content, []
 
 
-def _check_hash(folder: Path, shard: ShardInfo) -> Iterator[Problem]:
-    """Yield what is wrong with a shard as a whole."""
-    path = folder / shard.path
-    if not path.is_file():
-        yield Problem(shard.path, "", "the shard is missing")
-    elif (size := path.stat().st_size) != shard.bytes:
-        yield Problem(shard.path, "", f"the shard has {size} bytes instead of {shard.bytes}")
-    elif sha256_file(path) != shard.sha256:
-        yield Problem(shard.path, "", "the shard's hash differs from the index")
+def _check_file(index: Index, file: StoredFile) -> list[Problem]:
+    """Return what is wrong with a file as a whole."""
+    content, problems = _read_whole(index, file)
+    if not problems and hashlib.sha256(content).hexdigest() != file.sha256:
+        problems.append(Problem(file.path, "", "the file's hash differs from the index"))
+    return problems
 
 
 def check_counts(index: Index) -> Iterator[Problem]:
@@ -114,6 +120,8 @@ def check_counts(index: Index) -> Iterator[Problem]:
     test_images = np.unique(trials["image"][trials["split"] == TEST])
     if len(mixed := np.intersect1d(test_images, trials["image"][trials["split"] != TEST])):
         yield Problem(path, image_key(int(mixed[0])), f"{len(mixed)} images are in train and test")
+    if len(beyond := trials["image"][trials["image"] >= index.num_images]):
+        yield Problem(path, image_key(int(beyond[0])), f"{len(beyond)} trials show images that do not exist")
     for subject, info in index.subjects.items():
         rows = trials[trials["subject"] == subject]
         tests = rows[rows["split"] == TEST]
@@ -127,10 +135,13 @@ def check_counts(index: Index) -> Iterator[Problem]:
         )
         expected = nsd_counts.KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
         yield from _compare(path, f"subject {subject}", "the index", expected, found)
-        known = nsd_counts.KNOWN.get(subject)
+        known = nsd_counts.expected_counts(subject, found)
         is_real = index.num_images == nsd_counts.NUM_IMAGES and info.source.get("roi") == nsd_counts.ROI
-        if is_real and known is not None and found.sessions == known.sessions:
+        if is_real and known is not None:
             yield from _compare(path, f"subject {subject}", "NSD's known counts", known, found)
+        most = int(np.unique(rows["image"], return_counts=True)[1].max(initial=0))
+        if is_real and most > nsd_counts.MAX_REPEATS:
+            yield Problem(path, f"subject {subject}", f"an image was shown {most} times instead of at most three")
 
 
 def _compare(
@@ -153,10 +164,9 @@ def verify_shard(
         moments: Gets the session's moments where the z-scoring spans sessions and only all of them can be judged.
     """
     shard = index.shards[number]
-    path = index.folder / shard.path
-    if not path.is_file() or path.stat().st_size != shard.bytes:
-        return list(_check_hash(index.folder, shard))
-    content = path.read_bytes()
+    content, problems = _read_whole(index, shard)
+    if problems:
+        return problems
     table = index.table(shard.kind)
     rows = table[table["shard"] == number]
     if shard.kind == TRIALS:

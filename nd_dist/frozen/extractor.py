@@ -6,7 +6,7 @@ Source: NeuralDiffuser, section III-A (targets); defaults other than the VAE's m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -72,13 +72,15 @@ class FrozenExtractor:
         pictures_BHWC: npt.NDArray[np.uint8],
         captions: Sequence[Sequence[str]],
         image_ids: Sequence[int],
+        wanted: Collection[str] | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Return all targets of some pictures.
+        """Return targets of some pictures.
 
         Args:
             pictures_BHWC: uint8 pictures (B, H, W, 3) of any size.
-            captions: Captions of each picture, at least one; their embeddings are averaged.
+            captions: Captions of each picture, at least one where c is wanted; their embeddings are averaged.
             image_ids: 0-based NSD ids; they seed the VAE's sample, and name a picture in errors.
+            wanted: Names of the targets to make (none: all); a network that none of them needs does not run.
 
         Returns:
             Target name -> float32 (B, *shape).
@@ -86,20 +88,28 @@ class FrozenExtractor:
         Raises:
             DataError: counts differ, a picture has no caption, or a target is not finite (the image is named).
         """
-        self._check(pictures_BHWC, captions, image_ids)
+        specs = [spec for spec in self.specs if wanted is None or spec.name in wanted]
+        roles = {spec.role for spec in specs}
+        self._check(pictures_BHWC, captions, image_ids, needs_captions="semantic" in roles)
         batches: list[dict[str, torch.Tensor]] = []
         for rows in _slices(len(image_ids), self._config.batch_size):
-            targets = {
-                SEMANTIC: self._semantic(captions[rows]),
-                INITIAL: self._initial(pictures_BHWC[rows], image_ids[rows]),
-                **self._guidance(pictures_BHWC[rows]),
-            }
+            targets: dict[str, torch.Tensor] = {}
+            if "semantic" in roles:
+                targets[SEMANTIC] = self._semantic(captions[rows])
+            if "initial" in roles:
+                targets[INITIAL] = self._initial(pictures_BHWC[rows], image_ids[rows])
+            if "guidance" in roles:
+                targets |= self._guidance(pictures_BHWC[rows])
             _check_finite(targets, image_ids[rows])
             batches.append(targets)
-        return {spec.name: _join([batch[spec.name] for batch in batches], spec) for spec in self.specs}
+        return {spec.name: _join([batch[spec.name] for batch in batches], spec) for spec in specs}
 
     def _check(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        ids: Sequence[int],
+        needs_captions: bool,
     ) -> None:
         if not len(pictures_BHWC) == len(captions) == len(ids):
             raise DataError(
@@ -112,7 +122,7 @@ class FrozenExtractor:
                 expected="uint8 (B, H, W, 3)",
                 found=f"{pictures_BHWC.dtype} {pictures_BHWC.shape}",
             )
-        if bare := [image_id for image_id, texts in zip(ids, captions, strict=True) if not texts]:
+        if needs_captions and (bare := [image_id for image_id, texts in zip(ids, captions, strict=True) if not texts]):
             raise DataError("An image has no caption.", where=f"image {bare[0]}", expected="at least one caption")
 
     def _semantic(self, captions: Sequence[Sequence[str]]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from nd_dist.errors import ConfigError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json, write_text
 from shards.betas import HDF5_DATASET
 from shards.coco import SPLITS, captions_path
-from shards.nsd import NsdLayout
+from shards.nsd_layout import NsdLayout
 from shards.phantom import tables
 from shards.phantom.design import PhantomDesign, count_images, make_design
 from shards.phantom.features import early_maps, network_features, scene_features

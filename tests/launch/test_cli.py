@@ -28,6 +28,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "phantom",
         "pack",
         "verify",
+        "export",
         "train",
         "evaluate",
         "sweep",

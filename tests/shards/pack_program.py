@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from nd_dist.comm import connect
 from nd_dist.events import EventLog
 from nd_dist.world import World
 from shards.pack import pack
-from tests.shards.support import PooledExtractor, make_config
+from tests.shards.support import TARGETS, PooledExtractor, make_config
 
 
 class SlowExtractor(PooledExtractor):
@@ -24,10 +24,14 @@ class SlowExtractor(PooledExtractor):
     pause_s = 0.0
 
     def extract(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], image_ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        wanted: Collection[str] = TARGETS,
     ) -> dict[str, npt.NDArray[np.float32]]:
         time.sleep(self.pause_s)
-        return super().extract(pictures_BHWC, captions, image_ids)
+        return super().extract(pictures_BHWC, captions, image_ids, wanted)
 
 
 def main() -> None:
@@ -36,7 +40,7 @@ def main() -> None:
     extractor.pause_s = float(sys.argv[3])
     comm = connect(World.from_env(os.environ))
     index = pack(config, comm, EventLog(config.run_dir, comm.rank, "pack"), extractor)
-    assert index.folder == config.shards_dir
+    assert index.place == str(config.shards_dir)
 
 
 if __name__ == "__main__":

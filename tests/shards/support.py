@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class PooledExtractor:
         pictures_BHWC: npt.NDArray[np.uint8],
         captions: Sequence[Sequence[str]],
         image_ids: Sequence[int],
+        wanted: Collection[str] = TARGETS,
     ) -> dict[str, npt.NDArray[np.float32]]:
         self.batches.append(tuple(image_ids))
         lengths = [
@@ -46,13 +47,13 @@ class PooledExtractor:
             for texts, image_id in zip(captions, image_ids, strict=True)
         ]
         pooled = pool(pictures_BHWC, 4).transpose(0, 3, 1, 2)
-        return {
-            "c": np.array(lengths, dtype=np.float32)
-            if any(captions)
-            else np.zeros((len(image_ids), 2, 3), np.float32),
+        targets = {
             "z": np.ascontiguousarray(pooled),
             "g02": pool(pictures_BHWC, 2).reshape(len(image_ids), 4, 3),
         }
+        if "c" in wanted:
+            targets["c"] = np.array(lengths, dtype=np.float32)
+        return {name: targets[name] for name in wanted}
 
 
 def pool(pictures_BHWC: npt.NDArray[np.uint8], blocks: int) -> npt.NDArray[np.float32]:

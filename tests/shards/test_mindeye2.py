@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import h5py
@@ -128,3 +129,36 @@ def test_captions_that_are_python_objects_are_refused(mindeye2_dir: Path) -> Non
     np.save(path, np.array([["a", None]], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="Python objects"):
         open_reader(config_of(mindeye2_dir))
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "device", "up", "absolute", "pickle", "large", "huge header"])
+def test_a_hostile_tar_is_refused(mindeye2_dir: Path, kind: str) -> None:
+    path = mindeye2_dir / "wds/subj01/train/2.tar"
+    member = tarfile.TarInfo("sample000000001.behav.npy")
+    content = b""
+    if kind in ("link", "hard link", "device"):
+        member.type = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}[kind]
+        member.linkname = "/etc/passwd"
+    elif kind in ("up", "absolute", "pickle"):
+        member.name = {"up": "../x.behav.npy", "absolute": "/x.behav.npy", "pickle": "x.behav.pkl"}[kind]
+    elif kind == "large":
+        content = bytes(2 << 20)
+    member.size = len(content)
+    headers = {"comment": "x" * 2_000_000} if kind == "huge header" else {}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
+        tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"2\.tar") as caught:
+        open_reader(config_of(mindeye2_dir)).design(1)
+    assert "plain npy file" in str(caught.value)
+
+
+def test_behaviour_that_is_a_python_object_is_refused(mindeye2_dir: Path) -> None:
+    path = mindeye2_dir / "wds/subj01/train/2.tar"
+    stream = io.BytesIO()
+    np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("sample000000001.behav.npy")
+        member.size = len(stream.getvalue())
+        tar.addfile(member, io.BytesIO(stream.getvalue()))
+    with pytest.raises(DataError, match="allow_pickle"):
+        open_reader(config_of(mindeye2_dir)).design(1)

@@ -12,7 +12,8 @@ import scipy.io
 
 from nd_dist.errors import DataError
 from shards.contract import open_reader
-from shards.nsd import NsdLayout, NsdReader
+from shards.nsd import NsdReader
+from shards.nsd_layout import NsdLayout
 from tests.shards.support import PHANTOM, make_config
 
 

@@ -13,7 +13,8 @@ from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.codec import trial_shard_path
 from shards.reader import ShardReader
-from shards.stream import StreamConfig, TrialStream, is_heldout
+from shards.selection import StreamConfig, is_heldout
+from shards.stream import TrialStream
 from tests.shards.support import flip_byte
 
 SUBJECTS = (1, 2, 3)
@@ -78,7 +79,7 @@ def test_global_steps_are_equal_for_any_world_and_threads_and_after_resuming(
 
 def test_every_pass_of_unequal_subjects_visits_every_trial_once(packed_dir: Path) -> None:
     with make_stream(packed_dir) as stream:
-        lengths = stream.num_trials
+        lengths = stream.num_items
         assert len(set(lengths.values())) > 1
         seen: dict[int, list[int]] = {subject: [] for subject in SUBJECTS}
         for batch in islice(stream, 15):
@@ -172,7 +173,7 @@ def test_the_state_is_json_and_the_same_on_every_rank(packed_dir: Path) -> None:
 )
 def test_a_state_of_other_data_is_refused(packed_dir: Path, change: dict[str, object]) -> None:
     with make_stream(packed_dir) as stream, make_stream(packed_dir, **change) as other:
-        if set(other.num_trials) != set(stream.num_trials) or change:
+        if set(other.num_items) != set(stream.num_items) or change:
             with pytest.raises(CheckpointError, match="not the data of the checkpoint"):
                 other.load_state_dict(stream.state_dict())
 

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import os
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nd_dist.errors import DataError
 from shards.codec import image_shard_path, trial_shard_path
 from shards.index import Index
+from shards.reader import ShardReader, trial_row_key
+from shards.records import ShardFiles
 from shards.repair import repair
+from shards.selection import StreamConfig
+from shards.stream import TrialStream
 from shards.verify import verify, verify_shard
 from tests.shards.support import PooledExtractor, flip_byte, folder_bytes, make_config, pack_alone
 
@@ -20,30 +27,72 @@ def test_a_sound_folder_has_no_problem_and_progress_counts_every_shard(packed_di
     assert calls == [(done, num_shards) for done in range(1, num_shards + 1)]
 
 
+@pytest.fixture
+def tiny_index(phantom_dir: Path, tmp_path: Path) -> Index:
+    """The phantom with early visual cortex only and two images a shard: shards of some 20 KB."""
+    config = make_config(phantom_dir, tmp_path / "tiny", roi="prf-visualrois", images_per_shard=2, targets=("z",))
+    return pack_alone(config)
+
+
+def folder_of(index: Index) -> Path:
+    return Path(index.place)
+
+
 @pytest.mark.parametrize("kind", ["trials", "z", "img"])
-def test_every_single_flipped_byte_of_a_shard_is_found(packed_copy: Path, kind: str) -> None:
-    index = Index.read(packed_copy)
-    number = next(number for number, shard in enumerate(index.shards) if shard.kind == kind)
-    path = packed_copy / index.shards[number].path
-    assert verify_shard(index, number) == []
-    # every byte of the first two members, then every 29th and the last
-    size = path.stat().st_size
-    for offset in [*range(2200 if kind == "z" else 0), *range(0, size, 29), size - 1]:
+def test_every_single_flipped_byte_of_a_shard_is_found_by_verify(tiny_index: Index, kind: str) -> None:
+    number = next(number for number, shard in enumerate(tiny_index.shards) if shard.kind == kind)
+    path = folder_of(tiny_index) / tiny_index.shards[number].path
+    assert verify_shard(tiny_index, number) == []
+    for offset in range(path.stat().st_size):
         flip_byte(path, offset, mask=1 << offset % 8)
-        problems = verify_shard(index, number)
+        problems = verify_shard(tiny_index, number)
         assert problems, f"byte {offset} is wrong and nobody noticed"
-        assert problems[0].shard == index.shards[number].path
+        assert problems[0].shard == tiny_index.shards[number].path
         flip_byte(path, offset, mask=1 << offset % 8)
-    assert verify_shard(index, number) == []
+    assert verify_shard(tiny_index, number) == []
 
 
-def test_every_truncation_of_a_shard_is_found(packed_copy: Path) -> None:
-    index = Index.read(packed_copy)
-    path = packed_copy / index.shards[0].path
+@pytest.mark.parametrize("kind", ["trials", "z", "img"])
+def test_every_truncation_of_a_shard_is_found_by_verify_and_by_whoever_reads_it(tiny_index: Index, kind: str) -> None:
+    number = next(number for number, shard in enumerate(tiny_index.shards) if shard.kind == kind)
+    path = folder_of(tiny_index) / tiny_index.shards[number].path
     content = path.read_bytes()
-    for size in range(0, len(content), 97):
-        path.write_bytes(content[:size])
-        assert "bytes instead of" in verify_shard(index, 0)[0].what
+    rows = tiny_index.table(kind)
+    row = rows[rows["shard"] == number][:1]
+    num_bytes = int(row["bytes"][0]) if kind != "trials" else tiny_index.num_voxels[1] * 2
+    record = [np.empty(num_bytes, dtype=np.uint8)]
+    files = ShardFiles(tiny_index.store, tiny_index.shards)
+    files.read_rows(row, record, str)
+    files.close()
+    for size in range(len(content) - 1, -1, -1):
+        os.truncate(path, size)
+        assert "bytes instead of" in verify_shard(tiny_index, number)[0].what
+        with pytest.raises(DataError, match="another size"):
+            files.read_rows(row, record, str)
+
+
+def test_every_flipped_byte_of_a_shard_that_is_streamed_is_an_error_or_touches_no_sample(tiny_index: Index) -> None:
+    folder = folder_of(tiny_index)
+    config = StreamConfig((1,), (), 9, 0, sessions=(2,), threads=1, dtype="stored")
+    path = folder / "trials/subj01/nsd-s01-e02.tar"
+
+    def one_pass() -> list[bytes]:
+        with TrialStream(ShardReader.over(tiny_index), config) as stream:
+            steps = -(-stream.num_items[1] // 9)
+            return [batch.voxels[1].numpy().tobytes() for batch in islice(stream, steps)]
+
+    right = one_pass()
+    rows = tiny_index.trials[(tiny_index.trials["subject"] == 1) & (tiny_index.trials["session"] == 2)]
+    num_bytes = tiny_index.num_voxels[1] * 2
+    read = {int(row["offset"]) + k: trial_row_key(row) for row in rows if row["split"] == 0 for k in range(num_bytes)}
+    for offset in [*read, *range(0, path.stat().st_size, 29)]:
+        flip_byte(path, offset, mask=1 << offset % 8)
+        if offset in read:
+            with pytest.raises(DataError, match=rf"nsd-s01-e02\.tar, sample {read[offset]}, offset"):
+                one_pass()
+        else:
+            assert one_pass() == right
+        flip_byte(path, offset, mask=1 << offset % 8)
 
 
 def test_a_flipped_record_names_its_sample(packed_copy: Path) -> None:
@@ -152,7 +201,20 @@ def test_known_counts_are_checked_only_where_the_data_set_is_nsd_itself(packed_d
     )
     problems = [str(problem) for problem in check_counts(as_nsd)]
     assert any("instead of 40 (the index)" in problem for problem in problems)
+    assert any("trials instead of 3000 (NSD's known counts)" in problem for problem in problems)
+    assert any("voxels instead of 15724 (NSD's known counts)" in problem for problem in problems)
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_known_counts_of_whole_early_and_partial_releases() -> None:
+    from shards.nsd_counts import KNOWN, KnownCounts, expected_counts
+
+    assert expected_counts(3, KNOWN[3]) == KNOWN[3]
+    early = expected_counts(5, KnownCounts(37, 0, 9_990, 0, 0, 0))
+    assert early == KnownCounts(37, 27_750, 9_990, 982, 2770, 13_039)
+    part = expected_counts(8, KnownCounts(3, 99, 1, 2, 3, 4))
+    assert part == KnownCounts(3, 2250, 1, 2, 3, 14_386)
+    assert expected_counts(9, KNOWN[3]) is None
 
 
 def test_images_in_train_and_test_are_found(packed_dir: Path) -> None:

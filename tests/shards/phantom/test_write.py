@@ -10,7 +10,7 @@ import pytest
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
 from shards.contract import open_reader
-from shards.nsd import NsdLayout
+from shards.nsd_layout import NsdLayout
 from shards.phantom.design import count_images, make_design
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.write import write_phantom

@@ -1,0 +1,250 @@
+"""The stream against `cat`, stock webdataset and the released HDF5 way: warm, cold, and over loopback HTTP.
+
+    python -m benchmarks.stream                                  about 1 GB of made-up data in a temporary folder
+    python -m benchmarks.stream --images 690 --rounds 5 --dir /data/scratch
+
+True shapes: 15,724 voxels and all eight targets, half precision, one subject, every image three times. MB/s are bytes
+delivered; all methods of a table run in turn in every round. Two cores that do nothing else give the most telling
+numbers: the machine's load stands beside each table.
+
+Bars: stream with 2 threads >= 0.8 of cat (warm and cold), >= 5 x webdataset's .npy decoding and >= 5 x the released
+way (samples/s); first pass over HTTP >= 0.5 of curl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import webdataset
+
+from benchmarks._shards import MadeUpExtractor, MadeUpReader, Method, compare, evict, made_up_config
+from nd_dist.comm import Comm
+from nd_dist.config import RemoteConfig
+from nd_dist.events import EventLog
+from nd_dist.schema import TARGETS, Batch
+from shards.index import TRIALS, ShardInfo
+from shards.pack import pack_from
+from shards.plan import SHARED_GROUP
+from shards.reader import ShardReader
+from shards.stream import StreamConfig, TrialStream
+
+BATCH = 42
+
+
+def num_bytes(batch: Batch) -> int:
+    """Return the bytes of a batch's arrays."""
+    return sum(tensor.nbytes for tensor in (*batch.voxels.values(), *batch.targets.values()))
+
+
+def read_stream(reader: ShardReader, threads: int, dtype: str, targets: Sequence[str] = TARGETS) -> tuple[int, int]:
+    """Read one pass; return bytes and samples."""
+    config = StreamConfig((1,), tuple(targets), BATCH, 3, threads=threads, dtype=dtype)  # type: ignore[arg-type]
+    with TrialStream(reader, config) as stream:
+        steps = stream.num_items[1] // BATCH
+        return sum(num_bytes(batch) for batch in islice(stream, steps)), steps * BATCH
+
+
+def train_shards(reader: ShardReader) -> list[ShardInfo]:
+    """Return the shards that a pass over the training trials reads."""
+    return [shard for shard in reader.index.shards if shard.kind == TRIALS or shard.group != SHARED_GROUP]
+
+
+def read_fresh(folder: Path) -> tuple[int, int]:
+    """Read one pass with a new reader, as a job that starts does."""
+    return read_stream(ShardReader(folder), 2, "stored")
+
+
+def cat(paths: Sequence[Path]) -> tuple[int, int]:
+    """Read files with ``cat``; return bytes and 0."""
+    subprocess.run(["sh", "-c", 'cat "$@" > /dev/null', "cat", *map(str, paths)], check=True)
+    return sum(path.stat().st_size for path in paths), 0
+
+
+def write_inline(reader: ShardReader, folder: Path) -> list[str]:
+    """Write webdataset's usual layout: every trial with all its targets, 250 trials a tar."""
+    folder.mkdir()
+    rows = reader.trials[reader.trials["split"] == 0]
+    paths = []
+    for number, start in enumerate(range(0, len(rows), 250)):
+        paths.append(str(folder / f"{number:04d}.tar"))
+        with webdataset.TarWriter(paths[-1]) as tar:
+            for row in rows[start : start + 250]:
+                voxels = np.empty((1, reader.num_voxels[1]), dtype="<f2")
+                reader.read_voxels(row[None], voxels)
+                sample = {"__key__": f"{row['trial']:06d}", "voxels.npy": voxels[0]}
+                image = [int(row["image"])]
+                targets = {f"{name}.npy": reader.targets(name, image)[0].astype(np.float16) for name in TARGETS}
+                tar.write({**sample, **targets})
+    return paths
+
+
+def read_webdataset(paths: Sequence[str], workers: int) -> tuple[int, int]:
+    """Read webdataset's usual layout in batches; return bytes and samples."""
+    fields = ("voxels.npy", *(f"{name}.npy" for name in TARGETS))
+    dataset = webdataset.WebDataset(list(paths), shardshuffle=False, workersplitter=webdataset.split_by_worker)
+    batches = dataset.decode().to_tuple(*fields).batched(BATCH, partial=False)
+    loader = webdataset.WebLoader(batches, batch_size=None, num_workers=workers)
+    total = samples = 0
+    for batch in loader:
+        tensors = [torch.as_tensor(part) for part in batch]
+        total += sum(tensor.nbytes for tensor in tensors)
+        samples += len(tensors[0])
+    return total, samples
+
+
+def write_hdf5(reader: ShardReader, path: Path) -> None:
+    """Write the released layout: contiguous single-precision targets by image."""
+    ids = np.unique(reader.trials["image"]).tolist()
+    with h5py.File(path, "w") as file:
+        for name in TARGETS:
+            file[name] = np.stack([reader.targets(name, [image_id])[0] for image_id in ids])
+
+
+def read_hdf5(path: Path, image_ids: Sequence[int], voxels_TV: torch.Tensor) -> tuple[int, int]:
+    """Read as the released training does: voxels in memory, targets by fancy index or row by row."""
+    total = 0
+    steps = len(image_ids) // BATCH
+    with h5py.File(path, "r") as file:
+        for step in range(steps):
+            ids = np.asarray(image_ids[step * BATCH : (step + 1) * BATCH])
+            order = np.argsort(ids)
+            for name in TARGETS:
+                if len(np.unique(ids)) == len(ids):
+                    values = file[name][ids[order]][np.argsort(order)]
+                else:
+                    values = np.stack([file[name][image_id] for image_id in ids])
+                total += torch.from_numpy(values).half().nbytes
+            total += voxels_TV[step * BATCH : (step + 1) * BATCH].clone().nbytes
+    return total, steps * BATCH
+
+
+def serve(folder: Path, scratch: Path) -> Iterator[str]:
+    """Yield the URL of a folder on a server of its own process; the second ``next`` stops it."""
+    port = scratch / "port"
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks._shards", str(folder), str(port)])
+    try:
+        while not (port.exists() and port.read_text()):
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port.read_text()}"
+    finally:
+        server.terminate()
+        server.wait()
+        port.unlink(missing_ok=True)
+
+
+def curl(url: str, names: Sequence[str], sink: Path | None) -> int:
+    """Fetch files with one ``curl``, to a folder or to nowhere."""
+    words = []
+    for number, name in enumerate(names):
+        words += ["-o", str(sink / str(number)) if sink else "/dev/null", f"{url}/{name}"]
+    subprocess.run(["curl", "--silent", "--fail", *words], check=True)
+    return len(names)
+
+
+def run_http(reader: ShardReader, scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Compare the first pass over HTTP with curl."""
+    used = train_shards(reader)
+    total = sum(shard.bytes for shard in used)
+    names = [shard.path for shard in used]
+    cache, sink = scratch / "cache", scratch / "curl"
+
+    def clear() -> None:
+        for folder in (cache, sink):
+            shutil.rmtree(folder, ignore_errors=True)
+        sink.mkdir()
+
+    for url in serve(scratch / "shards", scratch):
+
+        def first_pass(url: str = url) -> tuple[int, int]:
+            remote = ShardReader(url, RemoteConfig(cache_dir=cache))
+            _, samples = read_stream(remote, 2, "stored")
+            return total, samples
+
+        methods = [
+            Method("curl to a folder", lambda url=url: (total, curl(url, names, sink) * 0), clear),
+            Method("curl to /dev/null", lambda url=url: (total, curl(url, names, None) * 0), clear),
+            Method("stream, empty cache, sha256 checked", first_pass, clear),
+        ]
+        return compare(methods, rounds, f"first pass over loopback HTTP, {total / 1e6:.0f} MB on the wire")
+    raise AssertionError("the server yields once")
+
+
+def main() -> None:
+    """Make data up, run the three tables and say which bars are met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=420)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, default=None, help="where the temporary folder is made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="nd-bench-") as name:
+        scratch = Path(name)
+        config = made_up_config(scratch)
+        source = MadeUpReader(options.images, trials_per_session=250)
+        pack_from(source, config, Comm(), EventLog(config.run_dir, 0, "pack"), MadeUpExtractor())
+        reader = ShardReader(config.shards_folder)
+        paths = [config.shards_folder / shard.path for shard in train_shards(reader)]
+        inline = write_inline(reader, scratch / "inline")
+        write_hdf5(reader, scratch / "targets.hdf5")
+        rows = reader.trials[reader.trials["split"] == 0]
+        ids = np.random.default_rng(0).permutation(rows["image"]).tolist()
+        voxels_TV = torch.zeros(len(ids), reader.num_voxels[1], dtype=torch.float16)
+        size = sum(path.stat().st_size for path in paths)
+        print(f"{size / 1e6:.0f} MB in {len(paths)} shards, {len(ids)} trials a pass")
+        warm = [
+            Method("cat", lambda: cat(paths)),
+            Method("stream, 1 thread, stored dtype", lambda: read_stream(reader, 1, "stored")),
+            Method("stream, 2 threads, stored dtype", lambda: read_stream(reader, 2, "stored")),
+            Method("stream, 2 threads, float32", lambda: read_stream(reader, 2, "float32")),
+            Method("webdataset .npy decode, 0 workers", lambda: read_webdataset(inline, 0)),
+            Method("webdataset .npy decode, 2 workers", lambda: read_webdataset(inline, 2)),
+            Method("released HDF5 way", lambda: read_hdf5(scratch / "targets.hdf5", ids, voxels_TV)),
+        ]
+        for method in warm:
+            method.run()
+        warm_rows = compare(warm, options.rounds, "warm")
+        cold = [
+            Method("cat", lambda: cat(paths), lambda: _evict(paths)),
+            Method("stream, 2 threads, stored dtype", lambda: read_fresh(config.shards_folder), lambda: _evict(paths)),
+        ]
+        cold_rows = compare(cold, options.rounds, "cold, one pass (an image's second and third use come from memory)")
+        http_rows = run_http(reader, scratch, options.rounds)
+    _judge(warm_rows, cold_rows, http_rows)
+
+
+def _evict(paths: Sequence[Path]) -> None:
+    """Make files cold, or stop: a number that is not cold must not be printed as one."""
+    if (share := evict(paths)) > 0.01:
+        sys.exit(f"{share:.0%} of the files cannot be evicted from memory here")
+
+
+def _judge(
+    warm: dict[str, dict[str, float]], cold: dict[str, dict[str, float]], http: dict[str, dict[str, float]]
+) -> None:
+    """Print every bar with what was measured."""
+    stream = warm["stream, 2 threads, stored dtype"]
+    webdataset_rate = max(row["samples_s"] for name, row in warm.items() if name.startswith("webdataset"))
+    bars = [
+        ("warm, of cat", stream["ratio"], 0.8),
+        ("warm, x webdataset .npy (its better one)", stream["samples_s"] / webdataset_rate, 5.0),
+        ("warm, x released HDF5 way", stream["samples_s"] / warm["released HDF5 way"]["samples_s"], 5.0),
+        ("cold, of cat", cold["stream, 2 threads, stored dtype"]["ratio"], 0.8),
+        ("HTTP first pass, of curl to a folder", http["stream, empty cache, sha256 checked"]["ratio"], 0.5),
+    ]
+    print()
+    for name, found, wanted in bars:
+        print(f"{'met   ' if found >= wanted else 'MISSED'} {name:42s} {found:6.2f} (bar {wanted})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Stock webdataset over packed shards, for users who bring their own training loop.
+
+The pipeline is webdataset's own (its splitting, decoding, shuffling); only the opening of a shard is ours, so that a
+cut shard is an error, which stock webdataset ends without a word, and a server's shards come through the cache. For
+exact passes, resuming and equal steps on all ranks use ``shards.stream`` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from webdataset import DataPipeline, decode, shardlists, tariterators
+from webdataset.compat import FluidWrapper
+
+from nd_dist.errors import DataError
+from nd_dist.schema import Split
+from shards.index import TRIALS, Index, ShardInfo
+from shards.reader import ShardReader
+from shards.tables import TEST
+
+
+def as_webdataset(
+    index: Index,
+    split: Split,
+    *,
+    subjects: Sequence[int] | None = None,
+    targets: Sequence[str] = (),
+    shuffle_seed: int | None = None,
+) -> FluidWrapper:
+    """Return a stock webdataset pipeline over the trials of one split.
+
+    A sample is a dict: ``__key__``, ``voxels.npy`` (V,), ``subject``, ``session``, ``trial``, ``image_id``, ``repeat``
+    and one array a target. Shards are split over ranks and DataLoader workers by webdataset, so ranks may get
+    different numbers of samples. Append webdataset's own steps: ``.shuffle(1000).to_tuple("voxels.npy", "c")``.
+
+    Args:
+        index: From ``Index.read``.
+        split: ``train``, or ``test`` (the images that all subjects share).
+        subjects: Only these (none: all).
+        targets: Targets to join to every trial, float32.
+        shuffle_seed: Shuffle the shards with this seed (none: in order).
+
+    Raises:
+        DataError: a subject or target was not packed; on iterating: a shard is missing, cut or damaged.
+    """
+    wanted = sorted(index.subjects) if subjects is None else list(subjects)
+    if missing := [subject for subject in wanted if subject not in index.subjects]:
+        raise DataError(f"Subjects {missing} were not packed.", where=index.place, expected=sorted(index.subjects))
+    for name in targets:
+        index.feature(name)
+    groups = {f"s{subject:02d}" for subject in wanted}
+    files = {shard.path: shard for shard in index.shards if shard.kind == TRIALS and shard.group in groups}
+    trials = index.trials
+    tests = frozenset(np.unique(trials["image"][trials["split"] == TEST]).tolist())
+    return FluidWrapper(
+        DataPipeline(
+            shardlists.SimpleShardList(list(files), seed=shuffle_seed),
+            shardlists.split_by_node,
+            shardlists.split_by_worker,
+            _Open(index, files),
+            tariterators.group_by_keys,
+            decode(),
+            _Join(index, tests, split, targets),
+        )
+    )
+
+
+class _Open:
+    """A pipeline stage: shard names -> members of their tars, every one of them or an error."""
+
+    def __init__(self, index: Index, files: Mapping[str, ShardInfo]) -> None:
+        self._index, self._files = index, files
+
+    def __call__(self, names: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:  # Any: webdataset's samples
+        for name in names:
+            shard = self._files[name["url"]]
+            count = 0
+            with os.fdopen(self._index.store.open(shard), "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                try:
+                    for member in tariterators.tar_file_expander([{"url": shard.path, "stream": stream}]):
+                        count += "fname" in member  # an empty one ends a shard
+                        yield member
+                except tarfile.TarError:
+                    count = -1  # said below
+            if (count, size) != (shard.samples, shard.bytes):
+                raise DataError(
+                    "A shard is cut or damaged.",
+                    where=f"{self._index.place}/{shard.path}",
+                    expected=f"{shard.samples} samples in {shard.bytes} bytes",
+                    found=f"{max(count, 0)} readable samples in {size} bytes",
+                    todo="run `nd verify --repair` on the folder that was packed",
+                )
+
+
+class _Join:
+    """A pipeline stage: keeps the trials of a split and adds what the tables and target stores know of them."""
+
+    def __init__(self, index: Index, tests: frozenset[int], split: Split, targets: Sequence[str]) -> None:
+        self._index, self._tests, self._is_test, self._targets = index, tests, split == "test", tuple(targets)
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:  # Any: webdataset's samples
+        reader = ShardReader.over(self._index)
+        for sample in samples:
+            subject, session, trial, image_id, repeat = (int(part[1:]) for part in sample["__key__"].split("_"))
+            if (image_id in self._tests) != self._is_test:
+                continue
+            targets = {name: reader.targets(name, [image_id])[0] for name in self._targets}
+            known = {"subject": subject, "session": session, "trial": trial, "image_id": image_id, "repeat": repeat}
+            yield {**sample, **known, **targets}

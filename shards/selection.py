@@ -1,0 +1,136 @@
+"""What a stream is asked for, and which items of which subjects that means. Pure, but for reading tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nd_dist.errors import ConfigError, DataError
+from nd_dist.seeds import splitmix64
+from shards.codec import PICTURES, image_key, int8_store
+from shards.reader import ShardReader
+from shards.tables import ABSENT, TEST, TRAIN, Table
+
+StreamSplit = Literal["train", "heldout", "test"]
+_HELDOUT_KEY = 0x6E642D68656C646F  # a constant: all runs hold out the same images
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a stream delivers.
+
+    Args:
+        subjects: Subjects in every batch, in batch order.
+        targets: Target stores to read.
+        samples_per_subject: Items of each subject in a global step; a multiple of ``world_size``.
+        seed: Seed of the order.
+        rank, world_size: Which share of every step this stream reads.
+        split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).
+        sessions: Only these sessions (none: all); one session is the "1 hour" setting.
+        threads: Reader threads.
+        heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
+            every run.
+        dtype: float32, or the stored dtype.
+        repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
+        int8: Read the targets' int8 stores; they are delivered in float32.
+    """
+
+    subjects: tuple[int, ...]
+    targets: tuple[str, ...]
+    samples_per_subject: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    split: StreamSplit = "train"
+    sessions: tuple[int, ...] | None = None
+    threads: int = 2
+    heldout_fraction: float = 0.0
+    dtype: Literal["float32", "stored"] = "float32"
+    repeats: Literal["trials", "mean"] = "trials"
+    int8: bool = False
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Stores that are read, one a target."""
+        return tuple(int8_store(name) for name in self.targets) if self.int8 else self.targets
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a stream draws from one subject: single trials, or images with all their trials.
+
+    Args:
+        rows: (R,) positions in the table of trials, item by item.
+        starts: (n + 1,) where each item begins in ``rows``, and the end.
+    """
+
+    rows: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of items n."""
+        return len(self.starts) - 1
+
+    def take(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the rows (r,) of some items (b,), item by item, and where each begins among them (b,)."""
+        counts = self.starts[positions + 1] - self.starts[positions]
+        starts = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(starts, counts)
+        return self.rows[np.repeat(self.starts[positions], counts) + within], starts
+
+
+def is_heldout(image_ids: npt.NDArray[np.integer[Any]], fraction: float) -> npt.NDArray[np.bool_]:
+    """Return which training images are held out for validation: a fixed share, chosen by image id alone."""
+    keys = splitmix64(splitmix64(image_ids.astype(np.uint64)) ^ np.uint64(_HELDOUT_KEY))
+    return np.asarray(keys.astype(np.float64) < fraction * 2.0**64)
+
+
+def choose_items(trials: Table, config: StreamConfig) -> dict[int, Items]:
+    """Return subject -> the items that a stream draws from.
+
+    Args:
+        trials: The table of trials.
+        config: What is asked for.
+    """
+    is_chosen = trials["split"] == (TEST if config.split == "test" else TRAIN)
+    if config.split != "test":
+        heldout = is_heldout(trials["image"], config.heldout_fraction)
+        is_chosen &= heldout if config.split == "heldout" else ~heldout
+    if config.sessions is not None:
+        is_chosen &= np.isin(trials["session"], config.sessions)
+    items = {}
+    for subject in config.subjects:
+        rows = np.flatnonzero(is_chosen & (trials["subject"] == subject))
+        if config.repeats == "trials":
+            items[subject] = Items(rows, np.arange(len(rows) + 1))
+        else:
+            rows = rows[np.argsort(trials["image"][rows], kind="stable")]
+            _, starts = np.unique(trials["image"][rows], return_index=True)
+            items[subject] = Items(rows, np.append(starts, len(rows)))
+    return items
+
+
+def check_stores(reader: ShardReader, config: StreamConfig, items: Mapping[int, Items]) -> None:
+    """Refuse targets that lack an image which the stream will ask for.
+
+    Raises:
+        ConfigError: pictures were asked for.
+        DataError: with the first such image.
+    """
+    if PICTURES in config.targets:
+        raise ConfigError("Pictures are no target of a stream.", where="targets", found=list(config.targets))
+    rows = np.concatenate([part.rows for part in items.values()])
+    image_ids = np.unique(reader.trials["image"][rows])
+    for name in config.stores:
+        absent = image_ids[reader.store(name)["shard"][image_ids] == ABSENT]
+        if len(absent):
+            raise DataError(
+                f"Store {name!r} lacks images of the chosen trials.",
+                where=reader.index.place,
+                found=f"{len(absent)} images, e.g. {image_key(int(absent[0]))}",
+                todo="run `nd pack` again",
+            )

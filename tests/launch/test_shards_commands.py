@@ -1,0 +1,97 @@
+"""`nd pack --dry-run`, `nd verify`, `nd verify --repair` and `nd export` as a user types them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.file_server import FileServer
+
+ND = [sys.executable, "-m", "launch.cli"]
+SMALL = [
+    "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
+    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "data.targets=[z]", "data.int8_targets=[z]",
+]  # fmt: skip
+
+
+def nd(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb", **variables}
+    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300, env=environ)
+
+
+def words_of(folder: Path) -> list[str]:
+    return [*SMALL, f"nsd_root={folder / 'nsd'}", f"shards_dir={folder / 'shards'}", f"run_dir={folder / 'run'}"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a phantom, and its shards as `nd pack` wrote them."""
+    folder = tmp_path_factory.mktemp("packed")
+    for words in (["phantom", str(folder / "nsd"), *SMALL], ["pack", "demo", *words_of(folder)]):
+        result = nd(*words)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_the_dry_run_of_packing_says_shards_bytes_and_minutes(packed: Path, tmp_path: Path) -> None:
+    words = [*words_of(packed), f"shards_dir={tmp_path / 'shards'}", f"run_dir={tmp_path / 'run'}"]
+    result = nd("pack", "demo", *words, "--dry-run", "--ranks", "2")
+    assert result.returncode == 0, result.stderr
+    num_shards = len(list((packed / "shards").rglob("*.tar")))
+    assert f"{num_shards} shards, " in result.stdout
+    assert " MB: 120 trials of 3 subjects" in result.stdout
+    assert "not counted" not in result.stdout
+    assert "minutes on 2 rank(s)" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dry_run_without_networks_still_tells_the_rest(packed: Path) -> None:
+    result = nd("pack", "demo", *words_of(packed), "model=no-such-model", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "networks are not on this machine" in result.stdout
+    assert "targets not counted" in result.stdout
+
+
+def test_one_command_repairs_what_is_damaged_with_the_recipe_that_the_folder_keeps(
+    packed: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(packed / "shards", tmp_path / "moved"))
+    shard = folder / "trials/subj02/nsd-s02-e01.tar"
+    right = shard.read_bytes()
+    shard.write_bytes(right[:700] + b"x" + right[701:])
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar") if path != shard}
+    broken = nd("verify", str(folder))
+    assert broken.returncode == 3
+    assert "trials/subj02/nsd-s02-e01.tar, sample s02_e01" in broken.stdout
+    assert "nd verify --repair" in broken.stderr
+    result = nd("verify", str(folder), "--repair")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "removed trials/subj02/nsd-s02-e01.tar" in result.stdout
+    assert "is as its index says" in result.stdout
+    assert shard.read_bytes() == right
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "nothing else was packed again"
+    assert "nothing was damaged" in nd("verify", str(folder), "--repair").stdout
+
+
+def test_a_repair_without_a_recipe_says_what_to_run(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed / "shards", tmp_path / "moved"))
+    (folder / ".pack/recipe.yaml").unlink()
+    (folder / "trials/subj02/nsd-s02-e01.tar").unlink()
+    result = nd("verify", str(folder), "--repair")
+    assert result.returncode == 3
+    assert "run `nd pack` with the same recipe" in result.stderr
+
+
+def test_export_and_verify_take_a_url(packed: Path, tmp_path: Path) -> None:
+    with FileServer(packed / "shards") as server:
+        result = nd("export", server.url, str(tmp_path / "out"), "--subject", "1", TMPDIR=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "out/betas_all_subj01_fp32_renorm.hdf5").is_file()
+        verified = nd("verify", server.url, TMPDIR=str(tmp_path))
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+    refused = nd("verify", "https://me:hunter2@host/shards")
+    assert refused.returncode == 2
+    assert "hunter2" not in refused.stderr + refused.stdout

@@ -1,0 +1,65 @@
+"""Packing killed with -9 at many moments, alone and with MPI ranks; then finished, with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.index import Index
+from shards.receipts import remove_abandoned_parts
+from shards.verify import verify
+from tests.shards.support import folder_bytes, make_config, pack_alone
+from tests.shards.test_pack import MPIRUN, start_ranks
+
+
+def wait_for(folder: Path, pattern: str, count: int) -> None:
+    """Wait until so many files are there."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(pattern))) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("**/*.part", 1), ("trials/*/*.tar", 3), (".pack/*.json", 11), ("features/z/*.tar", 2), ("index/*.npy", 1)],
+)
+def test_a_killed_packer_leaves_only_whole_shards_and_goes_on_to_the_same_bytes(
+    phantom_dir: Path, packed_dir: Path, tmp_path: Path, pattern: str, count: int
+) -> None:
+    folder = tmp_path / "shards"
+    process = start_ranks(1, phantom_dir, folder, pause_s=0.01)
+    wait_for(folder, pattern, count)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    expected = folder_bytes(packed_dir)
+    for path, content in folder_bytes(folder).items():
+        if not path.endswith(".part"):
+            assert content == expected[path], "what has its name is whole"
+    pack_alone(make_config(phantom_dir, folder))
+    assert folder_bytes(folder) == expected
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs the extra mpi")
+@pytest.mark.parametrize(("ranks", "next_ranks"), [(2, 3), (3, 1)])
+def test_killed_ranks_are_followed_by_any_number_of_others(
+    phantom_dir: Path, packed_dir: Path, tmp_path: Path, ranks: int, next_ranks: int
+) -> None:
+    folder = tmp_path / "shards"
+    process = start_ranks(ranks, phantom_dir, folder, pause_s=0.02)
+    wait_for(folder, ".pack/*.json", 9)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not Index.exists(folder)
+    time.sleep(0.2)  # ranks of a killed mpirun take a moment to die
+    if next_ranks == 1:
+        pack_alone(make_config(phantom_dir, folder))
+    else:
+        output, _ = start_ranks(next_ranks, phantom_dir, folder).communicate(timeout=240)
+        assert Index.exists(folder), output.decode()
+    assert verify(folder) == []
+    remove_abandoned_parts(folder)
+    assert folder_bytes(folder) == folder_bytes(packed_dir)
