@@ -156,11 +156,16 @@ def merge(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")],
+    track: Annotated[
+        list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb (extra `track`); repeatable.")
+    ] = None,
+) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands import run_report
 
-    run_report(run_dir)
+    run_report(run_dir, track or [])
 
 
 @app.command()

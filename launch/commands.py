@@ -209,11 +209,21 @@ def run_repair(shards_dir: Path) -> None:
     console.print(f"  repair: {todo}", highlight=False)
 
 
-def run_report(run_dir: Path) -> None:
-    """Write the report of a run and print where it is."""
-    from nd_dist.evaluation.report import write_report
+def run_report(run_dir: Path, trackers: Sequence[str] = ()) -> None:
+    """Write the report of a run and print where it is; log its numbers where trackers are named.
 
-    Console(soft_wrap=True).print(f"  report: {write_report(run_dir)}", highlight=False)
+    Raises:
+        ConfigError: there is no such tracker, or it is not installed.
+    """
+    from nd_dist.evaluation.report import write_report
+    from nd_dist.evaluation.tracking import TRACKERS, log_run
+
+    if unknown := sorted(set(trackers) - set(TRACKERS)):
+        raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))
+    console = Console(soft_wrap=True)
+    console.print(f"  report: {write_report(run_dir)}", highlight=False)
+    for tracker in trackers:
+        console.print(f"  {tracker}: {log_run(run_dir, tracker)}", highlight=False)
 
 
 def run_conformance_table(directory: Path) -> int:

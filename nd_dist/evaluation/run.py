@@ -229,7 +229,8 @@ class Run:
         label = f"{SELECTION}: {name}" if job.split == "train" else name
         pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s)
         report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
-        watch = Watch(self.should_stop, report, partial(self._took_over, label))
+        began = partial(self._began, label)
+        watch = Watch(self.should_stop, report, partial(self._took_over, label), began)
         try:
             tally = work_off(tasks, pool, self.comm.rank * len(tasks) // self.comm.size, watch)
         except Requeue:
@@ -241,6 +242,9 @@ class Run:
 
     def _progress(self, label: str, done: int, total: int, left_s: float | None) -> None:
         self.events.progress(label, done, total, **({} if left_s is None else {"left_s": round(left_s, 1)}))
+
+    def _began(self, phase: str, unit: str) -> None:
+        self.events.write("unit_began", phase=phase, unit=unit)
 
     def _took_over(self, phase: str, lease: Lease) -> None:
         owner = {key: lease.taken_from.get(key) for key in ("rank", "host", "pid", "launch")}

@@ -57,11 +57,13 @@ class Watch:
         should_stop: Asked before every task; the rank then leaves, and its results stay.
         report: Told (done, total, seconds left or None) over all ranks now and then; None spares the counting.
         took_over: Told when a task of a dead or frozen rank is taken over.
+        began: Told the name of every task that is claimed: what a rank was doing when it died.
     """
 
     should_stop: Callable[[], bool] = _never
     report: Report | None = None
     took_over: Callable[[Lease], None] | None = None
+    began: Callable[[str], None] | None = None
 
 
 def work_off(tasks: Sequence[Task], pool: LeasePool, first: int = 0, watch: Watch = Watch()) -> Tally:
@@ -143,6 +145,8 @@ def _work_one(task: Task, lease: Lease, pool: LeasePool, tally: Tally, watch: Wa
     if task.is_done():
         return
     start = time.monotonic()
+    if watch.began is not None:
+        watch.began(task.name)
     if lease.taken_from:
         tally.taken_over += 1
         if watch.took_over is not None:

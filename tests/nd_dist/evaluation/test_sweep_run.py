@@ -60,7 +60,8 @@ def test_points_that_share_their_guided_steps_are_the_same_bits_as_alone(world: 
     for point in points:
         run(dataclasses.replace(toy_job(world, "alone", num_steps=8), points=(point,)))
         assert pictures(world / "together", point) == pictures(world / "alone", point)
-    assert len({tuple(pictures(world / "together", point).values()) for point in points}) == 4, ".35 and .45 are 2 steps of 6"
+    different = {tuple(pictures(world / "together", point).values()) for point in points}
+    assert len(different) == 4, ".35 and .45 are both 2 steps of 6"
 
 
 def test_a_family_with_one_point_missing_makes_that_one_only(world: Path) -> None:
