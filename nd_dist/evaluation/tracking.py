@@ -66,13 +66,13 @@ def _tensorboard(findings: Findings, folder: Path) -> None:
 
     for old in folder.glob("events.out.*"):  # one run, one set of numbers: never two generations in one curve
         old.unlink()
-    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder)) as writer:
         for name, value in scalars(findings):
-            writer.add_scalar(name, value, 0)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, 0)
         for stage, (steps, losses) in findings.losses().items():
             for step, loss in zip(steps, losses, strict=True):
-                writer.add_scalar(f"train/stage{stage}/loss", loss, step)  # type: ignore[no-untyped-call]
-        writer.add_text("metrics", markdown_table(findings), 0)  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"train/stage{stage}/loss", loss, step)
+        writer.add_text("metrics", markdown_table(findings), 0)
 
 
 def _wandb(findings: Findings, folder: Path) -> None:
