@@ -31,7 +31,7 @@ from launch.watch import Watcher
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 
-LEASED = ("evaluate", "sweep")
+LEASED = ("evaluate", "sweep", "estimate")
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
 
@@ -145,7 +145,8 @@ def result_of(command: str, config: Config) -> Path | str:
     """Return the path that a command leaves for the user to look at."""
     if command == "pack":
         return f"{config.shards_dir}/index.json"
-    return config.run_dir / ("checkpoints" if command == "train" else "metrics.json")
+    results = {"train": Path("checkpoints"), "estimate": Path("evaluation", "costs")}
+    return config.run_dir / results.get(command, Path("metrics.json"))
 
 
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
@@ -176,11 +177,21 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
 
 
-def run_report(run_dir: Path) -> None:
-    """Write the report of a run and print where it is."""
-    from nd_dist.evaluation.report import write_report
+def run_report(run_dir: Path, trackers: Sequence[str] = ()) -> None:
+    """Write the report of a run and print where it is; log its numbers where trackers are named.
 
-    Console(soft_wrap=True).print(f"  report: {write_report(run_dir)}", highlight=False)
+    Raises:
+        ConfigError: there is no such tracker, or it is not installed.
+    """
+    from nd_dist.evaluation.report import write_report
+    from nd_dist.evaluation.tracking import TRACKERS, log_run
+
+    if unknown := sorted(set(trackers) - set(TRACKERS)):
+        raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))
+    console = Console(soft_wrap=True)
+    console.print(f"  report: {write_report(run_dir)}", highlight=False)
+    for tracker in trackers:
+        console.print(f"  {tracker}: {log_run(run_dir, tracker)}", highlight=False)
 
 
 def run_conformance_table(directory: Path) -> int:
@@ -191,3 +202,12 @@ def run_conformance_table(directory: Path) -> int:
     rows = run_conformance(directory)
     Console(soft_wrap=False, width=160 if not Console().is_terminal else None).print(conformance_table(rows))
     return 0 if rows and all(row.ok for row in rows) else 1
+
+
+def run_merge(out_dir: Path, run_dirs: Sequence[Path]) -> None:
+    """Join evaluated runs into one run folder and write its report."""
+    from nd_dist.evaluation.merge import merge_runs
+
+    console = Console(soft_wrap=True)
+    console.print(f"  merge: {merge_runs(out_dir, run_dirs)} point(s) -> {out_dir / 'metrics.json'}", highlight=False)
+    run_report(out_dir)

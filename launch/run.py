@@ -18,7 +18,7 @@ from launch.plan import LaunchPlan
 from launch.rank import log_path
 from launch.watch import EventTail, Watcher
 from nd_dist.errors import NdDistError, RankFailure, Requeue
-from nd_dist.events import events_path
+from nd_dist.events import events_path, read_events
 
 POLL_S = 0.2
 GRACE_S = 30.0
@@ -135,9 +135,10 @@ class _Outcome:
             raise _reported(min(self.failed, key=_blame), launch)
         log = log_path(launch.run_dir, launch.command, missing[0])
         tail = tail_of(log) or tail_of(launcher_log)
+        last = [words for rank in missing if (words := last_unit(launch.run_dir, rank, launch.launch_id))]
         raise RankFailure(
             f"Ranks {missing} of `{launch.command}` ended without finishing (killed, or never started).",
-            where=str(log if log.exists() else launcher_log),
+            where="; ".join([*last, str(log if log.exists() else launcher_log)]),
             expected=f"{launch.plan.ranks} ranks that report rank_done",
             found=f"exit code {returncode} of the launcher\n{tail}",
             todo="run the same command again; it goes on from what is valid",
@@ -158,6 +159,18 @@ def _reported(event: dict[str, Any], launch: Launch) -> NdDistError:
     if kind is RankFailure:
         return RankFailure(message, where=str(log), found=tail_of(log), todo="run the same command again")
     return kind(message, where=f"log {log}")
+
+
+def last_unit(run_dir: Path, rank: int, launch_id: str) -> str:
+    """Return where a rank of a leased command ran and what it did last; empty where it did not come so far."""
+    place, unit = "", ""
+    for event in read_events(events_path(run_dir, rank)):
+        if event["event"] == "rank_start":
+            is_ours = event.get("launch") == launch_id
+            place, unit = (f"rank {rank} on {event['host']}", "") if is_ours else ("", "")
+        elif event["event"] == "unit_began":
+            unit = f" in unit {event['unit']}"
+    return place + unit if place else ""
 
 
 def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:

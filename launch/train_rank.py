@@ -46,6 +46,7 @@ class ShardSource:
             threads=self._training.reader_threads,
             repeats=self._training.repeats,
             int8=self._training.int8_targets,
+            heldout_fraction=self._training.heldout_fraction,
         )
         return TrialStream(self._reader, config)
 

@@ -31,7 +31,7 @@ class Cell:
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[int, int], Cell]) -> str:
-    """Return a heat map; darker is larger, a missing cell stays empty.
+    """Return a heat map; darker is larger (callers negate what is better when low), a missing cell stays empty.
 
     Args:
         title: Name for screen readers.
@@ -41,8 +41,9 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], cells: Map
     width, height, left, top = 78, 40, 74, 26
     values = [cell.value for cell in cells.values()]
     low, high = min(values), max(values)
+    across, down = left + width * len(columns) + 4, top + height * len(rows) + 8
     parts = [
-        f'<svg viewBox="0 0 {left + width * len(columns) + 4} {top + height * len(rows) + 8}" role="img" '
+        f'<svg viewBox="0 0 {across} {down}" style="max-width:{across}px" role="img" '
         f'aria-label="{escape(title)}" class="heat">'
     ]
     for column, label in enumerate(columns):

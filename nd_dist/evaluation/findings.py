@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.errors import DataError
+from nd_dist.evaluation.comparisons import NO_GUIDANCE
 from nd_dist.evaluation.layout import PICTURE, Layout, repeat_file
 from nd_dist.evaluation.records import read_record
-from nd_dist.evaluation.score import EACH, read_arrays
+from nd_dist.evaluation.score import EACH, WINS, read_arrays
 from nd_dist.evaluation.units import Point, image_name
 from nd_dist.events import events_path, read_events
 from nd_dist.files import read_json
@@ -41,9 +42,20 @@ class Row:
         return point_label(self.point)
 
 
+CONTROL_LABELS = {
+    "shuffled": "chance: shuffled inputs",
+    "nearest": "nearest training image",
+    "ceiling": "ceiling: true embeddings",
+}
+
+
 def point_label(point: Point) -> str:
     """Return a point in words."""
-    return f"κ {point.kappa:g}, η {point.eta:g}" if point.is_guided else "without guidance"
+    if point.control != "none":
+        return CONTROL_LABELS[point.control]
+    guidance = f"κ\u00a0{point.kappa:g}, η\u00a0{point.eta:g}" if point.is_guided else "without guidance"
+    settings = [f"{key.removeprefix('sampler.')} {value}" for key, value in point.settings]
+    return ", ".join([guidance, *settings])
 
 
 class Findings:
@@ -71,14 +83,17 @@ class Findings:
     @cached_property
     def rows(self) -> list[Row]:
         """All points, by subject, kappa, eta."""
+        return self._rows("points")
+
+    @cached_property
+    def controls(self) -> list[Row]:
+        """All controls, by subject."""
+        return self._rows("controls")
+
+    def _rows(self, name: str) -> list[Row]:
         return [
-            Row(
-                entry["subject"],
-                Point(entry["kappa"], entry["eta"]),
-                self.run_dir / entry["folder"],
-                entry["metrics"],
-            )
-            for entry in self.metrics["points"]
+            Row(entry["subject"], Point.of(entry), self.run_dir / entry["folder"], entry["metrics"])
+            for entry in self.metrics.get(name, [])
         ]
 
     @property
@@ -88,28 +103,58 @@ class Findings:
 
     @property
     def metric_names(self) -> list[str]:
-        """Metrics that any point has, in the paper's order."""
-        return ordered({name for row in self.rows for name in row.metrics})
+        """Metrics that any point or control has, in the paper's order."""
+        return ordered({name for row in (*self.rows, *self.controls) for name in row.metrics})
 
     def rows_of(self, subject: int) -> list[Row]:
         """Return the points of a subject."""
         return [row for row in self.rows if row.subject == subject]
+
+    def controls_of(self, subject: int) -> list[Row]:
+        """Return the controls of a subject: chance, the nearest training image, the ceiling."""
+        wanted = list(CONTROL_LABELS)
+        return sorted(
+            (row for row in self.controls if row.subject == subject), key=lambda row: wanted.index(row.point.control)
+        )
 
     def unguided(self, subject: int) -> Row | None:
         """Return the point without guidance, None where it was not evaluated."""
         return next((row for row in self.rows_of(subject) if not row.point.is_guided), None)
 
     def guided(self, subject: int) -> Row | None:
-        """Return the recipe's guidance point, else the first one that is guided, None where none is."""
-        rows = [row for row in self.rows_of(subject) if row.point.is_guided]
-        sampler = self.metrics["provenance"].get("config", {}).get("sampler", {})
-        wanted = Point(sampler.get("kappa", -1.0), sampler.get("eta", -1.0))
-        return next((row for row in rows if row.point == wanted), rows[0] if rows else None)
+        """Return the main guided point; None where none is guided.
 
-    def differences(self, row: Row) -> dict[str, dict[str, Any]]:
-        """Return the paired differences of a point to no guidance, by metric; empty where there is no comparison."""
+        It is the one that was chosen on training images, else the recipe's, else the first.
+        """
+        rows = [row for row in self.rows_of(subject) if row.point.is_guided]
+        wanted = [self.chosen, self.recipe]
+        return next((row for point in wanted for row in rows if row.point == point), rows[0] if rows else None)
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """How a point was chosen on training images, empty where none was."""
+        found: dict[str, Any] = self.metrics.get("selection", {})
+        return found
+
+    @property
+    def chosen(self) -> Point | None:
+        """The point that was chosen on training images."""
+        return Point.of(self.selection["chosen"]) if self.selection else None
+
+    @property
+    def recipe(self) -> Point:
+        """The recipe's own point."""
+        sampler = self.metrics["provenance"].get("config", {}).get("sampler", {})
+        return Point(float(sampler.get("kappa", -1.0)), float(sampler.get("eta", -1.0)))
+
+    def main_rows(self, subject: int) -> list[Row]:
+        """Return the rows that stand first in a table: without guidance, and the main guided point."""
+        return [row for row in (self.unguided(subject), self.guided(subject)) if row is not None]
+
+    def differences(self, row: Row, against: str = NO_GUIDANCE) -> dict[str, dict[str, Any]]:
+        """Return the paired differences of a point, by metric; empty where there is no such comparison."""
         for entry in self.metrics.get("comparisons", []):
-            if entry["subject"] == row.subject and Point(entry["kappa"], entry["eta"]) == row.point:
+            if (entry["subject"], entry["against"], Point.of(entry)) == (row.subject, against, row.point):
                 found: dict[str, dict[str, Any]] = entry["differences"]
                 return found
         return {}
@@ -129,13 +174,20 @@ class Findings:
         return [folder / repeat_file(repeat) for repeat in range(len(read_record(folder).get("files", {})))]
 
     def values(self, row: Row, metric: str) -> dict[int, float]:
-        """Return image id -> value of a metric that exists per image, empty where it was not kept."""
+        """Return image id -> value of a metric, empty where it has none per image or it was not kept.
+
+        Of two-way identification it is the number of distractors that the image's reconstructions beat.
+        """
         folder = Layout(self.run_dir, self.metrics["protocol"]).score(row.point, row.subject)
         record = read_record(folder)
         arrays = read_arrays(folder) if record else {}
-        if EACH + metric not in arrays:
+        if WINS + metric in arrays:
+            values = arrays[WINS + metric].sum(dim=0).tolist()
+        elif EACH + metric in arrays:
+            values = arrays[EACH + metric].tolist()
+        else:
             return {}
-        return dict(zip(record["image_ids"], arrays[EACH + metric].tolist(), strict=True))
+        return dict(zip(record["image_ids"], values, strict=True))
 
     def losses(self) -> dict[int, tuple[list[int], list[float]]]:
         """Return stage -> (steps, losses) from rank 0's events; a step repeated after a resume counts once."""

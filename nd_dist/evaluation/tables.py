@@ -1,32 +1,39 @@
-"""The metric table as CSV and Markdown, beside the page. Pure text."""
+"""The metric table as CSV, Markdown and LaTeX, beside the page. Pure text."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
-from nd_dist.evaluation.findings import Findings
+from nd_dist.evaluation.findings import Findings, Row
 from nd_dist.metrics.table import Metric, metric_of
 
 
 def metrics_shown(findings: Findings) -> list[Metric]:
     """Return the metrics of a run in the paper's order."""
-    directions = {name: bool(item["higher_is_better"]) for row in findings.rows for name, item in row.metrics.items()}
+    rows = [*findings.rows, *findings.controls]
+    directions = {name: bool(item["higher_is_better"]) for row in rows for name, item in row.metrics.items()}
     return [metric_of(name, directions[name]) for name in findings.metric_names]
 
 
 def csv_table(findings: Findings) -> str:
-    """Return one line per subject, point and metric, with full precision."""
+    """Return one line per subject, point and metric, with full precision; controls last."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["subject", "kappa", "eta", "metric", "value", "ci_low", "ci_high", "n", "higher_is_better", "protocol"]
-    )
-    for row in findings.rows:
+        [
+            "subject", "kappa", "eta", "settings", "control", "metric", "value", "ci_low", "ci_high", "n",
+            "higher_is_better", "protocol",
+        ]
+    )  # fmt: skip
+    for row in [*findings.rows, *findings.controls]:
+        settings = " ".join(f"{key}={value}" for key, value in row.point.settings)
+        control = "" if row.point.control == "none" else row.point.control
+        place = [row.subject, row.point.kappa, row.point.eta, settings, control]
         for metric in metrics_shown(findings):
             if item := row.metrics.get(metric.name):
                 numbers = [item["value"], item["ci_low"], item["ci_high"], item["n"], item["higher_is_better"]]
-                place = [row.subject, row.point.kappa, row.point.eta]
                 writer.writerow([*place, metric.name, *numbers, findings.metrics["protocol"]])
     return stream.getvalue()
 
@@ -34,19 +41,94 @@ def csv_table(findings: Findings) -> str:
 def markdown_table(findings: Findings) -> str:
     """Return the paper's layout: one line per point, one column per metric, intervals in brackets."""
     metrics = metrics_shown(findings)
-    note = "Simulated data (phantom NSD). " if findings.metrics.get("simulated") else ""
     header = ["subject", "guidance", *(f"{metric.label} {metric.arrow}" for metric in metrics)]
     lines = [
-        f"{note}Protocol `{findings.metrics['protocol']}`; 95 % intervals over images in brackets.",
+        f"{_note(findings)}Protocol `{findings.metrics['protocol']}`; 95 % intervals over images in brackets.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
     ]
-    for row in findings.rows:
-        cells = []
-        for metric in metrics:
-            item = row.metrics.get(metric.name)
-            interval = f"[{metric.text(item['ci_low'])}, {metric.text(item['ci_high'])}]" if item else ""
-            cells.append(f"{metric.text(item['value'])} {interval}" if item else "")
+    for row in [*findings.rows, *findings.controls]:
+        cells = [_with_interval(row, metric) for metric in metrics]
         lines.append(f"| {row.subject} | {row.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _note(findings: Findings) -> str:
+    return "Simulated data (phantom NSD). " if findings.metrics.get("simulated") else ""
+
+
+def _with_interval(row: Row, metric: Metric) -> str:
+    item = row.metrics.get(metric.name)
+    if item is None:
+        return ""
+    value = metric.text(item["value"])
+    if item["ci_low"] is None:
+        return value
+    return f"{value} [{metric.text(item['ci_low'])}, {metric.text(item['ci_high'])}]"
+
+
+def latex_table(findings: Findings) -> str:
+    """Return a ``table*`` for papers (packages booktabs and graphicx): the main rows and controls, best points bold.
+
+    A value is bold where it is the best of its column among the points of its subject (controls and ceiling are not
+    points); the interval stands small below it.
+    """
+    metrics = metrics_shown(findings)
+    arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
+    heads = " & ".join(f"{latex_text(metric.label)} {arrows[metric.higher_is_better]}" for metric in metrics)
+    lines = [
+        "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
+        r"\begin{table*}",
+        r"\centering",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}",
+        r"\toprule",
+        rf" & {heads} \\",
+    ]
+    for subject in findings.subjects:
+        main = findings.main_rows(subject)
+        lines += [r"\midrule", rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{Subject {subject}}} \\"]
+        lines += [_latex_row(row, metrics, main) for row in main]
+        lines += [_latex_row(row, metrics, ()) for row in findings.controls_of(subject)]
+    ids = sorted({len(findings.image_ids(subject)) for subject in findings.subjects})
+    caption = (
+        f"{_note(findings)}Protocol {findings.metrics['protocol']}, {'/'.join(map(str, ids))} test images; "
+        r"95\,\% bootstrap intervals over images below each value."
+    )
+    lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{caption}}}", r"\end{table*}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(row: Row, metrics: Sequence[Metric], rivals: Sequence[Row]) -> str:
+    cells = []
+    for metric in metrics:
+        item = row.metrics.get(metric.name)
+        if item is None:
+            cells.append("--")
+            continue
+        value = latex_text(metric.text(item["value"]))
+        value = rf"\textbf{{{value}}}" if _is_best(row, metric, rivals) else value
+        if item["ci_low"] is not None:
+            low, high = (latex_text(metric.text(item[end])) for end in ("ci_low", "ci_high"))
+            value = rf"\shortstack{{{value}\\ {{\tiny {low}--{high}}}}}"
+        cells.append(value)
+    return rf"{latex_text(row.label)} & {' & '.join(cells)} \\"
+
+
+def _is_best(row: Row, metric: Metric, rivals: Sequence[Row]) -> bool:
+    values = [rival.metrics[metric.name]["value"] for rival in rivals if metric.name in rival.metrics]
+    best = (max if metric.higher_is_better else min)(values, default=None)
+    return len(values) > 1 and row.metrics[metric.name]["value"] == best
+
+
+_LATEX = {
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "κ": r"$\kappa$", "η": r"$\eta$", "−": r"$-$",
+    "\u00a0": "~",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    """Return text with everything escaped that LaTeX would take for a command."""
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -41,6 +41,15 @@ class Metric:
         """Return a value as the field prints it: 95.4 % for shares, .322 otherwise."""
         return f"{100 * value:.1f} %" if self.is_share else _without_zero(f"{value:.3f}")
 
+    @property
+    def unit(self) -> str:
+        """What a column's heading adds where the cells hold bare numbers."""
+        return "%" if self.is_share else ""
+
+    def number(self, value: float) -> str:
+        """Return a value as ``text`` does, with no unit and a true minus sign."""
+        return self.text(value).removesuffix(" %").replace("-", "−")
+
     def change(self, value: float) -> str:
         """Return a difference with its sign; shares differ in percentage points."""
         text = f"{abs(100 * value):.1f}" if self.is_share else _without_zero(f"{abs(value):.3f}")
@@ -71,6 +80,9 @@ METRICS: dict[str, Metric] = {
         _two_way("clip", "CLIP"),
         _distance("effnet_b", "EffNet-B"),
         _distance("swav", "SwAV"),
+        Metric("lpips", "LPIPS", "high-level", False, False, None, "Learned perceptual distance (AlexNet, v0.1)."),
+        Metric("fid", "FID", "high-level", False, False, None, "Frechet distance of the sets; needs many images."),
+        Metric("kid", "KID", "high-level", False, False, None, "Kernel distance of the sets, unbiased at any number."),
         _two_way("plain_early", "Plain, early"),
         _two_way("plain_late", "Plain, late"),
         _two_way("residual", "Residual"),

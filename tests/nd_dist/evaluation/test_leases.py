@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+from nd_dist.evaluation.leases import LeasePool
+from nd_dist.evaluation.work import Task, Watch, work_off
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+from nd_dist.evaluation.leases import LeasePool
+from nd_dist.evaluation.work import Task, work_off
 folder, name, tasks, seconds, stale_s = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:6])
 def task(index):
     result = folder / f"result-{index}"
@@ -44,6 +46,14 @@ def start(folder: Path, name: str, tasks: int, seconds: float, stale_s: float) -
     return process
 
 
+def answer(worker: subprocess.Popen[str]) -> list[str]:
+    """Return the words of a worker's last line; read as its first was, whose read may have taken both from the pipe."""
+    assert worker.stdout is not None
+    words = worker.stdout.read().split()
+    worker.wait()
+    return words
+
+
 def wait_for(condition: "callable", seconds: float = 10.0) -> None:  # type: ignore[valid-type]
     end = time.monotonic() + seconds
     while not condition():
@@ -57,7 +67,7 @@ def results(folder: Path) -> list[str]:
 
 def test_several_processes_do_every_task_once(tmp_path: Path) -> None:
     workers = [start(tmp_path, name, 20, 0.03, 30) for name in "abc"]
-    done = [int(worker.communicate(timeout=30)[0].split()[0]) for worker in workers]
+    done = [int(answer(worker)[0]) for worker in workers]
     assert sum(done) == 20
     assert len(results(tmp_path)) == 20
     assert len(list(tmp_path.glob("log-*"))) == 20, "a task was worked on twice"
@@ -70,7 +80,7 @@ def test_a_killed_process_costs_its_task_only_and_a_neighbour_notices_at_once(tm
     victim.wait()
     begin = time.monotonic()
     survivor = start(tmp_path, "survivor", 4, 0.01, 3600)
-    done, taken_over = survivor.communicate(timeout=20)[0].split()
+    done, taken_over = answer(survivor)
     assert (done, taken_over) == ("4", "1")
     assert time.monotonic() - begin < 10, "waited for the stale time although the owner is known to be dead"
 
@@ -80,7 +90,7 @@ def test_a_frozen_process_loses_its_task_and_does_no_harm_when_it_wakes_up(tmp_p
     wait_for(lambda: list(tmp_path.glob("log-frozen-*")))
     frozen.send_signal(signal.SIGSTOP)
     other = start(tmp_path, "other", 3, 0.05, 1)
-    assert other.communicate(timeout=20)[0].split() == ["3", "1"]
+    assert answer(other) == ["3", "1"]
     frozen.send_signal(signal.SIGCONT)
     frozen.communicate(timeout=20)
     assert frozen.returncode == 0
@@ -154,13 +164,13 @@ def test_a_rank_that_is_asked_to_stop_leaves_and_keeps_its_results(tmp_path: Pat
 
 def test_ranks_start_apart_and_progress_ends_at_the_total(tmp_path: Path) -> None:
     done: list[int] = []
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float | None]] = []
     tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(4)]  # type: ignore[misc]
-    report = Watch(report=lambda count, total: told.append((count, total)))
+    report = Watch(report=lambda *counts: told.append(counts))
     work_off(tasks, LeasePool(tmp_path, "launch"), first=2, watch=report)
     assert done == [2, 3, 0, 1]
-    assert told[0] == (0, 4)
-    assert told[-1] == (4, 4)
+    assert told[0] == (0, 4, None)
+    assert told[-1] == (4, 4, 0.0)
 
 
 def test_no_tasks_are_no_work(tmp_path: Path) -> None:

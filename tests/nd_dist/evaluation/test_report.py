@@ -16,24 +16,27 @@ from nd_dist.comm import Comm
 from nd_dist.errors import DataError
 from nd_dist.evaluation.charts import Cell, curve, heat_map
 from nd_dist.evaluation.findings import Findings
-from nd_dist.evaluation.report import probability, verdict, write_report
+from nd_dist.evaluation.report import write_report
+from nd_dist.evaluation.report_tables import probability, verdict
 from nd_dist.evaluation.run import evaluate
+from nd_dist.evaluation.tables import latex_text
 from nd_dist.evaluation.thumbnails import data_uri
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.units import Point, control_points
 from nd_dist.events import EventLog
 from nd_dist.metrics.table import metric_of
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
+from tests.support.chromium import CHROMIUM, Chromium
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with three guided points and a training log, reported."""
+    """A run with three guided points, controls and a training log, reported."""
     import dataclasses
 
     folder = tmp_path_factory.mktemp("report")
     write_models(folder)
-    job = toy_job(folder, num_images=3)
-    points = (Point(0.0, 0.0), Point(10.0, 0.5), Point(10.0, 1.0))
+    job = toy_job(folder, num_images=3, controls=True)
+    points = (Point(0.0, 0.0), Point(10.0, 0.5), Point(10.0, 1.0), *control_points(job.config))
     events = EventLog(job.config.run_dir, 0, "train")
     for stage in (1, 2):
         for step in range(300):
@@ -73,7 +76,9 @@ def test_the_page_refers_to_nothing_outside_itself(run_dir: Path) -> None:
 
 def test_the_page_shows_every_picture_of_the_gallery(run_dir: Path) -> None:
     images = list(Page((run_dir / "report.html").read_text()).of("img"))
-    assert len(images) == 3 * (1 + 2 + 2), "3 images: original, 2 repeats without and 2 with guidance"
+    gallery = 3 * (1 + 2 + 2)  # 3 images: original, 2 repeats without and 2 with guidance
+    grids = 2 * (1 + 1 + 2)  # 2 images: original, without guidance, one kappa at two etas
+    assert len(images) == gallery + grids
     assert all(image["alt"] for image in images)
 
 
@@ -95,8 +100,9 @@ def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:
 def test_the_csv_has_the_numbers_of_the_metrics_file_in_full(run_dir: Path) -> None:
     lines = list(csv.DictReader((run_dir / "metrics.csv").open()))
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    assert len(lines) == sum(len(point["metrics"]) for point in metrics["points"])
+    assert len(lines) == sum(len(point["metrics"]) for point in (*metrics["points"], *metrics["controls"]))
     first = next(line for line in lines if line["metric"] == "ssim" and line["eta"] == "1.0")
+    assert {line["control"] for line in lines} == {"", "shuffled", "nearest", "ceiling"}
     point = next(entry for entry in metrics["points"] if entry["eta"] == 1.0)
     assert float(first["value"]) == point["metrics"]["ssim"]["value"]
 
@@ -105,7 +111,7 @@ def test_the_markdown_table_has_a_line_per_point_and_labels_simulated_data(run_d
     text = (run_dir / "metrics.md").read_text()
     assert text.startswith("Simulated data")
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 3 + 3, "heading, points, controls"
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -113,7 +119,7 @@ def test_a_run_without_guidance_alone_can_be_reported(run_dir: Path, tmp_path: P
     shutil.copytree(run_dir, tmp_path / "run")
     path = tmp_path / "run" / "metrics.json"
     metrics = json.loads(path.read_text())
-    path.write_text(json.dumps({**metrics, "points": metrics["points"][:1], "comparisons": []}))
+    path.write_text(json.dumps({**metrics, "points": metrics["points"][:1], "controls": [], "comparisons": []}))
     text = write_report(tmp_path / "run").read_text()
     assert "Without guidance" in text
     assert 'class="heat"' not in text
@@ -183,3 +189,55 @@ def test_a_difference_is_only_called_better_when_its_interval_excludes_zero() ->
     assert verdict(metric_of("swav"), clear) == "worse"
     assert verdict(metric_of("pixcorr"), unclear) == "unclear"
     assert (probability(0.0004), probability(0.02)) == ("< .001", "= .020")
+
+
+def test_controls_stand_in_the_table_and_absent_metrics_say_why(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text()
+    for label in ("chance: shuffled inputs", "nearest training image", "ceiling: true embeddings"):
+        assert label in text
+    assert "LPIPS: no folder of metric networks was given" in text
+    assert "compare only rows of one protocol" in text
+    assert "its notebook final_evaluations" in text
+
+
+def test_the_latex_table_escapes_text_and_prints_the_best_point_bold(run_dir: Path) -> None:
+    text = (run_dir / "metrics.tex").read_text()
+    lines = text.splitlines()
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+    rows = [line for line in lines if line.endswith(r"\\") and " & " in line]
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1, "every row has the same columns"
+    assert len(rows) == 1 + 2 + 3, "heading, without and with guidance, controls"
+    assert r"\textbf{" in rows[1] + rows[2]
+    assert r"\textbf{" not in "".join(rows[3:]), "a control is never the best method"
+    assert latex_text("a_b & 50 % κ") == r"a\_b \& 50 \% $\kappa$"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt-get install chromium)")
+def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk_without_a_complaint(run_dir: Path, tmp_path: Path) -> None:
+    page = run_dir / "report.html"
+    with Chromium(tmp_path / "profile") as browser:
+        for width in (390, 1280):
+            browser.open(page, width)
+            browser.ask("document.querySelectorAll('details').forEach(item => item.open = true)")
+            assert browser.complaints == []
+            assert browser.ask("document.documentElement.scrollWidth") <= width, "the page does not scroll sideways"
+            assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert browser.ask("document.images.length") > 20
+            size = "parseFloat(getComputedStyle(document.querySelector('p')).fontSize)"
+            assert browser.ask(size) >= 14, "text is readable without zooming"
+            sticky = "getComputedStyle(document.querySelector('.metrics tbody th')).position"
+            assert browser.ask(sticky) == "sticky", "a row keeps its name when its table is scrolled"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt-get install chromium)")
+def test_the_browser_would_notice_a_broken_picture_an_error_and_a_wide_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!doctype html><meta name=viewport content='width=device-width'><div style='width:2000px'>wide</div>"
+        "<img src='data:image/png;base64,AAAA'><script>console.error('no')</script>"
+    )
+    with Chromium(tmp_path / "profile") as browser:
+        browser.open(page, 390)
+        assert any("no" in line for line in browser.complaints)
+        assert browser.ask("document.documentElement.scrollWidth") >= 2000
+        assert not browser.ask("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
