@@ -62,7 +62,7 @@ class ShardSource:
         rows = np.concatenate([np.resize(own[own["image"] == image_id], REPEATS) for image_id in image_ids])
         stored = np.empty((len(rows), self.num_voxels[subject]), dtype=self._reader.index.voxels.dtype)
         self._reader.read_voxels(rows, stored)
-        voxels_BRV = torch.from_numpy(stored).float().unflatten(0, (-1, REPEATS))
+        voxels_BRV = torch.from_numpy(stored).float().view(len(image_ids), REPEATS, -1)
         return voxels_BRV, {name: torch.from_numpy(self._reader.targets(name, image_ids)) for name in targets}
 
     def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:

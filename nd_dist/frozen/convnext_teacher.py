@@ -35,6 +35,9 @@ class ConvNextTeacher(nn.Module):
         CheckpointError: the folder lacks a part, or weights do not fit.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         from transformers import ConvNextModel  # seconds to import, and only a run with a teacher needs it
@@ -56,7 +59,7 @@ class ConvNextTeacher(nn.Module):
     @property
     def width(self) -> int:
         """Width D of a row."""
-        return int(self.layers[_LINEARS[-1]].out_features)
+        return len(next(reversed(list(self.layers.parameters()))))
 
     @torch.no_grad()
     def forward(self, pictures_BCHW: torch.Tensor) -> torch.Tensor:

@@ -143,7 +143,7 @@ class Engine:
         layers = {}
         if training.shard_layers:
             layers = shard_large_layers(decoder, rows, request.samples_per_subject, world, self.device)
-        self.is_sharded = training.shard_layers
+        self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
         self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
         groups = decay_groups(decoder.named_parameters(), training.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, eps=ADAM_EPS)

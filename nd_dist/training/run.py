@@ -173,6 +173,7 @@ class _StageRun:
         training, stage = self._config.training, self._request.stage
         plan = StagePlan.of(training, stage)
         engine = self._engine(decoder, gather, plan.total_steps)
+        self._events.write("sharded_layers", stage=stage, layers=list(engine.sharded_layers))
         checkpoints = StageCheckpoints(self._folder, engine, self._facts, training.keep_checkpoints, self._events)
         monitor = open_monitor(training, self._config.run_dir, stage)
         validate = self._validation(gather)

@@ -63,14 +63,14 @@ class Columns:
         received = columns_NC.new_empty(rows * self.num)
         sizes = [rows * width for width in self.widths]
         distributed.all_to_all_single(received, columns_NC.reshape(-1), sizes, [rows * own] * self.world.size)
-        return torch.cat([part.view(rows, -1) for part in received.split(sizes)], dim=1)
+        return torch.cat([part.view(rows, -1) for part in torch.split(received, sizes)], dim=1)
 
     def to_columns(self, rows_BO: torch.Tensor) -> torch.Tensor:
         """Return all rows with this rank's columns (N, C), given this rank's rows with all columns (B, O)."""
         if self.world.size == 1:
             return rows_BO
         rows, own = len(rows_BO), self.widths[self.world.rank]
-        sent = torch.cat([part.reshape(-1) for part in rows_BO.split(self.widths, dim=1)])
+        sent = torch.cat([part.reshape(-1) for part in torch.split(rows_BO, self.widths, dim=1)])
         received = rows_BO.new_empty(rows * self.world.size * own)
         sizes = [rows * width for width in self.widths]
         distributed.all_to_all_single(received, sent, [rows * own] * self.world.size, sizes)

@@ -140,7 +140,7 @@ def _chunk_rows(
 
 def _over_repeats(values: torch.Tensor) -> torch.Tensor:
     """Return the mean over repeats (B, ...) in float32, given (B R, ...)."""
-    return values.float().unflatten(0, (-1, REPEATS)).mean(dim=1)
+    return values.float().view(-1, REPEATS, *values.shape[1:]).mean(dim=1)
 
 
 def _prior_rows(
