@@ -32,7 +32,7 @@ from nd_dist.training.collective import on_main
 from nd_dist.training.finite import raise_not_finite
 from nd_dist.training.gather import Gather, gather_rows, identity
 from nd_dist.training.objectives import Objective, StepInputs
-from nd_dist.training.parameters import ADAM_BETA2, ADAM_EPS, check_training, decay_groups, deepspeed_config
+from nd_dist.training.parameters import ADAM_BETA2, adamw, check_training, decay_groups, deepspeed_config
 from nd_dist.training.schedule import OneCycle
 from nd_dist.training.shard_optimizer import ShardOptimizer
 from nd_dist.training.sharded import shard_large_layers
@@ -146,7 +146,7 @@ class Engine:
         self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
         self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
         groups = decay_groups(decoder.named_parameters(), training.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, eps=ADAM_EPS)
+        self._optimizer = adamw(groups)
         self._weight_decays = [group["weight_decay"] for group in groups]
         try:
             self._engine: Any = deepspeed.initialize(  # Any: deepspeed has no types
@@ -290,6 +290,8 @@ class Engine:
             on_main(lambda: shutil.rmtree(folder / universal))
         for group, weight_decay in zip(self._optimizer.param_groups, self._weight_decays, strict=True):
             group["weight_decay"] = weight_decay  # ZeRO 3 gives all groups the first one's when it reads universal
+        for state in self._optimizer.state.values():  # read to the CPU, and fused AdamW wants its count on the device
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
         self._shards.load(folder / tag, saved["world_size"])
 
     def _load_deepspeed(self, folder: Path, tag: str) -> None:

@@ -15,6 +15,11 @@ ADAM_EPS = 1e-8
 ADAM_BETA2 = 0.999
 
 
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """Return AdamW in its fused form: one pass over memory, which is most of a step with few rows."""
+    return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
+
+
 def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's groups: no decay for names containing "bias", except in the voxel encoders.
 

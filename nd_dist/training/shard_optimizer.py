@@ -14,7 +14,7 @@ from torch import distributed, nn
 
 from nd_dist.checkpoint import write_tensors
 from nd_dist.errors import CheckpointError
-from nd_dist.training.parameters import ADAM_EPS, decay_groups
+from nd_dist.training.parameters import adamw, decay_groups
 from nd_dist.training.sharded import Columns, ShardedLinear
 from nd_dist.world import World
 
@@ -47,7 +47,7 @@ class ShardOptimizer:
             for part, parameter in layer.own.items()
         }
         groups = decay_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, eps=ADAM_EPS) if groups else None
+        self._optimizer = adamw(groups) if groups else None
 
     def norm(self) -> float:
         """Return the gradient norm over all layers and ranks (a collective call); 0 without layers."""
@@ -108,7 +108,7 @@ class ShardOptimizer:
             }
             parameter.data.copy_(values[_VALUE])
             moments = {part: values[part].to(self._device) for part in _MOMENTS}
-            self._optimizer.state[parameter] = {_STEP: _read_step(folder), **moments}
+            self._optimizer.state[parameter] = {_STEP: _read_step(folder).to(self._device), **moments}
 
 
 def _read_step(folder: Path) -> torch.Tensor:
