@@ -13,6 +13,8 @@ from nd_dist.models.decoder import VOXEL_PREFIX
 
 ADAM_EPS = 1e-8
 ADAM_BETA2 = 0.999
+REDUCE_BUCKET = 50_000_000
+"""Gradients that DeepSpeed averages at a time; ZeRO 3 keeps a buffer of so many, and its default is ten times more."""
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
@@ -50,7 +52,7 @@ def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: i
         "gradient_accumulation_steps": training.gradient_accumulation,
         "train_batch_size": rows_per_rank * world_size * training.gradient_accumulation,
         "gradient_clipping": training.gradient_clip,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

@@ -1,4 +1,4 @@
-"""On a phantom NSD, read from its shards: what pretraining on other subjects is worth, and that chance stays chance."""
+"""On a phantom NSD, read from its shards: what pretraining on other subjects is worth, and chance stays chance."""
 
 from __future__ import annotations
 
