@@ -106,14 +106,14 @@ def _activation_values(decoder: Decoder, rows: int) -> int:
 
 
 def kept_bytes(counts: Counts, ranks: int, zero_stage: int, is_half: bool) -> float:
-    """Return the bytes of weights and optimizer state per rank between steps."""
-    divided = 12 * counts.divided / ranks
+    """Return the bytes of weights, optimizer state and kept gradients per rank between steps."""
+    divided = 16 * counts.divided / ranks  # their gradients keep their memory
     p, part = counts.deepspeed, counts.deepspeed / ranks
     weights = 2 if is_half else 4
     if zero_stage == 0:
         return divided + 12 * p
     if zero_stage == 3:
-        return divided + (weights + 12) * part + weights * REDUCE_BUCKET
+        return divided + (2 * weights + 12) * part + weights * REDUCE_BUCKET  # gradients keep their memory
     return divided + weights * p + 12 * part
 
 
@@ -121,10 +121,9 @@ def peak_bytes(counts: Counts, ranks: int, zero_stage: int, is_half: bool) -> fl
     """Return the bytes per rank when the optimizer steps or the backward pass begins, whichever is more."""
     width = 2 if is_half else 4
     p, part = counts.deepspeed, counts.deepspeed / ranks
-    gradients = {0: width * p, 1: width * p, 2: width * part, 3: width * part}[zero_stage]
-    divided = 4 * counts.divided / ranks
-    stepping = gradients + divided + (4 * part if zero_stage else 0)  # ZeRO copies its part to float32
-    passing = width * counts.activation_values + gradients + divided
+    gradients = {0: width * p, 1: width * p, 2: width * part, 3: 0.0}[zero_stage]
+    stepping = gradients + (4 * part if zero_stage else 0)  # ZeRO copies its part to float32
+    passing = width * counts.activation_values + gradients
     casting = 2 * counts.largest_divided / ranks if is_half else 0
     return kept_bytes(counts, ranks, zero_stage, is_half) + max(stepping, passing + casting)
 

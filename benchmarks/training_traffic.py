@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_traffic --ranks 2
 
-Ranks are processes on this machine (gloo). The bytes are those of the tensors that each rank gives to collective calls,
+Ranks are processes on this machine (gloo). The bytes are those of the tensors that each rank gives to collectives,
 summed over a step, whoever calls them (DeepSpeed or this project); times are medians.
 """
 

@@ -40,7 +40,7 @@ class ShardOptimizer:
     def __init__(
         self, layers: Mapping[str, ShardedLinear], weight_decay: float, world: World, device: torch.device
     ) -> None:
-        self._world, self._device = world, device
+        self._world, self._device, self._layers = world, device, tuple(layers.values())
         self._owned: dict[str, tuple[nn.Parameter, Columns]] = {
             f"{name}.{part}": (parameter, layer.columns)
             for name, layer in layers.items()
@@ -53,8 +53,8 @@ class ShardOptimizer:
         """Return the gradient norm over all layers and ranks (a collective call); 0 without layers."""
         if self._optimizer is None:
             return 0.0
-        gradients = [p.grad.float().square().sum() for p, _ in self._owned.values() if p.grad is not None]
-        square = torch.stack(gradients).sum().double()
+        gradients = [parameter.grad for parameter, _ in self._owned.values() if parameter.grad is not None]
+        square = torch.nn.utils.get_total_norm(gradients).double().square()
         distributed.all_reduce(square)
         return float(square.sqrt())
 
@@ -65,12 +65,8 @@ class ShardOptimizer:
         for group in self._optimizer.param_groups:
             group["lr"], group["betas"] = learning_rate, betas
         self._optimizer.step()
-        self.zero_grad()
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for parameter, _ in self._owned.values():
-            parameter.grad = None
+        for layer in self._layers:
+            layer.forget()
 
     def whole(self) -> dict[str, torch.Tensor]:
         """Return every layer's whole parameters on the CPU on rank 0, nothing elsewhere (a collective call)."""

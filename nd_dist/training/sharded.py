@@ -98,34 +98,34 @@ class _ShardedAffine(torch.autograd.Function):
         ctx: Any,  # Any: autograd's context has no static type
         rows_BI: torch.Tensor,
         weight_CI: torch.Tensor,
-        bias_C: torch.Tensor | None,
-        columns: Columns,
+        layer: ShardedLinear,
     ) -> torch.Tensor:
-        """Return (B, O)."""
-        all_NI = columns.all_rows(rows_BI)
-        ctx.save_for_backward(all_NI, weight_CI)
-        ctx.columns = columns
-        bias = None if bias_C is None else bias_C.to(all_NI.dtype)
-        return columns.to_rows(F.linear(all_NI, weight_CI.to(all_NI.dtype), bias))
+        """Return (B, O); the weight is an argument so that autograd comes back here."""
+        all_NI = layer.columns.all_rows(rows_BI)
+        ctx.save_for_backward(all_NI)
+        ctx.layer = layer
+        bias = layer.own.get("bias")
+        bias_C = None if bias is None else bias.to(all_NI.dtype)
+        return layer.columns.to_rows(F.linear(all_NI, weight_CI.to(all_NI.dtype), bias_C))
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient_BO: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None]:
-        """Return the gradients of this rank's rows, columns of W and columns of b."""
-        all_NI, weight_CI = ctx.saved_tensors
-        columns: Columns = ctx.columns
-        gradient_NC = columns.to_columns(gradient_BO)
-        weight_gradient = (gradient_NC.T @ all_NI).to(weight_CI.dtype) / columns.world.size
-        bias_gradient = gradient_NC.sum(dim=0).to(weight_CI.dtype) / columns.world.size
+    def backward(ctx: Any, gradient_BO: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        """Return the gradient of this rank's rows; those of the columns go where they stay."""
+        (all_NI,) = ctx.saved_tensors
+        layer: ShardedLinear = ctx.layer
+        gradient_NC = layer.columns.to_columns(gradient_BO)
         rows_gradient = None
         if ctx.needs_input_grad[0]:
-            rows_gradient = columns.own_sum(gradient_NC @ weight_CI.to(gradient_NC.dtype)).to(gradient_BO.dtype)
-        return rows_gradient, weight_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None
+            parts_NI = gradient_NC @ layer.own["weight"].to(gradient_NC.dtype)
+            rows_gradient = layer.columns.own_sum(parts_NI).to(gradient_BO.dtype)
+        layer.collect(gradient_NC / layer.columns.world.size, all_NI)
+        return rows_gradient, None, None
 
 
 class ShardedLinear(nn.Module):
     """Takes the place of a ``nn.Linear`` in training; its parameters are float32 and hidden from DeepSpeed.
+
+    Gradients keep their memory from step to step: asking the system for it anew costs as much as computing them.
 
     Args:
         linear: The layer, whole and equal on every rank.
@@ -136,21 +136,47 @@ class ShardedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, world: World, device: torch.device) -> None:
         super().__init__()
         self.columns = Columns(world, linear.out_features)
+        self.has_gradient = False
         start, stop = self.columns.of(world.rank)
         whole = {name: parameter.detach() for name, parameter in linear.named_parameters()}
         # in a dictionary, because nn.Module (and so DeepSpeed) registers parameters that are attributes
         self.own = {
-            name: nn.Parameter(value[start:stop].to(device=device, dtype=torch.float32, copy=True))
+            name: nn.Parameter(value[start:stop].to(device=device, dtype=torch.float32, copy=world.size > 1))
             for name, value in whole.items()
         }
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (..., O) for this rank's (..., I); every rank calls it with equally many rows."""
         flat_BI = rows.flatten(0, -2)
-        outputs: torch.Tensor = _ShardedAffine.apply(  # type: ignore[no-untyped-call]
-            flat_BI, self.own["weight"], self.own.get("bias"), self.columns
-        )
+        outputs: torch.Tensor = _ShardedAffine.apply(flat_BI, self.own["weight"], self)  # type: ignore[no-untyped-call]
         return outputs.view(*rows.shape[:-1], self.columns.num)
+
+    def collect(self, gradient_NC: torch.Tensor, all_NI: torch.Tensor) -> None:
+        """Add to the gradients of the own columns; the first time after ``forget`` overwrite them."""
+        for parameter in self.own.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        weight, bias = self.own["weight"].grad, self.own["bias"].grad if "bias" in self.own else None
+        assert weight is not None
+        if gradient_NC.dtype == weight.dtype:
+            torch.addmm(weight, gradient_NC.T, all_NI, beta=float(self.has_gradient), out=weight)
+        else:
+            _put(weight, gradient_NC.T @ all_NI, self.has_gradient)
+        if bias is not None:
+            _put(bias, gradient_NC.sum(dim=0), self.has_gradient)
+        self.has_gradient = True
+
+    def forget(self) -> None:
+        """Let the next gradients overwrite these."""
+        self.has_gradient = False
+
+
+def _put(target: torch.Tensor, values: torch.Tensor, is_added: bool) -> None:
+    """Add values of any precision to a tensor, or copy them into it."""
+    if is_added:
+        target.add_(values)
+    else:
+        target.copy_(values)
 
 
 def shard_large_layers(
