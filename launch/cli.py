@@ -123,9 +123,33 @@ def train(
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
     dry_run: DryRun = False,
+    stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
+    subjects: Annotated[
+        str, typer.Option("--subjects", help="Train the whole grid for these target subjects, e.g. 1,2,5,7.")
+    ] = "",
+    all_targets: Annotated[
+        bool,
+        typer.Option("--all-targets", help="Train the whole grid, every target (heads=single: a network each)."),
+    ] = False,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, help="Trainings of the grid at a time on a host.")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    _launch("train", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
+    if not (all_targets or subjects):
+        words += [f"training.stages=[{stages}]"] if stages else []
+        _launch("train", recipe, words, ranks, hostfile, launcher, dry_run)
+        return
+    from launch.grid import GridRequest, numbers
+    from launch.grid_run import grid_command
+    from launch.recipe import load_recipe
+
+    request = GridRequest(
+        numbers(subjects, "--subjects"), numbers(stages, "--stages"), all_targets, ranks or 1, at_once
+    )
+    grid_command(load_recipe(recipe, words), request, hostfile, dry_run)
 
 
 @app.command()

@@ -62,6 +62,8 @@ def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> No
 def _check_training(config: Config, index: Index, ranks: int) -> None:
     """Refuse stages without subjects and batches that the ranks do not divide."""
     _check_targets(config, index, config.training.targets)
+    if config.training.teacher is not None and "z" in config.training.targets:
+        _check_teacher(config.training.teacher, index)
     if 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:
         raise ConfigError(
             "Stage 1 trains on all subjects but the target, and there is no other.",
@@ -76,6 +78,19 @@ def _check_training(config: Config, index: Index, ranks: int) -> None:
                 where="training.samples_per_subject",
                 todo="choose a multiple of the number of ranks: the global batch must not depend on it",
             )
+
+
+def _check_teacher(teacher: str, index: Index) -> None:
+    """Refuse a teacher that is not there, or that would have no pictures to look at."""
+    from nd_dist.frozen.folders import resolve_folder
+
+    resolve_folder(teacher)
+    if "img" not in index.features:
+        raise DataError(
+            "The teacher looks at pictures, and the shards hold none.",
+            where="training.teacher",
+            todo="run `nd pack` with data.pictures=all, or leave training.teacher out",
+        )
 
 
 def _check_evaluation(config: Config, index: Index) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from launch.rank import Rank, run_rank
@@ -11,6 +12,7 @@ from nd_dist.config import Config
 from nd_dist.schema import INITIAL, TargetSpec
 from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
+from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
 from shards.reader import ShardReader
 from shards.stream import StreamConfig, TrialStream
@@ -49,6 +51,26 @@ class ShardSource:
             heldout_fraction=self._training.heldout_fraction,
         )
         return TrialStream(self._reader, config)
+
+    def test_images(self, subject: int) -> list[int]:
+        """Return the ascending ids of the test images that a subject saw."""
+        return self._reader.images(subject, "test")
+
+    def test_trials(
+        self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Return voxels (B, 3, V) of the repeats of test images, and targets by name (B, *shape)."""
+        trials = self._reader.trials
+        own = trials[trials["subject"] == subject]
+        rows = np.concatenate([np.resize(own[own["image"] == image_id], REPEATS) for image_id in image_ids])
+        stored = np.empty((len(rows), self.num_voxels[subject]), dtype=self._reader.index.voxels.dtype)
+        self._reader.read_voxels(rows, stored)
+        voxels_BRV = torch.from_numpy(stored).float().view(len(image_ids), REPEATS, -1)
+        return voxels_BRV, {name: torch.from_numpy(self._reader.targets(name, image_ids)) for name in targets}
+
+    def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
+        """Return pictures (B, H, W, 3), uint8."""
+        return torch.from_numpy(self._reader.pictures(image_ids))
 
     def training_rows(
         self, subject: int, sessions: tuple[int, ...] | None

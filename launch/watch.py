@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ class Watcher:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
         self._last_shown = ("", 0)
+        self._begun: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> None:
         if self._console.is_terminal:
@@ -79,6 +82,8 @@ class Watcher:
         """Show one event of rank 0."""
         if event["event"] == "notice":
             self._console.print(f"  note: {event['message']}", highlight=False, soft_wrap=True)
+        elif event["event"] in _ONCE:
+            self._console.print(f"  stage {event['stage']}: {_ONCE[event['event']](event)}", highlight=False)
         elif event["event"] == "progress":
             detail = f"loss {float(event['loss']):.4g}" if "loss" in event else ""
             if event.get("left_s"):
@@ -91,8 +96,40 @@ class Watcher:
             if task not in self._tasks:
                 self._tasks[task] = self._progress.add_task(task, total=total, detail=detail)
             self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
-        elif (task, done) != self._last_shown and (
+            return
+        self._begun.setdefault(task, (done, time.monotonic()))
+        if (task, done) != self._last_shown and (
             done == total or time.monotonic() - self._last_line > PLAIN_INTERVAL_S
         ):
             self._last_line, self._last_shown = time.monotonic(), (task, done)
+            detail = f"{detail} {self._time_left(task, done, total)}".strip()
             self._console.print(f"  {task}: {done}/{total} {detail}".rstrip(), highlight=False)
+
+    def _time_left(self, task: str, done: int, total: int) -> str:
+        """Return what the rest takes at the pace since this launch first heard of the task."""
+        first, since = self._begun.setdefault(task, (done, time.monotonic()))
+        if done in (first, total):
+            return ""
+        seconds = (time.monotonic() - since) / (done - first) * (total - done)
+        return f"{timedelta(seconds=round(seconds))} left"
+
+
+def _model_line(event: dict[str, Any]) -> str:
+    """Return how many parameters there are, and where: ``voxels.shared.*`` and every part of every head."""
+    parts = event["parameters"]
+    groups: dict[str, list[str]] = {}
+    for name, count in parts.items():
+        head, _, part = name.rpartition(".")
+        groups.setdefault(head, []).append(f"{part} {count / 1e6:.2f}")
+    listed = "".join(f"\n    {head}: {', '.join(counts)}" for head, counts in groups.items())
+    return f"{sum(parts.values()) / 1e6:.2f} million parameters{listed}"
+
+
+def _batch_line(event: dict[str, Any]) -> str:
+    """Return the shapes of the first batch of a rank."""
+    voxels = ", ".join(f"subject {subject} {shape}" for subject, shape in event["voxels"].items())
+    targets = ", ".join(f"{name} {shape}" for name, shape in event["targets"].items())
+    return f"a rank's batch: {event['rows']} rows; voxels {voxels}; targets {targets}"
+
+
+_ONCE: dict[str, Callable[[dict[str, Any]], str]] = {"model": _model_line, "first_batch": _batch_line}

@@ -187,6 +187,19 @@ class TrainingConfig(Section):
     """Checkpoints kept per stage."""
     validate_every: Positive = 1000
     """Steps between validations."""
+    validation_images: Positive = 300
+    """Test images that a validation looks at (each with all its repeats), lowest ids first."""
+    early_stop: Count = 0
+    """Validations without a lower loss after which a stage ends; 0 is off, as published."""
+    shard_layers: bool = True
+    """Divide the columns of layers with more weights than rows to move among the ranks (voxel encoders above all), so
+    that their gradients are never sent; false gives every parameter to DeepSpeed."""
+    teacher: str | None = None
+    """Folder of the ConvNeXt teacher of z's contrastive term; none leaves the term out."""
+    monitors: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()
+    """Where DeepSpeed's monitor sends the curves besides the event files."""
+    profile: bool = False
+    """Write a torch profiler trace of some steps of every stage to `run_dir/profile`."""
     reader_threads: Positive = 2
     """Reader threads of one rank's stream."""
     repeats: Literal["trials", "mean"] = "trials"

@@ -69,6 +69,7 @@ class Batch:
         subject, session, trial, image_id, repeat: (B,) int64, what each row is.
         sample_id: (B,) int64, position of the row in the *global* batch: keys its random draws on any world size.
         data_wait_s: Seconds that the consumer waited for this batch.
+        pictures: (B, H, W, 3) uint8, only where they were asked for.
     """
 
     step: int
@@ -81,6 +82,7 @@ class Batch:
     repeat: npt.NDArray[np.int64]
     sample_id: npt.NDArray[np.int64]
     data_wait_s: float = field(default=0.0, compare=False)
+    pictures: torch.Tensor | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         """Return the number of rows B."""

@@ -198,6 +198,33 @@ class Decoder(nn.Module):
         return decoder
 
     @classmethod
+    def merged(cls, folders: Sequence[Path]) -> Self:
+        """Return one decoder of all targets from folders that were trained for some targets each (heads=single).
+
+        Raises:
+            CheckpointError: as ``load``, or the folders differ in subjects or network, or share a target.
+        """
+        parts = [cls.load(folder) for folder in folders]
+        first, targets = parts[0], [spec for part in parts for spec in part.targets]
+        for folder, part in zip(folders, parts, strict=True):
+            if (part.config, part.num_voxels) != (first.config, first.num_voxels):
+                raise CheckpointError(
+                    "Decoders of different networks or subjects cannot become one.",
+                    where=str(folder),
+                    expected=f"{first.config}, voxels {first.num_voxels}",
+                    found=f"{part.config}, voxels {part.num_voxels}",
+                )
+        if first.config.heads == "joint" or len({spec.name for spec in targets}) < len(targets):
+            raise CheckpointError(
+                "Only decoders with a network of its own for every target can become one.",
+                where=", ".join(map(str, folders)),
+                found=f"heads={first.config.heads}, targets {[spec.name for spec in targets]}",
+            )
+        decoder = cls(first.config, first.num_voxels, targets, any(part._student for part in parts))
+        decoder._load_weights({name: value for part in parts for name, value in part.state_dict().items()}, folders[0])
+        return decoder
+
+    @classmethod
     def _from_description(cls, description: Mapping[str, object], num_voxels: object, folder: Path) -> Self:
         """Return a decoder with fresh weights from a checked ``config.json``."""
         try:

@@ -104,6 +104,11 @@ class ResidualBlock(nn.Module):
         return dropout(F.silu(self.norm(self.linear(x_BH))), self._drop, draws, self._name) + x_BH
 
 
+def latent_downscale(config: DecoderConfig) -> int:
+    """Return how many times smaller than the latent the map is from which the latent head starts."""
+    return int(2 ** (len(config.initial_channels) - 1))
+
+
 class LatentHead(nn.Module):
     """Residual blocks, a linear map to a small feature map, and a VAE decoder that upsamples it to the latent.
 
@@ -122,7 +127,7 @@ class LatentHead(nn.Module):
 
     def __init__(self, config: DecoderConfig, spec: TargetSpec, shared: bool, student: bool = False) -> None:
         super().__init__()
-        channels, factor = config.initial_channels, 2 ** (len(config.initial_channels) - 1)
+        channels, factor = config.initial_channels, latent_downscale(config)
         if len(spec.shape) != 3 or spec.shape[1] % factor or spec.shape[2] % factor:
             raise ConfigError(
                 "The latent target cannot be made by the up blocks.",

@@ -5,7 +5,6 @@ A checkpoint counts only once the pointer names it. A crash at any moment leaves
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,19 @@ PREFIX = "step-"
 
 
 class Progress(NamedTuple):
-    """How far a stage is: optimizer steps made, and the loss of the last one (NaN before the first)."""
+    """How far a stage is.
 
-    step: int
-    loss: float
+    Args:
+        step: Optimizer steps made.
+        loss: Loss of the last one (0 before the first).
+        best: Lowest validation loss so far; none before the first validation.
+        stale: Validations since that one.
+    """
+
+    step: int = 0
+    loss: float = 0.0
+    best: float | None = None
+    stale: int = 0
 
 
 class StageCheckpoints:
@@ -59,7 +67,12 @@ class StageCheckpoints:
 
     def _commit(self, progress: Progress, tag: str, files: Mapping[str, FileRecord]) -> None:
         """Make a completely written checkpoint count, then remove what fell out of the window (rank 0)."""
-        facts = {**progress._asdict(), "fingerprint": self._facts, **self._layout()}
+        facts = {
+            "step": progress.step,
+            "progress": progress._asdict(),
+            "fingerprint": self._facts,
+            "layout": self._engine.layout,
+        }
         write_manifest(self._folder / tag, files, facts)
         write_pointer(self._folder, tag)
         steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
@@ -71,36 +84,32 @@ class StageCheckpoints:
         """Restore the newest valid checkpoint and return how far it is; step 0 where none was ever committed.
 
         Raises:
-            CheckpointError: on every rank, where the checkpoint is of another recipe or of another number of ranks, or
-                where checkpoints were committed and none is valid any more.
+            CheckpointError: on every rank, where the checkpoint is of another recipe or layout, or where checkpoints
+                were committed and none is valid any more.
         """
         found = on_main(self._choose)
         for problem in found["problems"]:
             self._events.write("checkpoint_invalid", **problem)
         if not found["tag"]:
-            return Progress(0, math.nan)
+            return Progress()
         facts = found["facts"]
         check_fingerprint(self._facts, facts["fingerprint"], self._folder / found["tag"])
-        self._check_layout(facts, found["tag"])
-        self._engine.load(self._folder, found["tag"])
-        self._events.write("checkpoint_loaded", tag=found["tag"], step=facts["step"])
-        return Progress(int(facts["step"]), float(facts["loss"]))
+        self._check_layout(facts["layout"], found["tag"])
+        self._engine.load(self._folder, found["tag"], facts["layout"])
+        saved_by = facts["layout"]["world_size"]
+        self._events.write("checkpoint_loaded", tag=found["tag"], step=facts["step"], saved_by_ranks=saved_by)
+        return Progress(**facts["progress"])
 
-    def _layout(self) -> dict[str, object]:
-        """Return what DeepSpeed's files depend on besides the recipe."""
-        return {"world_size": self._engine.world.size, "zero_stage": self._engine.zero_stage}
-
-    def _check_layout(self, facts: Mapping[str, Any], tag: str) -> None:
+    def _check_layout(self, saved: Mapping[str, Any], tag: str) -> None:
         """Refuse a checkpoint that DeepSpeed would read wrongly or not at all."""
-        own = self._layout()
-        if {key: facts[key] for key in own} != own:
+        if not self._engine.can_load(saved):
             raise CheckpointError(
-                "The checkpoint was saved by another number of ranks or with another ZeRO stage.",
+                "The checkpoint was saved with another ZeRO stage or division of layers.",
                 where=str(self._folder / tag),
-                expected=own,
-                found={key: facts[key] for key in own},
-                todo=f"continue with launch.ranks={facts['world_size']} and training.zero_stage="
-                f"{facts['zero_stage']}, or choose another run_dir to start anew",
+                expected=self._engine.layout,
+                found=dict(saved),
+                todo=f"continue with training.zero_stage={saved['zero_stage']} "
+                f"training.shard_layers={saved['shard_layers']} (any number of ranks), or choose another run_dir",
             )
 
     def _choose(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,22 +18,30 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
-from nd_dist.errors import CheckpointError, ConfigError, WorldError
-from nd_dist.models.decoder import VOXEL_PREFIX
+from nd_dist.errors import CheckpointError, ConfigError, DataError, WorldError
 from nd_dist.schema import Batch
+from nd_dist.training.collective import on_main
 from nd_dist.training.finite import raise_not_finite
 from nd_dist.training.gather import Gather, gather_rows, identity
 from nd_dist.training.objectives import Objective, StepInputs
+from nd_dist.training.parameters import ADAM_BETA2, adamw, check_training, decay_groups, deepspeed_config
 from nd_dist.training.schedule import OneCycle
+from nd_dist.training.shard_optimizer import ShardOptimizer
+from nd_dist.training.sharded import shard_large_layers
+from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 
-ADAM_EPS = 1e-8
-ADAM_BETA2 = 0.999
+Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
+"""Takes (name, value, step) events; rank 0's are written."""
+
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,47 +91,6 @@ def bound_waits(timeout_s: int) -> None:
         distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
-def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: derived here and nowhere else.
-
-    Args:
-        training: The recipe's training section.
-        rows_per_rank: Rows of one micro-batch on one rank.
-        world_size: Number of ranks.
-    """
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": rows_per_rank,
-        "gradient_accumulation_steps": training.gradient_accumulation,
-        "train_batch_size": rows_per_rank * world_size * training.gradient_accumulation,
-        "gradient_clipping": training.gradient_clip,
-        "zero_optimization": {"stage": training.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    if training.dtype == "bfloat16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    if training.dtype == "float16":
-        config["fp16"] = {"enabled": True}
-    return config
-
-
-def _check_precision(training: TrainingConfig) -> None:
-    """Refuse half precision without ZeRO: DeepSpeed 0.19 then makes a dummy AdamW step at the start (its step count is
-    one ahead of all other stages), and gradients that are not finite are skipped in silence.
-
-    Raises:
-        ConfigError: dtype and zero_stage are such a pair.
-    """
-    if training.zero_stage == 0 and training.dtype != "float32":
-        raise ConfigError(
-            "Half precision needs ZeRO.",
-            where="training.dtype, training.zero_stage",
-            expected="zero_stage 1, 2 or 3",
-            found=f"{training.dtype} with zero_stage 0",
-            todo="set training.zero_stage=1: the same memory in a world of one, less in a larger one",
-        )
-
-
 @dataclass(frozen=True)
 class StepOutcome:
     """What an optimizer step did.
@@ -148,7 +117,7 @@ class Engine:
         objective: Module whose forward is the loss; on the CPU in float32 when given.
         training: The recipe's training section.
         total_steps: Optimizer steps of the stage.
-        rows_per_rank: Rows of one micro-batch on one rank.
+        request: The stage's stream: how many rows a micro-batch has.
         world: Who this rank is; ``connect`` came first.
         timeout_s: Longest wait of a collective call.
 
@@ -161,23 +130,29 @@ class Engine:
         objective: Objective,
         training: TrainingConfig,
         total_steps: int,
-        rows_per_rank: int,
+        request: StageRequest,
         world: World,
         timeout_s: int,
     ) -> None:
-        _check_precision(training)
+        check_training(training)
         self.world, self.device, self.zero_stage = world, training_device(world), training.zero_stage
         self.dtype = _TORCH_DTYPES[training.dtype]
         self.objective, self._training = objective, training
         self._cycle = OneCycle(total_steps, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(objective, training.weight_decay), lr=training.learning_rate, eps=ADAM_EPS
-        )
+        rows, decoder = request.samples_per_subject * len(request.subjects), objective.decoder
+        layers = {}
+        if training.shard_layers:
+            layers = shard_large_layers(decoder, rows, request.samples_per_subject, world, self.device)
+        self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
+        self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
+        groups = decay_groups(decoder.named_parameters(), training.weight_decay)
+        self._optimizer = adamw(groups)
+        self._weight_decays = [group["weight_decay"] for group in groups]
         try:
             self._engine: Any = deepspeed.initialize(  # Any: deepspeed has no types
                 model=objective,
                 optimizer=self._optimizer,
-                config=deepspeed_config(training, rows_per_rank, world.size),
+                config=deepspeed_config(training, rows // world.size, world.size),
             )[0]
         except ValueError as error:
             raise ConfigError(
@@ -231,21 +206,21 @@ class Engine:
         return [torch.tensor(float(flag), dtype=torch.float64, device=self.device) for flag in flags]
 
     def _finish_step(self, batches: Sequence[Batch], step: int) -> tuple[float, bool]:
-        """Let DeepSpeed update the parameters; return the gradient norm and whether the loss scaler skipped it.
+        """Update the parameters; return the gradient norm and whether the loss scaler skipped it.
 
-        ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO it is
-        computed here.
+        ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO, and of
+        sharded layers, it is computed here.
         """
-        is_plain = self.zero_stage == 0
-        norm = self._plain_norm() if is_plain else math.nan
-        if is_plain and not math.isfinite(norm):
+        is_plain, shard_norm = self.zero_stage == 0, self._shards.norm()
+        norm = self._plain_norm() if is_plain else 0.0
+        if not math.isfinite(norm + shard_norm):
             raise_not_finite("gradient", step, batches[-1], self.world, True)
         self._engine.step()
-        if is_plain:
-            return norm, False
-        norm, was_applied = _as_float(self._engine.get_global_grad_norm()), self._engine.was_step_applied()
-        if was_applied and math.isfinite(norm) and norm >= 0:
-            return norm, False
+        if not is_plain:
+            norm = _as_float(self._engine.get_global_grad_norm())
+        if is_plain or (self._engine.was_step_applied() and math.isfinite(norm) and norm >= 0):
+            self._shards.step(self._cycle.learning_rate(step), (self._cycle.beta1(step), ADAM_BETA2))
+            return math.hypot(norm, shard_norm), False
         if self.dtype == torch.float16:
             return math.nan, True
         raise_not_finite("gradient", step, batches[-1], self.world, True)
@@ -263,7 +238,7 @@ class Engine:
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Return the decoder's whole state dict in float32 on the CPU on rank 0, an empty one elsewhere."""
-        state: dict[str, torch.Tensor] = {}
+        state = self._shards.whole()
         for name, parameter in self.objective.decoder.named_parameters():
             full = safe_get_full_fp32_param(parameter)  # collective under ZeRO; none where nothing is partitioned
             if self.world.is_main:
@@ -272,14 +247,15 @@ class Engine:
         return state
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write DeepSpeed's state of every rank to ``folder / tag``.
+        """Write the state of every rank to ``folder / tag``.
 
         Raises:
             CheckpointError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
         """
         try:
             self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            self._shards.save(folder / tag)
+        except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
             raise CheckpointError(
                 "A checkpoint could not be written; the one before is still valid.",
                 where=f"{folder / tag}, rank {self.world.rank}",
@@ -287,12 +263,39 @@ class Engine:
                 todo="free some space, then run the same command again: it continues from the last valid checkpoint",
             ) from error
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Load DeepSpeed's state of every rank from ``folder / tag``.
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What the files of a checkpoint depend on besides the recipe."""
+        return {"world_size": self.world.size, "zero_stage": self.zero_stage, "shard_layers": self.is_sharded}
+
+    def can_load(self, saved: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint of this layout can be read: any number of ranks, ZeRO 1 and 2 in exchange."""
+        stages = {self.zero_stage, saved["zero_stage"]}
+        return saved["shard_layers"] == self.is_sharded and (len(stages) == 1 or stages == {1, 2})
+
+    def load(self, folder: Path, tag: str, saved: Mapping[str, Any]) -> None:
+        """Load the state of every rank from ``folder / tag``, which ranks of the ``saved`` layout wrote.
 
         Raises:
             CheckpointError: DeepSpeed cannot read it.
         """
+        if saved == self.layout or self.zero_stage == 0:
+            self._load_deepspeed(folder, tag)
+        else:  # ZeRO's files are those of one world; DeepSpeed's universal format is any world's
+            universal = f"universal-{tag}"
+            on_main(lambda: _convert(folder / tag, folder / universal))
+            self._engine._config.load_universal_checkpoint = True
+            self._load_deepspeed(folder, universal)
+            self._engine._config.load_universal_checkpoint = False
+            on_main(lambda: shutil.rmtree(folder / universal))
+        for group, weight_decay in zip(self._optimizer.param_groups, self._weight_decays, strict=True):
+            group["weight_decay"] = weight_decay  # ZeRO 3 gives all groups the first one's when it reads universal
+        for state in self._optimizer.state.values():  # read to the CPU, and fused AdamW wants its count on the device
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
+        self._shards.load(folder / tag, saved["world_size"])
+
+    def _load_deepspeed(self, folder: Path, tag: str) -> None:
+        """Load DeepSpeed's state; the schedule is this project's."""
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
         if path is None:
             raise CheckpointError("DeepSpeed cannot read a checkpoint.", where=str(folder / tag))
@@ -302,17 +305,64 @@ class Engine:
         self._engine.destroy()
 
 
-def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: no decay for names containing "bias", except in the voxel encoders.
+def _convert(source: Path, target: Path) -> None:
+    """Write a checkpoint of ZeRO 1 to 3 in DeepSpeed's universal format, which any number of ranks reads (rank 0).
 
-    Source: the released rule; LayerNorm weights are decayed, as there.
+    Raises:
+        CheckpointError: DeepSpeed cannot convert it, or the disk is full.
     """
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for name, parameter in objective.decoder.named_parameters():
-        (plain if "bias" in name and not name.startswith(VOXEL_PREFIX) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    shutil.rmtree(target, ignore_errors=True)
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process: forking one that computes with threads can hang
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    target.mkdir()
+    try:
+        ds_to_universal.main(options)
+    except (AssertionError, LookupError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            "A checkpoint cannot be converted for another number of ranks.",
+            where=str(source),
+            found=f"{type(error).__name__}: {error}",
+            todo="continue with the number of ranks that saved it",
+        ) from error
+    (target.parent / "latest_universal").unlink()
+
+
+def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor:
+    """Return what takes (name, value, step) events to the recipe's monitors; every rank calls it.
+
+    Raises:
+        ConfigError: a monitor's package is not installed.
+    """
+    if not training.monitors:
+        return _no_monitor
+    folder, job = str(run_dir / "monitor"), f"stage{stage}"
+    sections: dict[str, dict[str, object]] = {
+        "tensorboard": {"enabled": True, "output_path": folder, "job_name": job},
+        "csv": {"enabled": True, "output_path": folder, "job_name": job},
+        "wandb": {"enabled": True, "project": "nd_dist", "group": f"{run_dir.name}-{job}"},
+    }
+    chosen = {"csv_monitor" if name == "csv" else name: sections[name] for name in training.monitors}
+    try:
+        master = MonitorMaster(get_monitor_config(chosen))
+    except ImportError as error:
+        raise ConfigError(
+            "A monitor's package is not installed.",
+            where=f"training.monitors={list(training.monitors)}",
+            found=str(error),
+            todo='pip install "nd-dist[track]", or leave it out',
+        ) from error
+    return lambda events: master.write_events(list(events))
+
+
+def _no_monitor(events: Sequence[tuple[str, float, int]]) -> None:
+    """Take the events where no monitor was asked for."""
 
 
 def _as_float(norm: object) -> float:

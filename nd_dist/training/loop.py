@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -16,26 +17,28 @@ from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import Progress, StageCheckpoints
-from nd_dist.training.engine import Engine, StepOutcome
+from nd_dist.training.engine import Engine, Monitor, StepOutcome
 from nd_dist.training.objectives import TOTAL
 from nd_dist.training.source import Stream
-
-Validate = Callable[[Decoder, int], Mapping[str, float]]
-"""Called by every rank with the model and the steps made so far; returns named numbers for this rank's event. Under
-ZeRO 3 every rank must call the model equally often."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller lets the loop ask.
+    """What the loop asks and tells beside training. Every rank calls ``validate`` and ``keep_best`` alike.
 
     Args:
         should_stop: Whether this rank was asked to save and stop.
-        validate: Looks at the model now and then; none: no validation.
+        validate: Named numbers of the model (``loss`` among them), equal on every rank; none: no validation.
+        keep_best: Keeps the model as the best one so far: the steps made, and what the validation found.
+        monitor: Takes the curves.
+        after_step: Called after every step (the profiler).
     """
 
     should_stop: Callable[[], bool]
-    validate: Validate | None = None
+    validate: Callable[[Decoder], Mapping[str, float]] | None
+    keep_best: Callable[[int, Mapping[str, float]], None]
+    monitor: Monitor
+    after_step: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class StagePlan:
         total_steps: Optimizer steps.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations.
+        early_stop: Validations without a better one after which the stage ends; 0: never.
         gradient_accumulation: Batches of one optimizer step.
     """
 
@@ -54,6 +58,7 @@ class StagePlan:
     total_steps: int
     checkpoint_every: int
     validate_every: int
+    early_stop: int
     gradient_accumulation: int
 
     @staticmethod
@@ -64,8 +69,14 @@ class StagePlan:
             training.steps[stage - 1],
             training.checkpoint_every,
             training.validate_every,
+            training.early_stop,
             training.gradient_accumulation,
         )
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether the stage ends here: at its last step, or early."""
+        is_stale = self.early_stop > 0 and progress.stale >= self.early_stop
+        return is_stale or progress.step >= self.total_steps
 
 
 def train_stage(
@@ -75,11 +86,11 @@ def train_stage(
     checkpoints: StageCheckpoints,
     events: EventLog,
     hooks: Hooks,
-) -> float:
-    """Train one stage from its newest checkpoint to its last step. Every rank calls it.
+) -> Progress:
+    """Train one stage from its newest checkpoint to its end. Every rank calls it.
 
     Returns:
-        The loss of the last step.
+        Where the stage ended.
 
     Raises:
         Requeue: a rank was asked to stop; the state is saved and the same command continues.
@@ -87,35 +98,60 @@ def train_stage(
         CheckpointError: the newest checkpoint is of another recipe, or a checkpoint could not be written.
     """
     # Continue where the newest valid checkpoint stopped
-    first, loss = checkpoints.load_newest()
-    stream.load_state_dict({**stream.state_dict(), "step": first * plan.gradient_accumulation})
+    progress = checkpoints.load_newest()
+    stream.load_state_dict({**stream.state_dict(), "step": progress.step * plan.gradient_accumulation})
     batches = iter(stream)
+    first = progress.step
     events.progress(_task(plan), first, plan.total_steps)
 
-    for step in range(first, plan.total_steps):
+    while not plan.is_over(progress):
         # One optimizer step
-        started = time.monotonic()
+        step, started = progress.step, time.monotonic()
         micro_batches = [next(batches) for _ in range(plan.gradient_accumulation)]
         if step == first:
             events.write("first_batch", stage=plan.stage, **batch_facts(micro_batches[0]))
         outcome = engine.train_step(micro_batches, step, hooks.should_stop())
-        loss, done = outcome.terms[TOTAL], step + 1
+        progress = progress._replace(step=step + 1, loss=outcome.terms[TOTAL])
 
         # What it did
         facts = step_facts(micro_batches, outcome, engine, time.monotonic() - started)
         events.write("train_step", stage=plan.stage, step=step, **facts)
-        events.progress(_task(plan), done, plan.total_steps, loss=loss)
+        events.progress(_task(plan), progress.step, plan.total_steps, loss=progress.loss)
+        hooks.monitor(curves("train", {**outcome.terms, **_numbers_of(facts)}, progress.step))
+        hooks.after_step()
 
         # Look at it, keep it
-        is_last = done == plan.total_steps
-        if hooks.validate is not None and (is_last or done % plan.validate_every == 0):
-            found = hooks.validate(engine.objective.decoder, done)
-            events.write("validation", stage=plan.stage, step=done, values=dict(found))
-        if is_last or outcome.should_stop or done % plan.checkpoint_every == 0:
-            checkpoints.save(Progress(done, loss))
-        if outcome.should_stop and not is_last:
-            raise _requeue(plan, done)
-    return loss
+        if hooks.validate is not None and (plan.is_over(progress) or progress.step % plan.validate_every == 0):
+            progress = _validated(progress, plan, hooks.validate(engine.objective.decoder), events, hooks)
+        is_over = plan.is_over(progress)
+        if is_over or outcome.should_stop or progress.step % plan.checkpoint_every == 0:
+            checkpoints.save(progress)
+        if outcome.should_stop and not is_over:
+            raise _requeue(plan, progress.step)
+    return progress
+
+
+def _validated(
+    progress: Progress, plan: StagePlan, found: Mapping[str, float], events: EventLog, hooks: Hooks
+) -> Progress:
+    """Report a validation, keep the model if it is the best so far, and return the progress that knows of it."""
+    events.write("validation", stage=plan.stage, step=progress.step, values=dict(found))
+    hooks.monitor(curves("validation", found, progress.step))
+    is_better = math.isfinite(found[TOTAL]) and (progress.best is None or found[TOTAL] < progress.best)
+    if not is_better:
+        return progress._replace(stale=progress.stale + 1)
+    hooks.keep_best(progress.step, found)
+    return progress._replace(best=found[TOTAL], stale=0)
+
+
+def curves(group: str, values: Mapping[str, float], step: int) -> list[tuple[str, float, int]]:
+    """Return the events of a monitor: name, value, optimizer steps made."""
+    return [(f"{group}/{name}", value, step) for name, value in values.items()]
+
+
+def _numbers_of(facts: Mapping[str, object]) -> dict[str, float]:
+    """Return the numbers among the facts of a step."""
+    return {name: float(value) for name, value in facts.items() if isinstance(value, float | int)}
 
 
 def _task(plan: StagePlan) -> str:

@@ -51,8 +51,12 @@ def soft_clip(predicted_ND: torch.Tensor, target_ND: torch.Tensor, temperature: 
 
     Source: MindEye, SoftCLIP. The released form gives the column direction the same (untransposed) labels.
     """
-    soft_NN = (target_ND @ target_ND.T / temperature).softmax(dim=-1)
-    logits_NN = predicted_ND @ target_ND.T / temperature
+    return soft_clip_of(predicted_ND @ target_ND.T / temperature, target_ND @ target_ND.T / temperature)
+
+
+def soft_clip_of(logits_NN: torch.Tensor, likeness_NN: torch.Tensor) -> torch.Tensor:
+    """Return the SoftCLIP loss of scores (row: prediction, column: target) and of the targets' own, over tau each."""
+    soft_NN = likeness_NN.softmax(dim=-1)
     return (cross_entropy(logits_NN, soft_NN) + cross_entropy(logits_NN.T, soft_NN)) / 2
 
 

@@ -42,12 +42,14 @@ class StepInputs:
         voxels: Subject -> (B_s, V_s).
         targets: Name -> (B, *shape) float32.
         sample_id_B: (B,) int64 positions in the global batch.
+        pictures: (B, H, W, 3) uint8 where a teacher looks at them.
     """
 
     micro_step: int
     voxels: Mapping[int, torch.Tensor]
     targets: Mapping[str, torch.Tensor]
     sample_id_B: torch.Tensor
+    pictures: torch.Tensor | None = None
 
     @staticmethod
     def of(batch: Batch, device: torch.device, dtype: torch.dtype) -> StepInputs:
@@ -57,6 +59,7 @@ class StepInputs:
             {s: v.to(device=device, dtype=dtype, non_blocking=True) for s, v in batch.voxels.items()},
             {n: t.to(device=device, dtype=torch.float32, non_blocking=True) for n, t in batch.targets.items()},
             torch.as_tensor(batch.sample_id, dtype=torch.int64).to(device),
+            None if batch.pictures is None else batch.pictures.to(device, non_blocking=True),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nd_dist.files import hash_json, read_json, write_json
 FORMAT = 1
 DONE = "done.json"
 MODEL = "model"
+BEST = "best"
 SCRATCH = "scratch"
 
 _NOT_RESULT = {  # of config.training: changes of these keep the trained numbers (up to rounding)
@@ -20,9 +22,14 @@ _NOT_RESULT = {  # of config.training: changes of these keep the trained numbers
     "checkpoint_every",
     "keep_checkpoints",
     "validate_every",
+    "validation_images",
     "reader_threads",
     "zero_stage",
+    "shard_layers",
+    "monitors",
+    "profile",
 }
+_STOPPING = ("validate_every", "validation_images")
 _PER_STAGE = ("steps", "samples_per_subject")
 
 
@@ -42,6 +49,8 @@ def training_fingerprint(config: Config, index_id: str, stage: int, start: str =
     """
     training = config.training.model_dump(mode="json")
     kept = {key: value for key, value in training.items() if key not in _NOT_RESULT}
+    if training["early_stop"]:
+        kept.update({key: training[key] for key in _STOPPING})
     for key in _PER_STAGE:
         kept[key] = training[key][stage - 1]
     if stage == 1:
@@ -69,6 +78,21 @@ def check_fingerprint(wanted: Mapping[str, object], found: Mapping[str, object],
         found=", ".join(f"{key}={found.get(key)}" for key in differing),
         todo="choose another run_dir, or set these keys back",
     )
+
+
+def write_best(folder: Path, name: str, step: int, found: Mapping[str, float]) -> None:
+    """Make ``folder / name`` the best model of a stage, then remove the others that were.
+
+    Args:
+        folder: Folder of the stage.
+        name: Model folder, complete.
+        step: Optimizer steps that it has seen.
+        found: What the validation found.
+    """
+    write_json(folder / f"{BEST}.json", {"format": FORMAT, "name": name, "step": step, "validation": dict(found)})
+    for other in folder.glob(f"{BEST}-*"):
+        if other.name != name:
+            shutil.rmtree(other)
 
 
 def write_done(folder: Path, facts: Mapping[str, object], step: int, loss: float, model_sha256: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,26 +12,32 @@ from nd_dist.config import Config
 from nd_dist.errors import CheckpointError
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
+from nd_dist.models.heads import latent_downscale
 from nd_dist.models.statistics import write_z_statistics
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
 from nd_dist.training.calibration import z_statistics
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.collective import on_main
-from nd_dist.training.engine import Engine, connect, training_device
+from nd_dist.training.engine import Engine, connect, open_monitor, training_device
 from nd_dist.training.gather import Gather
-from nd_dist.training.loop import Hooks, StagePlan, Validate, train_stage
-from nd_dist.training.objectives import Objective
+from nd_dist.training.loop import Hooks, StagePlan, train_stage
+from nd_dist.training.objectives import Objective, Teacher
+from nd_dist.training.profile import profiled, trace_path
 from nd_dist.training.records import (
+    BEST,
     MODEL,
     SCRATCH,
     check_fingerprint,
     read_done,
     stage_dir,
     training_fingerprint,
+    write_best,
     write_done,
 )
-from nd_dist.training.source import StageRequest, TrainingSource, stage_request, stage_specs
+from nd_dist.training.source import StageRequest, Stream, TrainingSource, stage_request, stage_specs
+from nd_dist.training.teacher import PictureTeacher, WithPictures
+from nd_dist.training.validation import Validation
 from nd_dist.world import World
 
 
@@ -41,11 +47,11 @@ def train(
     source: TrainingSource,
     events: EventLog,
     should_stop: Callable[[], bool],
-    validate: Validate | None = None,
 ) -> None:
     """Train the recipe's stages in order; finished stages are skipped, a started one continues. Every rank calls it.
 
-    Leaves ``run_dir/checkpoints/stageN/model`` (the trained decoder, ``Decoder.load`` reads it) and ``done.json``.
+    Leaves ``run_dir/checkpoints/stageN/model`` (the trained decoder, ``Decoder.load`` reads it), the best one by
+    validation (``best.json`` names its folder) and ``done.json``.
 
     Args:
         config: The recipe.
@@ -53,7 +59,6 @@ def train(
         source: The data.
         events: This rank's event file.
         should_stop: Asked every step; true saves the state and raises ``Requeue`` on all ranks.
-        validate: Looks at the model every ``training.validate_every`` steps and at the end of a stage.
 
     Raises:
         ConfigError: recipe and data do not fit each other.
@@ -70,7 +75,7 @@ def train(
             continue
         events.write("stage_start", stage=stage, subjects=list(request.subjects), start=facts["start"])
         run = _StageRun(config, world, source, request, events, facts)
-        run.train(run.build(start_dir), gather, Hooks(should_stop, validate))
+        run.train(run.build(start_dir), gather, should_stop)
 
 
 def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None, dict[str, object], bool]:
@@ -137,6 +142,7 @@ class _StageRun:
         self._config, self._world, self._source, self._request = config, world, source, request
         self._events, self._facts = events, facts
         self._folder = stage_dir(config.run_dir, request.stage)
+        self._teacher = self._load_teacher() if INITIAL in request.targets else None
 
     def build(self, start_dir: Path | None) -> Decoder:
         """Return the decoder that the stage begins with, the same on every rank."""
@@ -147,42 +153,73 @@ class _StageRun:
             if start_dir is not None:
                 decoder = Decoder.load_for_subjects(start_dir, num_voxels)
             else:
-                decoder = Decoder(self._config.decoder, num_voxels, specs)
+                decoder = Decoder(self._config.decoder, num_voxels, specs, student=self._teacher is not None)
         self._events.write("model", stage=self._request.stage, parameters=parameter_table(decoder))
-        if any(spec.role == "initial" for spec in specs):
-            self._events.write("term_off", stage=self._request.stage, term="z/contrastive", reason="no teacher model")
         return decoder
 
-    def train(self, decoder: Decoder, gather: Gather, hooks: Hooks) -> None:
+    def _load_teacher(self) -> Teacher | None:
+        """Return the teacher of z's contrastive term; none, and a word about it, where the recipe names none."""
+        if self._config.training.teacher is not None:
+            seed = unit_seed(self._config.seed, "teacher", self._request.stage)
+            side = next(s.shape[-1] for s in self._source.specs if s.name == INITIAL) // latent_downscale(
+                self._config.decoder
+            )
+            return PictureTeacher(self._config.training.teacher, side, seed, training_device(self._world))
+        self._events.write("term_off", stage=self._request.stage, term="z/contrastive", reason="no teacher model")
+        return None
+
+    def train(self, decoder: Decoder, gather: Gather, should_stop: Callable[[], bool]) -> None:
         """Train the stage to its end and write model, statistics and record."""
-        plan = StagePlan.of(self._config.training, self._request.stage)
+        training, stage = self._config.training, self._request.stage
+        plan = StagePlan.of(training, stage)
         engine = self._engine(decoder, gather, plan.total_steps)
-        checkpoints = StageCheckpoints(
-            self._folder, engine, self._facts, self._config.training.keep_checkpoints, self._events
-        )
-        stream = self._source.open_stream(self._request)
+        self._events.write("sharded_layers", stage=stage, layers=list(engine.sharded_layers))
+        checkpoints = StageCheckpoints(self._folder, engine, self._facts, training.keep_checkpoints, self._events)
+        monitor = open_monitor(training, self._config.run_dir, stage)
+        validate = self._validation(gather)
+        stream = self._stream()
         try:
-            loss = train_stage(plan, engine, stream, checkpoints, self._events, hooks)
+            with profiled(trace_path(self._config.run_dir, stage, self._world.rank), training.profile) as after_step:
+                hooks = Hooks(should_stop, validate, partial(self._keep_best, engine), monitor, after_step)
+                end = train_stage(plan, engine, stream, checkpoints, self._events, hooks)
         finally:
             stream.close()
-        digest = self._export(engine)
+        digest = self._export(engine, self._folder / MODEL)
         self._calibrate()
-        on_main(lambda: write_done(self._folder, self._facts, plan.total_steps, loss, digest))
+        on_main(lambda: write_done(self._folder, self._facts, end.step, end.loss, digest))
         engine.close()
-        self._events.write("stage_done", stage=plan.stage, step=plan.total_steps, loss=loss)
+        self._events.write("stage_done", stage=stage, step=end.step, loss=end.loss)
+
+    def _stream(self) -> Stream:
+        """Return this rank's batches, with pictures where there is a teacher to look at them."""
+        stream = self._source.open_stream(self._request)
+        return stream if self._teacher is None else WithPictures(stream, self._source.pictures)
+
+    def _validation(self, gather: Gather) -> Validation | None:
+        """Return what looks at the model now and then; none where the subject has no test image."""
+        validation = Validation(self._source, self._request.subjects[0], self._config.training, self._world, gather)
+        if validation.num_images:
+            return validation
+        self._events.write("validation_off", stage=self._request.stage, reason="no test image was packed")
+        return None
+
+    def _keep_best(self, engine: Engine, step: int, found: Mapping[str, float]) -> None:
+        """Write the model as the best one so far and forget the one before."""
+        name = f"{BEST}-{step:07d}"
+        self._export(engine, self._folder / name)
+        on_main(lambda: write_best(self._folder, name, step, found))
 
     def _engine(self, decoder: Decoder, gather: Gather, total_steps: int) -> Engine:
         """Return the engine around the stage's objective."""
         training = self._config.training
         seed = unit_seed(self._config.seed, "stage", self._request.stage)
-        objective = Objective(decoder, training, total_steps, seed, gather)
-        rows = self._request.samples_per_subject // self._world.size * len(self._request.subjects)
-        return Engine(objective, training, total_steps, rows, self._world, self._config.launch.timeout_s)
+        objective = Objective(decoder, training, total_steps, seed, gather, self._teacher)
+        return Engine(objective, training, total_steps, self._request, self._world, self._config.launch.timeout_s)
 
-    def _export(self, engine: Engine) -> str:
-        """Write the model folder and return the weights' hash."""
+    def _export(self, engine: Engine, folder: Path) -> str:
+        """Write a model folder and return the weights' hash."""
         state = engine.full_state()
-        return on_main(lambda: engine.objective.decoder.save(self._folder / MODEL, state))
+        return on_main(lambda: engine.objective.decoder.save(folder, state))
 
     def _calibrate(self) -> None:
         """Store the statistics of z over the stage's training images beside the model (stage 2: one subject)."""

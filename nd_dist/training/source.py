@@ -5,7 +5,7 @@ The caller (a rank program) implements ``TrainingSource`` over whatever holds th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +77,23 @@ class TrainingSource(Protocol):
 
     def open_stream(self, request: StageRequest) -> Stream:
         """Return this rank's stream of a stage."""
+        ...
+
+    def test_images(self, subject: int) -> list[int]:
+        """Return the ascending ids of the test images that a subject saw."""
+        ...
+
+    def test_trials(
+        self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Return voxels (B, 3, V) of the repeats of test images, and targets by name (B, *shape).
+
+        An image seen less often has its repeats repeated in turn (a, a, a or a, b, a), as published.
+        """
+        ...
+
+    def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
+        """Return pictures (B, H, W, 3), uint8; only asked for with a teacher."""
         ...
 
     def training_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from nd_dist.training.source import StageRequest
 
 NUM_FACTORS = 12
 NUM_IMAGES = 60
+NUM_TEST = 11
 SHAPES: dict[str, tuple[int, ...]] = {"c": (6, 16), "z": (4, 8, 8), "g02": (5, 12), "g04": (5, 12)}
 
 
@@ -38,7 +39,7 @@ class SyntheticSource:
         return tuple(TargetSpec(name, role_of(name), shape) for name, shape in self.shapes.items())
 
     def factors(self, image_id: np.ndarray) -> np.ndarray:
-        return normal(NUM_IMAGES, NUM_FACTORS, words=("factors",))[image_id]
+        return normal(NUM_IMAGES + NUM_TEST, NUM_FACTORS, words=("factors",))[image_id]
 
     def clean_voxels(self, subject: int, image_id: np.ndarray) -> np.ndarray:
         weights = normal(NUM_FACTORS, self.num_voxels[subject], words=("voxels", subject))
@@ -51,6 +52,24 @@ class SyntheticSource:
 
     def open_stream(self, request: StageRequest) -> SyntheticStream:
         return SyntheticStream(self, request)
+
+    def test_images(self, subject: int) -> list[int]:
+        return list(range(NUM_IMAGES, NUM_IMAGES + NUM_TEST))
+
+    def test_trials(
+        self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        ids = np.array(image_ids)
+        noise = [normal(3, self.num_voxels[subject], words=("test noise", subject, int(i))) for i in ids]
+        voxels = self.clean_voxels(subject, ids)[:, None] + 0.3 * np.stack(noise)
+        return torch.from_numpy(voxels), {name: self.target(name, ids) for name in targets}
+
+    def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
+        colours = normal(NUM_IMAGES + NUM_TEST, 3, words=("colours",))[list(image_ids)]
+        grey = (
+            torch.arange(256, dtype=torch.float32).view(1, 16, 16, 1) + 40 * torch.from_numpy(colours)[:, None, None]
+        )
+        return grey.clamp(0, 255).to(torch.uint8)
 
     def training_rows(
         self, subject: int, sessions: tuple[int, ...] | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from nd_dist.config import Config
+from nd_dist.errors import CheckpointError
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.run import train
@@ -19,12 +22,14 @@ from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import SyntheticSource
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "zero1": {"steps": (20, 6)},
-    "zero0": {"stages": (1,), "zero_stage": 0},
-    "zero2": {"stages": (1,), "zero_stage": 2, "gradient_accumulation": 2, "gradient_clip": 5.0},
-    "zero3": {"stages": (1,), "zero_stage": 3},
+    "zero1": {"steps": (30, 6), "checkpoint_every": 10},
+    "zero0": {"stages": (1,), "zero_stage": 0, "steps": (30, 1), "checkpoint_every": 10},
+    "zero2": {"stages": (1,), "zero_stage": 2, "gradient_accumulation": 2},
+    "zero3": {"stages": (1,), "zero_stage": 3, "validate_every": 3},
+    "clipped": {"stages": (1,), "zero_stage": 2, "gradient_clip": 5.0, "shard_layers": False},
     "bfloat16": {"stages": (1,), "dtype": "bfloat16", "zero_stage": 2},
 }
+EXACT = [name for name in CHANGES if name != "bfloat16"]
 
 
 def recipe(folder: Path, name: str) -> Config:
@@ -53,7 +58,7 @@ def on_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     return configs
 
 
-@pytest.mark.parametrize("name", [name for name in CHANGES if name != "bfloat16"])
+@pytest.mark.parametrize("name", EXACT)
 def test_the_loss_curve_is_the_same_on_one_and_two_ranks(
     name: str, on_one: dict[str, Config], on_two: dict[str, Config]
 ) -> None:
@@ -63,12 +68,27 @@ def test_the_loss_curve_is_the_same_on_one_and_two_ranks(
 
 
 def test_the_loss_curve_is_the_same_for_all_zero_stages(on_two: dict[str, Config]) -> None:
-    zero0, zero3 = (losses_of(events_of(on_two[name])) for name in ("zero0", "zero3"))
-    assert zero3 == pytest.approx(zero0, rel=1e-5)
+    curves = {name: losses_of(events_of(on_two[name])) for name in ("zero0", "zero1", "zero3")}
+    first_stage = {key: loss for key, loss in curves["zero1"].items() if key[0] == 1}
+    assert len(first_stage) == 30
+    assert first_stage == pytest.approx(curves["zero0"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_validations_are_the_same_on_one_and_two_ranks(
+    name: str, on_one: dict[str, Config], on_two: dict[str, Config]
+) -> None:
+    one, two, other = (validations_of(events) for events in (
+        events_of(on_one[name]), events_of(on_two[name], 0), events_of(on_two[name], 1)
+    ))  # fmt: skip
+    assert two == other
+    assert one.keys() == two.keys()
+    for step, values in two.items():
+        assert values == pytest.approx(one[step], rel=1e-4)
 
 
 def test_bfloat16_follows_float32_loosely(on_two: dict[str, Config]) -> None:
-    half, full = (losses_of(events_of(on_two[name])) for name in ("bfloat16", "zero0"))
+    half, full = (losses_of(events_of(on_two[name])) for name in ("bfloat16", "clipped"))
     assert half == pytest.approx(full, rel=0.03)
 
 
@@ -88,32 +108,39 @@ def test_every_rank_writes_its_steps_and_all_process_groups_have_the_recipes_tim
 ) -> None:
     for rank in (0, 1):
         events = events_of(on_two["zero1"], rank)
-        assert len(losses_of(events)) == 26
+        assert len(losses_of(events)) == 36
         assert set(events[-1]["group_timeouts_s"]) == {60.0}
     assert losses_of(events_of(on_two["zero1"], 0)) == losses_of(events_of(on_two["zero1"], 1))
 
 
 def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
-    on_two: dict[str, Config], tmp_path: Path
+    on_one: dict[str, Config], on_two: dict[str, Config], tmp_path: Path
 ) -> None:
     config = recipe(tmp_path, "zero1")
-    assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=12, kill_rank=1))[1] == -9
+    assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=27, kill_rank=1))[1] == -9
     assert "finished" not in {event["event"] for event in events_of(config)}
     bad = small_recipe(tmp_path / "bad", stages=(1,))
-    again, nan = (
+    grown = {name: back_to(on_one[name], tmp_path / "grown" / name, "step-0000020") for name in ("zero0", "zero1")}
+    grown["zero3"] = back_to(on_one["zero3"], tmp_path / "grown" / "zero3", "step-0000006")
+    jobs = [
         write_job(tmp_path / "again.json", config),
+        *(write_job(tmp_path / f"{name}.json", job) for name, job in grown.items()),
         write_job(tmp_path / "bad.json", bad, bad_step=3, bad_rank=1),
-    )
-    codes = run_ranks(2, again, nan)
+    ]
+    codes = run_ranks(2, *jobs)
 
     events = events_of(config)
     loaded = next(i for i, event in enumerate(events) if event["event"] == "checkpoint_loaded")
-    assert events[loaded]["step"] == 10
+    assert events[loaded]["step"] == 20
     resumed, whole = losses_of(events[loaded:]), losses_of(events_of(on_two["zero1"]))
     assert len(resumed) == 16
     assert resumed == {key: whole[key] for key in resumed}
 
-    # the second job of that launch: a NaN in one rank's data stops both before the step, with names
+    # the next jobs of that launch: trainings of one rank go on with two
+    for name, job in grown.items():
+        check_resumed(events_of(job), on_one[name], saved_by=1)
+
+    # the last one: a NaN in one rank's data stops both before the step, with names
     assert codes == [1, 1]
     for rank in (0, 1):
         failed = events_of(bad, rank)[-1]
@@ -123,8 +150,43 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
         assert max(losses_of(events_of(bad, rank))) == (1, 2)
 
 
-def test_another_number_of_ranks_is_refused_with_the_way_out(on_two: dict[str, Config], tmp_path: Path) -> None:
-    config = on_two["zero0"]
-    (config.run_dir / "checkpoints" / "stage1" / "done.json").unlink()
-    with pytest.raises(ValueError, match=r"launch\.ranks=2"):
-        train(config, World(), SyntheticSource(), EventLog(tmp_path, 0, "train"), lambda: False)
+@pytest.mark.parametrize("name", EXACT)
+def test_a_training_of_two_ranks_goes_on_with_one(name: str, on_two: dict[str, Config], tmp_path: Path) -> None:
+    tag = "step-0000020" if name in ("zero0", "zero1") else "step-0000006"
+    config = back_to(on_two[name], tmp_path, tag)
+    train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
+    check_resumed(events_of(config), on_two[name], saved_by=2)
+    assert not list(config.run_dir.glob("checkpoints/*/*universal*"))
+
+
+def test_zero_one_and_two_read_each_others_checkpoints(on_two: dict[str, Config], tmp_path: Path) -> None:
+    config = back_to(on_two["zero0"], tmp_path / "a", "step-0000020")
+    other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 1})})
+    with pytest.raises(CheckpointError, match=r"training\.zero_stage=0"):
+        train(other, World(), SyntheticSource(), EventLog(other.run_dir, 0, "train"), lambda: False)
+    config = back_to(on_two["zero1"], tmp_path / "b", "step-0000020")
+    other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 2})})
+    train(other, World(), SyntheticSource(), EventLog(other.run_dir, 0, "train"), lambda: False)
+    check_resumed(events_of(other), on_two["zero1"], saved_by=2)
+
+
+def back_to(config: Config, folder: Path, tag: str) -> Config:
+    """A copy of a finished run as it was when a checkpoint of stage 1 was the newest."""
+    shutil.copytree(config.run_dir / "checkpoints" / "stage1", folder / "checkpoints" / "stage1")
+    (folder / "checkpoints" / "stage1" / "done.json").unlink()
+    (folder / "checkpoints" / "stage1" / "latest.json").write_text(json.dumps({"format": 1, "name": tag}))
+    return config.model_copy(update={"run_dir": folder})
+
+
+def check_resumed(events: list[dict[str, Any]], whole: Config, saved_by: int) -> None:
+    """The losses after a restart are those of the uninterrupted run, to 1e-5."""
+    loaded = next(event for event in events if event["event"] == "checkpoint_loaded")
+    assert loaded["saved_by_ranks"] == saved_by
+    resumed, expected = losses_of(events), losses_of(events_of(whole))
+    assert min(resumed) == (1, loaded["step"])
+    assert resumed.keys() == {key for key in expected if key >= (1, loaded["step"])}
+    assert resumed == pytest.approx({key: expected[key] for key in resumed}, rel=1e-5)
+
+
+def validations_of(events: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, float]]:
+    return {(e["stage"], e["step"]): e["values"] for e in events if e["event"] == "validation"}

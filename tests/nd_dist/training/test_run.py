@@ -6,48 +6,22 @@ import json
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, Requeue
-from nd_dist.events import EventLog, events_path, read_events
+from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.statistics import read_z_statistics
-from nd_dist.training.engine import deepspeed_config
 from nd_dist.training.finite import NonFiniteError
-from nd_dist.training.run import train
-from nd_dist.world import World
+from nd_dist.training.parameters import deepspeed_config
+from tests.nd_dist.training.one_rank import Events, losses, names, run
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import NUM_IMAGES, SyntheticSource
-
-Events = list[dict[str, Any]]
-
-
-def run(
-    config: Config, source: SyntheticSource | None = None, should_stop: Callable[[], bool] = lambda: False
-) -> Events:
-    """Train, and return the events of this call only."""
-    path = events_path(config.run_dir, 0)
-    before = len(list(read_events(path)))
-    log = EventLog(config.run_dir, 0, "train")
-    try:
-        train(config, World(), source or SyntheticSource(), log, should_stop)
-    finally:
-        events = list(read_events(path))[before:]
-    return events
-
-
-def losses(events: Events) -> dict[tuple[int, int], float]:
-    return {(e["stage"], e["step"]): e["loss"] for e in events if e["event"] == "train_step"}
-
-
-def names(events: Events) -> list[str]:
-    return [event["event"] for event in events]
 
 
 @pytest.fixture(autouse=True)
@@ -200,15 +174,14 @@ def test_a_checkpoint_without_the_pointers_word_does_not_count(copied: Config) -
     assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
 
 
-def test_a_checkpoint_of_another_world_is_refused_with_the_way_out(copied: Config) -> None:
-    folder = copied.run_dir / "checkpoints" / "stage2"
-    (folder / "done.json").unlink()
-    for path in folder.glob("step-*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        manifest["facts"]["world_size"] = 2
-        path.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"launch\.ranks=2"):
-        run(copied)
+def test_a_checkpoint_of_another_layout_is_refused_with_the_way_out(copied: Config) -> None:
+    (copied.run_dir / "checkpoints" / "stage2" / "done.json").unlink()
+    changes: list[tuple[dict[str, object], str]]
+    changes = [({"zero_stage": 3}, "zero_stage=1"), ({"shard_layers": False}, "shard_layers=True")]
+    for change, way_out in changes:
+        training = copied.training.model_copy(update=change)
+        with pytest.raises(CheckpointError, match=way_out):
+            run(copied.model_copy(update={"training": training}))
 
 
 def test_a_batch_that_is_not_finite_stops_before_the_step_and_names_its_sample(tmp_path: Path) -> None:
@@ -254,20 +227,6 @@ def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_
         run(copied.model_copy(update={"training": second}))
 
 
-def test_validation_sees_the_model_at_its_steps_and_at_the_end(tmp_path: Path) -> None:
-    config = small_recipe(tmp_path, stages=(1,), steps=(5, 1), validate_every=2)
-    log = EventLog(config.run_dir, 0, "train")
-
-    def validate(decoder: Decoder, step: int) -> dict[str, float]:
-        predicted = decoder.predict(torch.zeros(2, 36), 2, [1, 2], only=("z",))["z"]
-        return {"z_spread": float(predicted.std()), "seen": step}
-
-    train(config, World(), SyntheticSource(), log, lambda: False, validate)
-    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "validation"]
-    assert [event["step"] for event in found] == [2, 4, 5]
-    assert all(event["values"]["seen"] == event["step"] and event["values"]["z_spread"] > 0 for event in found)
-
-
 def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
     config = small_recipe(
         tmp_path, stages=(2,), steps=(1, 60), samples_per_subject=(4, 16), learning_rate=5e-3, checkpoint_every=1000
@@ -289,7 +248,9 @@ def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path) ->
         run(small_recipe(tmp_path / "a", dtype="bfloat16", zero_stage=0))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="refuses the recipe on this device"):
-            run(small_recipe(tmp_path / "b", dtype="float16"))
+            run(small_recipe(tmp_path / "b", dtype="float16", shard_layers=False))
+    with pytest.raises(ConfigError, match=r"shard_layers=false"):
+        run(small_recipe(tmp_path / "c", gradient_clip=1.0))
 
 
 def test_deepspeeds_configuration_follows_the_recipe() -> None:
@@ -299,7 +260,7 @@ def test_deepspeeds_configuration_follows_the_recipe() -> None:
     config = deepspeed_config(training, rows_per_rank=4, world_size=2)
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 4
-    assert config["zero_optimization"] == {"stage": 2}
+    assert config["zero_optimization"]["stage"] == 2
     assert config["gradient_clipping"] == 0.5
     assert config["bf16"]["enabled"]
     assert "fp16" not in config

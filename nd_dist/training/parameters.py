@@ -1,0 +1,90 @@
+"""Which parameters decay, and what DeepSpeed is told: derived from the recipe here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from nd_dist.config import TrainingConfig
+from nd_dist.errors import ConfigError
+from nd_dist.models.decoder import VOXEL_PREFIX
+
+ADAM_EPS = 1e-8
+ADAM_BETA2 = 0.999
+REDUCE_BUCKET = 50_000_000
+"""Gradients that DeepSpeed averages at a time; ZeRO 3 keeps a buffer of so many, and its default is ten times more."""
+
+
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """Return AdamW in its fused form: one pass over memory, which is most of a step with few rows."""
+    return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
+
+
+def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups: no decay for names containing "bias", except in the voxel encoders.
+
+    Args:
+        named: Names in the decoder, and parameters.
+        weight_decay: Of those that decay.
+
+    Source: the released rule; LayerNorm weights are decayed, as there.
+    """
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
+    for name, parameter in named:
+        (plain if "bias" in name and not name.startswith(VOXEL_PREFIX) else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration.
+
+    Args:
+        training: The recipe's training section.
+        rows_per_rank: Rows of one micro-batch on one rank.
+        world_size: Number of ranks.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "train_batch_size": rows_per_rank * world_size * training.gradient_accumulation,
+        "gradient_clipping": training.gradient_clip,
+        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if training.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if training.dtype == "float16":
+        config["fp16"] = {"enabled": True}
+    return config
+
+
+def check_training(training: TrainingConfig) -> None:
+    """Refuse combinations that would train wrongly.
+
+    Half precision without ZeRO: DeepSpeed 0.19 then makes a dummy AdamW step at the start (its step count is one ahead
+    of all other stages), and gradients that are not finite are skipped in silence. Layers that DeepSpeed does not see
+    with clipping or a loss scale: both follow from the norm of *its* gradients only.
+
+    Raises:
+        ConfigError: names the fields.
+    """
+    if training.zero_stage == 0 and training.dtype != "float32":
+        raise ConfigError(
+            "Half precision needs ZeRO.",
+            where="training.dtype, training.zero_stage",
+            expected="zero_stage 1, 2 or 3",
+            found=f"{training.dtype} with zero_stage 0",
+            todo="set training.zero_stage=1: the same memory in a world of one, less in a larger one",
+        )
+    if training.shard_layers and (training.gradient_clip > 0 or training.dtype == "float16"):
+        raise ConfigError(
+            "Gradient clipping and float16's loss scale need every gradient in DeepSpeed.",
+            where="training.shard_layers, training.gradient_clip, training.dtype",
+            found=f"shard_layers with gradient_clip {training.gradient_clip} and {training.dtype}",
+            todo="set training.shard_layers=false (more memory and traffic), or train in bfloat16 without clipping",
+        )

@@ -1,0 +1,143 @@
+"""The grid of trainings: its plan as values, and a small one with real `nd train` processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.grid import GridRequest, Slot, Training, blocked, grid_table, next_starts, numbers, plan_grid, plan_slots
+from launch.grid_run import make_grid
+from launch.hosts import Host
+from launch.recipe import load_recipe
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+from nd_dist.events import events_path, read_events
+from nd_dist.models.decoder import Decoder
+from nd_dist.schema import TARGETS
+
+ND = [sys.executable, "-m", "launch.cli"]
+
+
+def paper(*overrides: str) -> Config:
+    return load_recipe("paper", ["run_dir=runs/p", *overrides])
+
+
+def test_a_subject_needs_sixteen_trainings_and_four_subjects_sixty_four() -> None:
+    plan = plan_grid(paper(), GridRequest(subjects=(1, 2, 5, 7), stages=(1, 2), all_targets=True))
+    assert len(plan) == len(set(plan)) == 64
+    assert len([training for training in plan if training.subject == 5]) == 16
+    assert {training.network for training in plan} == set(TARGETS)
+
+
+def test_with_joint_heads_one_training_a_stage_makes_all_targets() -> None:
+    plan = plan_grid(paper("decoder.heads=joint"), GridRequest(subjects=(1, 2), stages=(1, 2), all_targets=True))
+    assert [(t.subject, t.stage, t.targets) for t in plan] == [(s, k, TARGETS) for s in (1, 2) for k in (1, 2)]
+    assert plan[0].run_dir == Path("runs/p/subj01")
+
+
+def test_a_training_is_the_recipe_with_its_own_folder_subject_target_and_stage() -> None:
+    config = paper()
+    plan = plan_grid(config, GridRequest((2,), (1, 2), True))
+    training = next(t for t in plan if (t.network, t.stage) == ("g04", 2))
+    own = load_recipe("paper", training.overrides)
+    assert own.run_dir == Path("runs/p/subj02/g04")
+    assert (own.training.target_subject, own.training.targets, own.training.stages) == (2, ("g04",), (2,))
+
+
+def test_subjects_that_are_not_in_the_recipe_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\[9\]"):
+        plan_grid(paper(), GridRequest(subjects=(1, 9)))
+    with pytest.raises(ConfigError, match="no list of numbers"):
+        numbers("1;2", "--subjects")
+
+
+def test_hosts_are_cut_into_places_of_so_many_gpus() -> None:
+    hosts = (Host("a", 4), Host("b", 3))
+    slots = plan_slots(hosts, GridRequest(ranks=2), has_gpus=True, is_local=False)
+    assert [(slot.host, slot.devices) for slot in slots] == [("a", (0, 1)), ("a", (2, 3)), ("b", (0, 1))]
+    crowded = plan_slots(hosts[1:], GridRequest(at_once=5), has_gpus=True, is_local=False)
+    assert [slot.devices for slot in crowded] == [(0,), (1,), (2,), (0,), (1,)]
+    assert [s.devices for s in plan_slots((Host("localhost", 1),), GridRequest(at_once=2), False, True)] == [(), ()]
+    with pytest.raises(ConfigError, match="room"):
+        plan_slots(hosts, GridRequest(ranks=8), has_gpus=True, is_local=False)
+
+
+def states_of(plan: tuple[Training, ...], **chosen: str) -> dict[Training, Any]:
+    return {t: chosen.get(f"{t.network}{t.stage}", "waiting") for t in plan}
+
+
+def test_a_second_stage_waits_for_its_own_first_stage_only() -> None:
+    plan = plan_grid(paper("training.targets=[c,z]"), GridRequest(stages=(1, 2)))
+    free = [Slot(i, "a", (i,), True) for i in range(4)]
+    assert [(t.network, t.stage) for t, _ in next_starts(plan, states_of(plan), free)] == [("c", 1), ("z", 1)]
+    states = states_of(plan, c1="done", z1="running")
+    assert [(t.network, t.stage, slot.number) for t, slot in next_starts(plan, states, free[2:])] == [("c", 2, 2)]
+    assert [(t.network, t.stage) for t in blocked(plan, states_of(plan, z1="failed"))] == [("z", 2)]
+    assert next_starts(plan, states_of(plan, c1="running", z1="failed"), free) == []
+
+
+def test_the_table_has_a_row_for_every_stage_and_a_column_for_every_network(tmp_path: Path) -> None:
+    plan = plan_grid(paper("training.targets=[c,z]"), GridRequest(subjects=(1, 7), stages=(1, 2)))
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(grid_table(plan, states_of(plan, c1="running"), dict.fromkeys(plan, 0.25)))
+    rows = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "waiting" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        [subject, stage, "running 25%" if stage == "1" else "waiting", "waiting"]
+        for subject in ("01", "07") for stage in ("1", "2")
+    ]  # fmt: skip
+
+
+def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("far slots=2\n")
+    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), hostfile)
+    words = grid.command(grid.plan[0], grid.slots[1])
+    assert words[:5] == ["ssh", "-tt", "-o", "BatchMode=yes", "far"]
+    assert "CUDA_VISIBLE_DEVICES=1" in words[5]
+    assert "training.targets=[c]" in words[5]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words of a very small packed phantom and recipe."""
+    folder = tmp_path_factory.mktemp("grid")
+    words = [
+        "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
+        "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16",
+        "decoder.heads=single", "training.targets=[z,g02]", "training.samples_per_subject=[2,4]",
+        "training.steps=[4,4]", "training.checkpoint_every=2", f"nsd_root={folder / 'nsd'}",
+        f"shards_dir={folder / 'shards'}",
+    ]  # fmt: skip
+    subprocess.run([*ND, "phantom", str(folder / "nsd"), *words], check=True, capture_output=True)
+    subprocess.run([*ND, "pack", "demo", *words, f"run_dir={folder / 'pack'}"], check=True, capture_output=True)
+    return words
+
+
+def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shards: list[str], tmp_path: Path) -> None:
+    words = [*ND, "train", "demo", *shards, f"run_dir={tmp_path}", "--subjects", "1", "--at-once", "2"]
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "subj01" / "z" / "checkpoints" / "stage1" / "done.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 5, out  # "requeue me": everything saved
+
+    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for network in ("z", "g02"):
+        events = list(read_events(events_path(tmp_path / "subj01" / network, 0)))
+        steps = [(e["stage"], e["step"]) for e in events if e["event"] == "train_step"]
+        assert steps == [(stage, step) for stage in (1, 2) for step in range(4)]
+    merged = Decoder.load(tmp_path / "subj01" / "checkpoints" / "stage2" / "model")
+    own = Decoder.load(tmp_path / "subj01" / "g02" / "checkpoints" / "stage2" / "model").state_dict()
+    assert {spec.name for spec in merged.targets} == {"z", "g02"}
+    assert all((merged.state_dict()[name] == value).all() for name, value in own.items())
+    assert (tmp_path / "subj01" / "checkpoints" / "stage2" / "model" / "z_statistics.safetensors").exists()

@@ -1,0 +1,110 @@
+"""What is seen of a training: validation and the best model, early stop, curves, profiler trace."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nd_dist.config import Config
+from nd_dist.models.decoder import Decoder
+from nd_dist.training.losses import soft_clip
+from nd_dist.training.validation import Share
+from nd_dist.world import World
+from tests.nd_dist.training.one_rank import Events, losses, run
+from tests.ranks.recipe import small_recipe
+from tests.ranks.synthetic import NUM_TEST, SyntheticSource
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Events]:
+    config = small_recipe(
+        tmp_path_factory.mktemp("watched"),
+        stages=(2,), steps=(1, 9), validate_every=2, monitors=("csv",), profile=True, learning_rate=1e-2,
+    )  # fmt: skip
+    return config, run(config)
+
+
+def validations(events: Events) -> dict[int, dict[str, float]]:
+    return {event["step"]: event["values"] for event in events if event["event"] == "validation"}
+
+
+def test_validation_comes_at_its_steps_and_at_the_end(watched: tuple[Config, Events]) -> None:
+    assert list(validations(watched[1])) == [2, 4, 6, 8, 9]
+
+
+def test_validation_numbers_are_those_of_outputs_averaged_over_three_repeats(watched: tuple[Config, Events]) -> None:
+    config, events = watched
+    decoder = Decoder.load(config.run_dir / "checkpoints" / "stage2" / "model")
+    source = SyntheticSource()
+    voxels_BRV, targets = source.test_trials(1, source.test_images(1), ("c", "z", "g02"))
+    with torch.no_grad():
+        runs = [decoder({1: voxels_BRV[:, repeat]}) for repeat in range(3)]
+    found = validations(events)[9]
+    latent = torch.stack([out["z"].latent_BCHW for out in runs]).mean(0)
+    assert found["z/l1"] == pytest.approx(float((latent - targets["z"]).abs().mean()) / 0.18215, rel=1e-4)
+    for name in ("c", "g02"):
+        predicted = torch.stack([out[name].contrastive_BLD for out in runs]).mean(0)
+        predicted, target = (F.normalize(rows.flatten(1), dim=-1) for rows in (predicted, targets[name]))
+        assert found[f"{name}/contrastive"] == pytest.approx(float(soft_clip(predicted, target, 0.006)), rel=1e-4)
+        best_image = (predicted @ target.T).argmax(dim=1)
+        share = float((best_image == torch.arange(NUM_TEST)).float().mean())
+        assert found[f"{name}/top1_image_given_voxels"] == pytest.approx(share)
+    total = found["z/l1"] + sum(30 * found[f"{n}/prior"] + found[f"{n}/contrastive"] for n in ("c", "g02"))
+    assert found["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_the_best_model_is_the_one_with_the_lowest_validation_loss(watched: tuple[Config, Events]) -> None:
+    config, events = watched
+    folder = config.run_dir / "checkpoints" / "stage2"
+    record = json.loads((folder / "best.json").read_text())
+    found = {step: values["loss"] for step, values in validations(events).items()}
+    assert record["step"] == min(found, key=lambda step: found[step])
+    assert record["validation"]["loss"] == min(found.values())
+    assert [path.name for path in folder.glob("best-*")] == [record["name"]]
+    assert Decoder.load(folder / record["name"]).num_voxels == {1: 40}
+
+
+def test_early_stop_ends_a_stage_that_does_not_get_better_and_is_off_by_default(tmp_path: Path) -> None:
+    # a rate so small that nothing changes in float32: the second validation is not better
+    config = small_recipe(
+        tmp_path, stages=(2,), steps=(1, 30), validate_every=2, early_stop=2, learning_rate=1e-30, weight_decay=0.0
+    )
+    steps = [step for _, step in losses(run(config))]
+    assert steps == list(range(6))
+    record = json.loads((config.run_dir / "checkpoints" / "stage2" / "done.json").read_text())
+    assert record["step"] == 6
+    (config.run_dir / "checkpoints" / "stage2" / "done.json").unlink()
+    assert losses(run(config)) == {}  # it ended at step 6, also when its record is lost
+    assert small_recipe(tmp_path).training.early_stop == 0
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(11, 2), (11, 4), (3, 4), (12, 3)])
+def test_shares_hold_every_image_once_and_are_equally_long(num_images: int, size: int) -> None:
+    ids = list(range(100, 100 + num_images))
+    shares = [Share.of(ids, World(rank, size)) for rank in range(size)]
+    assert len({len(share.image_ids) for share in shares}) == 1
+    held = [i for share in shares for p, i in zip(share.positions, share.image_ids, strict=True) if p < num_images]
+    assert sorted(held) == ids
+
+
+def test_the_monitor_gets_every_step_and_validation(watched: tuple[Config, Events]) -> None:
+    config, events = watched
+    folder = config.run_dir / "monitor" / "stage2"
+    with open(folder / "train_loss.csv") as stream:
+        rows = list(csv.reader(stream))[1:]
+    assert [(int(step), pytest.approx(float(value))) for step, value in rows] == [
+        (step + 1, loss) for (_, step), loss in losses(events).items()
+    ]
+    assert (folder / "validation_c_top1_image_given_voxels.csv").exists()
+
+
+def test_the_profiler_writes_one_trace_of_some_steps(watched: tuple[Config, Events]) -> None:
+    trace = json.loads((watched[0].run_dir / "profile" / "stage2-rank-0000.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert any(name.startswith("ProfilerStep") for name in names)
+    assert any("addmm" in name for name in names)
