@@ -169,8 +169,8 @@ def _check_similarities(case: Case) -> Iterator[Row]:
     ours = {"cos_A_B": cosines.T, "pearson": correlation_matrix(a, b), "prenormed": b @ a.T}
     for name in case.names:
         if match := re.fullmatch(r"top(\d+)_(AB|BA)", name):
-            rows_are_a = match.group(2) == "AB"
-            ours[name] = _top_share(cosines.T if rows_are_a else cosines, int(match.group(1)))
+            is_ab = match.group(2) == "AB"
+            ours[name] = _top_share(cosines.T if is_ab else cosines, int(match.group(1)))
     for quantity in [name for name in ours if name in case]:
         yield compare(case.file, quantity, ours[quantity], case[quantity], SINGLE)
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, degrade
@@ -156,9 +157,14 @@ class Denoiser:
             leaf = estimate_BCHW[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 targets = {name: values[rows] for name, values in prepared.items()}
-                loss_B = self._guidance.loss(ImageEstimate(leaf, self._sd.decode), targets)
+                loss_B = self._guidance.loss(ImageEstimate(leaf, self._decode), targets)
                 (v,) = torch.autograd.grad(kappa * loss_B.sum(), leaf)
             return v, loss_B.detach()
 
         v, loss_B = self._vae_chunks.run(len(estimate_BCHW), of_rows)
         return v, loss_B
+
+    def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the pixels that the guidance looks at."""
+        half = self._config.guidance_decode == "half"
+        return self._sd.decode(F.avg_pool2d(latents_BCHW, 2) if half else latents_BCHW)

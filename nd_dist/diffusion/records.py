@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nd_dist.diffusion.finite import Policy, SampleFailure
+from nd_dist.diffusion.finite import SampleFailure
 from nd_dist.diffusion.schedule import Step
 
 
@@ -69,18 +69,3 @@ class SampleResult:
     losses_GB: torch.Tensor
     intermediates_TBCHW: torch.Tensor
     failures: tuple[SampleFailure, ...]
-
-
-@dataclass(frozen=True)
-class SamplerLimits:
-    """How the sampler uses memory and meets trouble; none of it changes results beyond float rounding.
-
-    Args:
-        unet_rows: Most samples in one UNet pass; none lets memory decide.
-        vae_rows: Most samples in one pass or gradient of the VAE; none lets memory decide.
-        on_non_finite: ``stop`` the run at the first sample that is not finite, or ``report`` it and go on.
-    """
-
-    unet_rows: int | None = None
-    vae_rows: int | None = None
-    on_non_finite: Policy = "stop"
