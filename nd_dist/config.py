@@ -219,7 +219,7 @@ class SamplerConfig(Section):
     max_rows: Positive | None = None
     """Most samples in one pass of a network (none: as many as fit into free memory; a few on a CPU)."""
     compile: bool = False
-    """Run UNet and VAE decoder through torch.compile: minutes at the start, faster steps on a GPU."""
+    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU."""
 
 
 class EvaluationConfig(Section):

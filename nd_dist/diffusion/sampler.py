@@ -19,7 +19,7 @@ import torch
 
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, middle_attention, reading_attention
-from nd_dist.diffusion.denoiser import Conditions, Denoiser, NoisePrediction
+from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks, NoisePrediction
 from nd_dist.diffusion.finite import FiniteGuard
 from nd_dist.diffusion.guidance import Guidance
 from nd_dist.diffusion.memory import plan_chunks
@@ -55,12 +55,13 @@ class GuidedSampler:
         config: SamplerConfig,
         empty_caption_1LD: torch.Tensor | None = None,
     ) -> None:
-        self._sd = sd = sd.compiled() if config.compile else sd
-        self._guidance, self._config = guidance, config
+        self._sd, self._guidance, self._config = sd, guidance, config
+        self._forward = sd.compiled() if config.compile else sd
         self._schedule = read_schedule(sd.scheduler_config)
         self._given_empty_caption = empty_caption_1LD
         self._chunks = plan_chunks(sd, config)
-        self._denoiser = Denoiser(sd, self._schedule.prediction, guidance, config, self._chunks.vae)
+        networks = Networks(sd, self._forward, guidance)
+        self._denoiser = Denoiser(networks, self._schedule.prediction, config, self._chunks.vae)
         self._reader = AttentionReader()
         if config.sag_scale > 0:
             middle_attention(sd.unet)
@@ -143,7 +144,7 @@ class GuidedSampler:
         """Return the pictures of latents, (B, 3, H, W) float32 in [0,1], on the CPU."""
 
         def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
-            return ((self._sd.decode(latents_BCHW[rows]).float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu(),)
+            return ((self._forward.decode(latents_BCHW[rows]).float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu(),)
 
         return self._chunks.decode.run(len(latents_BCHW), of_rows)[0]
 

@@ -121,7 +121,11 @@ class StableDiffusion:
         return pixels
 
     def compiled(self) -> StableDiffusion:
-        """Return the same networks with UNet and VAE decoder compiled for the shapes they meet (torch.compile)."""
+        """Return the same networks with UNet and VAE decoder compiled for the shapes they meet (torch.compile).
+
+        For passes without gradient only: torch 2.13's compiled gradients of these networks were wrong on a CPU
+        (docs/sampler.md), though its compiled outputs were right.
+        """
         return replace(
             self,
             unet=torch.compile(self.unet, dynamic=False),
