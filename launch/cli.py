@@ -136,9 +136,23 @@ def sweep(
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
     dry_run: DryRun = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Time a few units, print what the sweep costs, and stop.")
+    ] = False,
 ) -> None:
-    """Reconstruct and score the whole kappa x eta grid of the recipe."""
-    _launch("sweep", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    """Choose a point of the grid on held-out training images, and score the grid on the test images."""
+    _launch("estimate" if estimate else "sweep", recipe, overrides, ranks, hostfile, launcher, dry_run)
+
+
+@app.command()
+def merge(
+    out_dir: Annotated[Path, typer.Argument(help="Run folder to write; may not hold metrics yet.")],
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
+) -> None:
+    """Join the points of several runs (two sweeps, one run per subject) into one table and report."""
+    from launch.commands import run_merge
+
+    run_merge(out_dir, run_dirs)
 
 
 @app.command()

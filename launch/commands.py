@@ -31,7 +31,7 @@ from launch.watch import Watcher
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
 
-LEASED = ("evaluate", "sweep")
+LEASED = ("evaluate", "sweep", "estimate")
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
 
@@ -141,7 +141,11 @@ def environment() -> Mapping[str, str]:
 
 def result_of(command: str, config: Config) -> Path:
     """Return the path that a command leaves for the user to look at."""
-    results = {"pack": config.shards_dir / "index.json", "train": config.run_dir / "checkpoints"}
+    results = {
+        "pack": config.shards_dir / "index.json",
+        "train": config.run_dir / "checkpoints",
+        "estimate": config.run_dir / "evaluation" / "costs",
+    }
     return results.get(command, config.run_dir / "metrics.json")
 
 
@@ -222,3 +226,12 @@ def run_conformance_table(directory: Path) -> int:
     width = None if Console().is_terminal else 200 + max(len(row.note) for row in rows)
     Console(soft_wrap=False, width=width).print(conformance_table(rows))
     return 0 if all(row.ok for row in rows) else 1
+
+
+def run_merge(out_dir: Path, run_dirs: Sequence[Path]) -> None:
+    """Join evaluated runs into one run folder and write its report."""
+    from nd_dist.evaluation.merge import merge_runs
+
+    console = Console(soft_wrap=True)
+    console.print(f"  merge: {merge_runs(out_dir, run_dirs)} point(s) -> {out_dir / 'metrics.json'}", highlight=False)
+    run_report(out_dir)

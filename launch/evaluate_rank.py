@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from launch.networks import device_of
 from launch.preflight import decoder_dir
 from launch.rank import Rank, run_rank
 from nd_dist.comm import connect
+from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.units import Point, config_points
+from nd_dist.evaluation.units import Point, config_points, control_points
+from nd_dist.schema import Split
+from shards.codec import PICTURES
 from shards.reader import ShardReader
+from shards.stream import is_heldout
+from shards.tables import ABSENT
 
 
-def evaluate_points(rank: Rank, points: tuple[Point, ...]) -> None:
-    """Reconstruct and score the test images at some guidance points together with the other ranks."""
+def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Job:
+    """Return the evaluation of some points on test images, or on training images that training left out."""
     config, reader = rank.config, ShardReader(rank.config.shards_dir)
     sources = {name: feature.source for name, feature in reader.index.features.items()}
-    job = Job(
+    has_nearest = any(point.control == "nearest" for point in points)
+    absent = {"control nearest": "the shards hold no pictures of training images (data.pictures=all packs them)"}
+    if not has_nearest or _has_training_pictures(config, reader):
+        absent = {}
+    elif has_nearest:
+        points = tuple(point for point in points if point.control != "nearest")
+    return Job(
         config=config,
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
-        networks=ModelFolders(config, device_of(rank.world), sources=sources),
+        networks=ModelFolders(config, device_of(rank.world), config.evaluation.judges_dir, sources),
+        split=split,
+        heldout=_heldout_images(config, reader) if split == "train" else {},
+        absent=absent,
     )
-    evaluate(job, connect(rank.world), rank.events, rank.should_stop)
+
+
+def _has_training_pictures(config: Config, reader: ShardReader) -> bool:
+    """Return whether every training image of the evaluated subjects has its picture in the shards."""
+    table = reader.store(PICTURES)
+    ids = {image_id for subject in config.evaluated_subjects for image_id in reader.images(subject, "train")}
+    return bool((table["shard"][sorted(ids)] != ABSENT).all())
+
+
+def _heldout_images(config: Config, reader: ShardReader) -> dict[int, list[int]]:
+    """Return subject -> training images that were left out of training; empty where all were trained on."""
+    fraction = config.training.heldout_fraction
+    ids = {subject: reader.images(subject, "train") for subject in config.evaluated_subjects}
+    kept = {subject: np.asarray(found)[is_heldout(np.asarray(found), fraction)] for subject, found in ids.items()}
+    return {subject: found.tolist() for subject, found in kept.items() if len(found)}
 
 
 def work(rank: Rank) -> None:
-    """Reconstruct with and without guidance."""
-    evaluate_points(rank, config_points(rank.config))
+    """Reconstruct with and without guidance, and the controls where asked for."""
+    job = make_job(rank, (*config_points(rank.config), *control_points(rank.config)))
+    evaluate(job, connect(rank.world), rank.events, rank.should_stop)
 
 
 if __name__ == "__main__":

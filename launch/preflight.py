@@ -79,6 +79,7 @@ def _check_training(config: Config, index: Index, ranks: int) -> None:
 
 def _check_evaluation(config: Config, index: Index) -> None:
     """Refuse an evaluation without pictures, networks or a decoder."""
+    from nd_dist.evaluation.axes import check_axes
     from nd_dist.frozen.folders import resolve_folder
 
     if "img" not in index.features:
@@ -89,6 +90,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
         )
     for name in (config.model, config.guidance_model):
         resolve_folder(name)
+    check_axes(config)
     if config.evaluation.embeddings == "decoded":
         _check_decoder(config)
 

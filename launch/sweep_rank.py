@@ -1,15 +1,25 @@
-"""One rank of `nd sweep`: the same work as `nd evaluate`, at every point of the kappa x eta grid."""
+"""One rank of `nd sweep`: choose a point of the grid on training images, then reconstruct the test images."""
 
 from __future__ import annotations
 
-from launch.evaluate_rank import evaluate_points
+from launch.evaluate_rank import make_job
 from launch.rank import Rank, run_rank
-from nd_dist.evaluation.units import grid_points
+from nd_dist.comm import connect
+from nd_dist.evaluation.run import sweep
+from nd_dist.evaluation.units import control_points, grid_points
+
+
+def run_sweep(rank: Rank, only_estimate: bool = False) -> None:
+    """Take work until the point is chosen and the test images are scored, or until the costs are known."""
+    grid = grid_points(rank.config)
+    search = make_job(rank, grid, "train")
+    report = make_job(rank, (*grid, *control_points(rank.config)))
+    sweep(search, report, connect(rank.world), rank.events, rank.should_stop, only_estimate)
 
 
 def work(rank: Rank) -> None:
-    """Reconstruct at every point of the grid."""
-    evaluate_points(rank, grid_points(rank.config))
+    """Do the whole sweep."""
+    run_sweep(rank)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class ShardSource:
     def __init__(self, config: Config, world: World) -> None:
         self._reader = ShardReader(config.shards_dir)
         self._world, self._threads = world, config.training.reader_threads
+        self._heldout_fraction = config.training.heldout_fraction
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
         self.index_id: str = self._reader.index.id
@@ -44,6 +45,7 @@ class ShardSource:
             world_size=self._world.size,
             sessions=request.sessions,
             threads=self._threads,
+            heldout_fraction=self._heldout_fraction,
         )
         return TrialStream(self._reader, config)
 

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nd_dist.evaluation.costs import duration
+
 PLAIN_INTERVAL_S = 15.0
 
 
@@ -76,9 +78,11 @@ class Watcher:
     def show(self, event: dict[str, Any]) -> None:
         """Show one event of rank 0."""
         if event["event"] == "notice":
-            self._console.print(f"  note: {event['message']}", highlight=False)
+            self._console.print(f"  note: {event['message']}", highlight=False, soft_wrap=True)
         elif event["event"] == "progress":
             detail = f"loss {float(event['loss']):.4g}" if "loss" in event else ""
+            if event.get("left_s"):
+                detail = f"about {duration(float(event['left_s']))} left"
             self._advance(str(event["task"]), int(event["done"]), int(event["total"]), detail)
 
     def _advance(self, task: str, done: int, total: int, detail: str) -> None:

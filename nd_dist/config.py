@@ -5,8 +5,9 @@ This file says what can be set and in which range. Reading recipes, overrides an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SubjectId = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
 
 
 class Section(BaseModel):
@@ -153,6 +155,9 @@ class TrainingConfig(Section):
     """Micro-steps per optimizer step."""
     dtype: Dtype = "float32"
     """Training precision."""
+    heldout_fraction: Fraction = 0.0
+    """Share of the training images that is not trained on, by image, the same in every run: a sweep chooses its
+    guidance point there."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage."""
     prior_weight: Annotated[float, Field(ge=0)] = 30.0
@@ -235,6 +240,10 @@ class EvaluationConfig(Section):
     """Targets from the decoder, or the pictures' own (the ceiling)."""
     baseline: bool = True
     """Also reconstruct without guidance (kappa 0), for comparison."""
+    controls: bool = False
+    """Also run the controls: shuffled decoder inputs (chance), the nearest training image, true targets (ceiling)."""
+    judges_dir: Path | None = None
+    """Folder of the field's metric networks (docs/evaluation.md); none: those beside the model, or pixel metrics."""
     protocol: str = "nd"
     """Named metric protocol."""
     z_calibration: Literal["test_set", "stored", "none"] = "test_set"
@@ -246,12 +255,34 @@ class EvaluationConfig(Section):
 
 
 class SweepConfig(Section):
-    """The grid of `nd sweep`."""
+    """The grid of `nd sweep`, and the rule that chooses a point. Subjects are those of ``evaluation.subjects``."""
 
     kappa: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 1e5, 3e5, 1e6)
     """Guidance scales."""
     eta: tuple[Fraction, ...] = (0.1, 0.2, 0.5, 1.0)
     """Guided-step proportions."""
+    sag: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Scales of self-attention guidance (none: the recipe's)."""
+    seed: tuple[Count, ...] = ()
+    """Seeds of noise and prior samples (none: the recipe's)."""
+    axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = {}
+    """Further axes: configuration key -> values, e.g. {sampler.cfg_scale: [3, 7.5]}; keys that change how pictures are
+    made from a trained decoder."""
+    select: str = "pixcorr"
+    """Metric that chooses a point on training images: its mean over subjects (and seeds), in its own direction;
+    empty: no choice."""
+    rule: Literal["best", "least_guidance"] = "best"
+    """best: the point with the best mean; least_guidance: the smallest kappa, then eta, whose mean lies within the
+    interval of the best."""
+    num_images: Positive = 16
+    """Training images of each subject on which the point is chosen (a fixed random choice)."""
+    report: Literal["grid", "chosen"] = "grid"
+    """Test images are reconstructed at every point, or at the chosen one (and without guidance) only."""
+
+    def all_axes(self) -> dict[str, tuple[Scalar, ...]]:
+        """Return every axis but kappa and eta: configuration key -> values."""
+        named: dict[str, tuple[Scalar, ...]] = {"sampler.sag_scale": self.sag, "seed": self.seed}
+        return {**{key: values for key, values in named.items() if values}, **self.axes}
 
 
 class LaunchConfig(Section):
@@ -301,3 +332,23 @@ class Config(Section):
     def evaluated_subjects(self) -> tuple[int, ...]:
         """Subjects whose test images are reconstructed."""
         return self.evaluation.subjects or (self.training.target_subject,)
+
+    def flat(self) -> dict[str, Any]:  # Any: values of every kind
+        """Return every setting by its dotted key, as plain values: ``{"sampler.kappa": 300000.0, ...}``."""
+        found: dict[str, Any] = {}
+        for key, value in self.model_dump(mode="json").items():
+            is_section = isinstance(getattr(self, key), Section)
+            found |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
+        return found
+
+    def replaced(self, settings: Mapping[str, Scalar]) -> Config:
+        """Return this configuration with other values of some dotted keys, checked again.
+
+        Raises:
+            ValidationError: a key is unknown or a value out of range.
+        """
+        values = self.model_dump()
+        for key, value in settings.items():
+            section, _, name = key.rpartition(".")
+            (values[section] if section else values)[name] = value
+        return Config.model_validate(values)

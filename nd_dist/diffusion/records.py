@@ -45,11 +45,14 @@ class SampleOptions:
         noise_BCHW: Start noise to use instead of the units' own draws.
         intermediates: Also decode the latents after every step (as the released code does, at 40 % of its cost).
         observe: Called after every step.
+        resume: (steps done, latents after them): go on from there instead of from noise, as a run does that shares
+            its first steps with another of the same kappa.
     """
 
     noise_BCHW: torch.Tensor | None = None
     intermediates: bool = False
     observe: Callable[[StepRecord], None] = field(default=_ignore)
+    resume: tuple[int, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

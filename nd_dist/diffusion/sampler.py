@@ -118,15 +118,18 @@ class GuidedSampler:
         self._check_shapes(c_BLD, z_BCHW, targets, requests)
         kappa = self._config.kappa if kappa is None else kappa
         plan = self.plan(kappa, eta)
+        done, latents = options.resume or (0, None)
+        steps = plan.steps[done:]
         guard = FiniteGuard(requests, self._config.on_non_finite)
-        conditions = self._conditions(c_BLD, targets if plan.steps[0].is_guided else None, guard)
+        conditions = self._conditions(c_BLD, targets if any(step.is_guided for step in steps) else None, guard)
         noise = self._draw(requests) if options.noise_BCHW is None else options.noise_BCHW
         x = self.start(guard.check(f"target {INITIAL}", self._place(z_BCHW)), self._place(noise), plan)
+        x = x if latents is None else self._place(latents)
         losses: list[torch.Tensor] = []
         pictures: list[torch.Tensor] = []
         has_sag = self._config.sag_scale > 0
         with reading_attention(self._sd.unet, self._reader) if has_sag else nullcontext() as reader:
-            for step in plan.steps:
+            for step in steps:
                 x, record = self._step(x, step, conditions, kappa, reader, guard)
                 losses += [record.loss_B.cpu()] if step.is_guided else []
                 pictures += [self.decode(x)] if options.intermediates else []

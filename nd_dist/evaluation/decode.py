@@ -7,6 +7,7 @@ height, W width of the latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.source import Source
 from nd_dist.schema import INITIAL
@@ -148,7 +148,7 @@ def initial_moments(source: Source, subject: int) -> Moments:
 def decode_subject(
     folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], settings: DecodeSettings
 ) -> None:
-    """Write a subject's predictions into ``folder``, with z calibrated as configured.
+    """Write a subject's predictions into ``folder``, with z calibrated as ``settings`` say.
 
     ``test_set`` takes the statistics of the predictions themselves (as published: every image's z then depends on
     which images are decoded together, so always a whole split is). ``stored`` takes those of predictions for the
@@ -170,16 +170,17 @@ def decode_subject(
     calibrate_initial(path, predicted, initial_moments(source, subject))
 
 
+@dataclass(frozen=True)
 class DecodeSettings:
     """Settings of a decoding.
 
     Args:
-        config: Its ``z_calibration``.
+        z_calibration: Statistics that standardise z: ``test_set``, ``stored`` or ``none``.
         run_seed: Seed of the run.
     """
 
-    def __init__(self, config: EvaluationConfig, run_seed: int) -> None:
-        self.z_calibration, self.run_seed = config.z_calibration, run_seed
+    z_calibration: str
+    run_seed: int
 
 
 def decoder_predict(decoder_dir: Path, subject: int) -> Predict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ from nd_dist.errors import DataError
 from nd_dist.evaluation.layout import FEATURES, PICTURE, repeat_file
 from nd_dist.evaluation.records import publish, read_png, read_record
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import Judge
+from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.frozen.resize import pictures_to_pixels
 from nd_dist.metrics.agreement import repeat_agreement
 from nd_dist.metrics.pixel import pixel_correlation, structural_similarity
 from nd_dist.metrics.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The metric networks: those whose features are kept, and those that compare pairs."""
+
+    features: Sequence[Judge]
+    pairs: Sequence[PairJudge] = ()
 
 
 def judge_original(
@@ -50,7 +59,7 @@ def judge_image(
     reconstructions: Path,
     original: Path,
     protocol: Protocol,
-    judges: Sequence[Judge],
+    judges: Judges,
 ) -> bool:
     """Publish metrics and features of one image's reconstructions; False where another rank was first.
 
@@ -64,18 +73,21 @@ def judge_image(
     """
     recons_RCHW = protocol.recon_first(pictures_to_pixels(read_repeats(reconstructions)))
     original_1CHW = protocol.original_first(pictures_to_pixels(read_png(original / PICTURE)[None]))
-    facts = {"metrics": pixel_metrics(recons_RCHW, original_1CHW, protocol)}
-    features = features_of(recons_RCHW, judges)
+    facts = {"metrics": pair_metrics(recons_RCHW, original_1CHW, protocol, judges.pairs)}
+    features = features_of(recons_RCHW, judges.features)
     return publish(folder, fingerprint, facts, lambda staging: write_tensors(staging / FEATURES, features))
 
 
-def pixel_metrics(recons_RCHW: Tensor, original_1CHW: Tensor, protocol: Protocol) -> dict[str, Any]:
-    """Return PixCorr and SSIM of each repeat, and the agreement of the repeats, as JSON numbers.
+def pair_metrics(
+    recons_RCHW: Tensor, original_1CHW: Tensor, protocol: Protocol, pair_judges: Sequence[PairJudge] = ()
+) -> dict[str, Any]:
+    """Return PixCorr, SSIM and LPIPS of each repeat, and the agreement of the repeats, as JSON numbers.
 
     Args:
         recons_RCHW: Reconstructions of one image after the protocol's first resize, in [0,1].
         original_1CHW: The picture that was seen, likewise.
         protocol: Sizes and kind of SSIM.
+        pair_judges: Networks that compare pairs (LPIPS).
     """
     originals = protocol.original_pixels(original_1CHW)
     resize = protocol.recon_pixels
@@ -94,6 +106,7 @@ def pixel_metrics(recons_RCHW: Tensor, original_1CHW: Tensor, protocol: Protocol
         "pixcorr": pixel_correlation(recons, seen).tolist(),
         "ssim": structural_similarity(recons, seen, protocol.ssim).tolist(),
     }
+    metrics |= {judge.name: judge.distances(recons, seen).tolist() for judge in pair_judges}
     if len(recons) > 1:
         metrics["repeat_pixcorr"] = repeat_agreement(recons, pixel_correlation)
         metrics["repeat_ssim"] = repeat_agreement(recons, lambda a, b: structural_similarity(a, b, protocol.ssim))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nd_dist.evaluation.units import ORIGINAL, Point, image_name, subject_name
+from nd_dist.evaluation.axes import decoding_settings
+from nd_dist.evaluation.units import ORIGINAL, UNGUIDED, Point, image_name, subject_name
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,18 @@ class Layout:
         """What each rank of each launch did."""
         return self.work / "ranks"
 
-    def decoded(self, subject: int) -> Path:
-        """Decoder predictions of a subject."""
-        return self.work / "decoded" / subject_name(subject)
+    def decoded(self, point: Point, subject: int) -> Path:
+        """Decoder predictions of a subject, for points with the decoding settings of ``point``."""
+        return self.work / "decoded" / _with_settings(subject, point)
+
+    def nearest(self, subject: int) -> Path:
+        """Which training image is nearest to what was decoded for each image."""
+        return self.work / "nearest" / subject_name(subject)
+
+    @property
+    def costs(self) -> Path:
+        """Measured seconds of single units, for estimates."""
+        return self.work / "costs"
 
     def pictures(self, point: Point, subject: int) -> Path:
         """Reconstructions of a point and subject."""
@@ -77,13 +87,20 @@ class Layout:
         """Features of the originals."""
         return self.work / "judged" / self.protocol / ORIGINAL
 
-    def retrieval(self, subject: int) -> Path:
-        """Retrieval scores of a subject."""
-        return self.work / "scores" / self.protocol / "retrieval" / subject_name(subject)
+    def retrieval(self, point: Point, subject: int) -> Path:
+        """Retrieval scores of a subject, for points with the decoding settings of ``point``."""
+        return self.work / "scores" / self.protocol / "retrieval" / _with_settings(subject, point)
 
     def score(self, point: Point, subject: int) -> Path:
         """Scores of a point and subject."""
         return self.work / "scores" / self.protocol / point.name / subject_name(subject)
+
+
+def _with_settings(subject: int, point: Point) -> str:
+    """Return a subject's folder name, with the settings of a point's decoding where they differ from the recipe's."""
+    reduced = decoding_settings(point)
+    suffix = reduced.name.removeprefix(UNGUIDED)
+    return subject_name(subject) + suffix
 
 
 PICTURE = "picture.png"

@@ -16,19 +16,16 @@ import json
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nd_dist.errors import RankFailure, Requeue
+from nd_dist.errors import RankFailure
 from nd_dist.files import write_error
 
 STALE_S = 30.0
-POLL_S = 0.25
-REPORT_S = 1.0
 MAX_ATTEMPTS = 3
 RELEASED = 0.0  # modification time of a claim that its owner gave back
 
@@ -198,119 +195,3 @@ class LeasePool:
                 where=f"unit {task}; last: rank {last.get('rank')} on {last.get('host')}",
                 todo="look into that rank's log; if memory ran out, use a smaller evaluation.num_repeats",
             )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a phase: its name, whether its result exists, and how to make it."""
-
-    name: str
-    is_done: Callable[[], bool]
-    work: Callable[[], None]
-
-
-@dataclass
-class Tally:
-    """What one rank did in one phase."""
-
-    done: int = 0
-    taken_over: int = 0
-    busy_s: float = 0.0
-
-
-def _never() -> bool:
-    """Return False: nobody asked to stop."""
-    return False
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a phase asks and tells while it runs.
-
-    Args:
-        should_stop: Asked before every task; the rank then leaves, and its results stay.
-        report: Told (done, total) over all ranks now and then; None spares the counting.
-        took_over: Told when a task of a dead or frozen rank is taken over.
-    """
-
-    should_stop: Callable[[], bool] = _never
-    report: Callable[[int, int], None] | None = None
-    took_over: Callable[[Lease], None] | None = None
-
-
-def work_off(tasks: Sequence[Task], pool: LeasePool, first: int = 0, watch: Watch = Watch()) -> Tally:
-    """Work until every task has a result, whoever made it.
-
-    Args:
-        tasks: All tasks of the phase, the same list on every rank.
-        pool: This rank's claims.
-        first: Position to start from; ranks that start apart meet less often.
-        watch: Callbacks.
-
-    Raises:
-        Requeue: ``watch.should_stop`` said so.
-        RankFailure: a task keeps killing ranks.
-    """
-    tally = Tally()
-    progress = _Progress(len(tasks), watch)
-    turn = first % max(1, len(tasks))
-    left = [*tasks[turn:], *tasks[:turn]]
-    while left:
-        held_by_others: list[Task] = []
-        for position, task in enumerate(left):
-            if progress.is_due():
-                progress.tell([*held_by_others, *left[position:]])
-            if task.is_done():
-                continue
-            if watch.should_stop():
-                raise Requeue("The evaluation was asked to stop; finished units are kept.", todo="start it again")
-            lease = pool.claim(task.name)
-            if lease is None:
-                held_by_others.append(task)
-            else:
-                _work_one(task, lease, pool, tally, watch)
-        if len(held_by_others) == len(left):
-            time.sleep(POLL_S)
-        left = held_by_others
-    progress.finish()
-    return tally
-
-
-class _Progress:
-    """Counts what is done over all ranks, seldom enough that counting costs a tenth of the time at most."""
-
-    def __init__(self, total: int, watch: Watch) -> None:
-        self._total, self._report = total, watch.report
-        self._next = 0.0
-
-    def is_due(self) -> bool:
-        """Return whether it is time to count again."""
-        return self._report is not None and time.monotonic() >= self._next
-
-    def tell(self, unfinished: Sequence[Task]) -> None:
-        """Report how many tasks are done; ``unfinished`` are those not known to be."""
-        if self._report is None:
-            return
-        now = time.monotonic()
-        self._report(self._total - sum(not task.is_done() for task in unfinished), self._total)
-        self._next = time.monotonic() + max(REPORT_S, 10 * (time.monotonic() - now))
-
-    def finish(self) -> None:
-        """Report that all is done."""
-        if self._report is not None:
-            self._report(self._total, self._total)
-
-
-def _work_one(task: Task, lease: Lease, pool: LeasePool, tally: Tally, watch: Watch) -> None:
-    """Do one claimed task; its result may have appeared between the look and the claim."""
-    if task.is_done():
-        return
-    start = time.monotonic()
-    if lease.taken_from:
-        tally.taken_over += 1
-        if watch.took_over is not None:
-            watch.took_over(lease)
-    with pool.renewing(lease):
-        task.work()
-    tally.done += 1
-    tally.busy_s += time.monotonic() - start

@@ -13,15 +13,21 @@ from torch import Tensor
 from nd_dist.config import Config
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
+from nd_dist.diffusion.records import SampleOptions
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
+from nd_dist.diffusion.schedule import StepPlan
+from nd_dist.files import canonical_json
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.compatibility import check_compatible
 from nd_dist.frozen.extractor import FrozenExtractor
+from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import hash_weights, require_part, resolve_folder
-from nd_dist.frozen.judges import Judge, has_phantom_judges, load_field_judges, load_phantom_judges
+from nd_dist.frozen.judges import Judge, PairJudge, has_phantom_judges, load_phantom_judges
+from nd_dist.frozen.optional_judges import absent_metrics, load_pair_judges
 from nd_dist.metrics.protocols import protocol_named
 
 PHANTOM_JUDGES = "judges"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REMARK = "remark.txt"  # in a model folder: a sentence that every report of its pictures shows
 
 
@@ -36,24 +42,37 @@ class Sampler(Protocol):
         requests: Sequence[NoiseRequest],
         kappa: float | None = None,
         eta: float | None = None,
+        options: SampleOptions = ...,
     ) -> SampleResult:
         """Return one picture per request."""
+        ...
+
+    def plan(self, kappa: float | None = None, eta: float | None = None) -> StepPlan:
+        """Return the steps of a run."""
         ...
 
 
 class Networks(Protocol):
     """Networks of an evaluation, loaded on first use."""
 
-    def identity(self) -> dict[str, str]:
-        """Return what identifies the networks that make the pictures; equal text, equal pictures."""
+    def identity(self, config: Config) -> dict[str, str]:
+        """Return what identifies the networks that make a recipe's pictures; equal text, equal pictures."""
         ...
 
-    def sampler(self) -> Sampler:
-        """Return the guided sampler."""
+    def sampler(self, config: Config) -> Sampler:
+        """Return the guided sampler of a recipe; recipes that differ in scales only share the loaded networks."""
         ...
 
     def judges(self) -> Sequence[Judge]:
         """Return the metric networks; none leaves pixel metrics only."""
+        ...
+
+    def pair_judges(self) -> Sequence[PairJudge]:
+        """Return the metric networks that compare a pair of pictures directly."""
+        ...
+
+    def absent(self) -> dict[str, str]:
+        """Return the metrics that cannot be computed here, each with the reason."""
         ...
 
 
@@ -62,7 +81,7 @@ class ModelFolders:
     """The networks of a recipe, read from its model folders.
 
     Args:
-        config: The recipe; its ``model`` and ``guidance_model`` name the folders.
+        config: The recipe; its ``model`` names the folder that judges may lie beside.
         device: Where they run.
         judges_dir: Folder of the field's judges; None takes the phantom's judges, which lie in ``judges`` beside a
             phantom model, or goes without.
@@ -75,33 +94,57 @@ class ModelFolders:
     judges_dir: Path | None = None
     sources: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
-    def identity(self) -> dict[str, str]:
+    def __post_init__(self) -> None:
+        """Start with nothing loaded."""
+        self._loaded: dict[str, tuple[stable_diffusion.StableDiffusion, clip_vision.ClipVision]] = {}
+        self._samplers: dict[str, Sampler] = {}
+
+    def identity(self, config: Config) -> dict[str, str]:
         """Return hashes of UNet, VAE, text encoder, guidance CLIP and scheduler settings."""
-        folder = resolve_folder(self.config.model)
+        folder = resolve_folder(config.model)
         parts = {part: hash_weights(require_part(folder, part)) for part in ("unet", "vae", "text_encoder")}
         scheduler = require_part(folder, "scheduler", stable_diffusion.SCHEDULER_CONFIG)
         settings = (scheduler / stable_diffusion.SCHEDULER_CONFIG).read_text(encoding="utf-8")
-        guidance = hash_weights(resolve_folder(self.config.guidance_model))
+        guidance = hash_weights(resolve_folder(config.guidance_model))
         identity = {**parts, "scheduler": settings, "guidance": guidance, "device": self.device.type}
         remark = folder / REMARK
         return {**identity, "remark": remark.read_text(encoding="utf-8").strip()} if remark.is_file() else identity
 
-    def sampler(self) -> Sampler:
-        """Return the guided sampler of the recipe.
+    def sampler(self, config: Config) -> Sampler:
+        """Return the guided sampler of a recipe.
 
         Raises:
             DataError: the targets were made by other networks or settings.
         """
-        config = self.config
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.sampler.dtype]
-        sd = stable_diffusion.load(config.model, dtype=dtype, device=self.device)
-        num_layers = len(config.sampler.layer_scale)
-        clip = clip_vision.load(config.guidance_model, num_layers, dtype=dtype, device=self.device)
-        check_compatible(self.sources, FrozenExtractor(sd, clip, config.frozen, config.seed).fingerprint)
-        guidance = ClipGuidance(
-            clip, config.sampler.layer_scale, antialias=config.frozen.antialias, normalize=config.frozen.normalize
-        )
-        return GuidedSampler(sd, guidance, config.sampler)
+        key = canonical_json([config.sampler.model_dump(mode="json", exclude={"kappa", "eta"}), self._source(config)])
+        if key not in self._samplers:
+            sd, clip = self._networks(config)
+            guidance = ClipGuidance(
+                clip,
+                config.sampler.layer_scale,
+                antialias=config.frozen.antialias,
+                normalize=config.frozen.normalize,
+            )
+            self._samplers[key] = GuidedSampler(sd, guidance, config.sampler)
+        return self._samplers[key]
+
+    def _networks(self, config: Config) -> tuple[stable_diffusion.StableDiffusion, clip_vision.ClipVision]:
+        """Return the loaded networks of a recipe; the last ones are kept, those of other folders are let go."""
+        key = canonical_json([self._source(config), config.sampler.dtype, len(config.sampler.layer_scale)])
+        if key not in self._loaded:
+            self._loaded.clear()
+            self._samplers.clear()
+            dtype = DTYPES[config.sampler.dtype]
+            sd = stable_diffusion.load(config.model, dtype=dtype, device=self.device)
+            num_layers = len(config.sampler.layer_scale)
+            clip = clip_vision.load(config.guidance_model, num_layers, dtype=dtype, device=self.device)
+            check_compatible(self.sources, FrozenExtractor(sd, clip, config.frozen, config.seed).fingerprint)
+            self._loaded[key] = sd, clip
+        return self._loaded[key]
+
+    @staticmethod
+    def _source(config: Config) -> list[object]:
+        return [config.model, config.guidance_model, config.frozen.model_dump(mode="json")]
 
     def judges(self) -> Sequence[Judge]:
         """Return the field's judges from ``judges_dir``, the phantom's beside a phantom model, or none."""
@@ -110,3 +153,11 @@ class ModelFolders:
             return load_field_judges(self.judges_dir, settings, self.device)
         beside = resolve_folder(self.config.model).parent / PHANTOM_JUDGES
         return load_phantom_judges(beside, self.device) if has_phantom_judges(beside) else []
+
+    def pair_judges(self) -> Sequence[PairJudge]:
+        """Return LPIPS where its weights are in ``judges_dir``."""
+        return load_pair_judges(self.judges_dir, self.device) if self.judges_dir is not None else []
+
+    def absent(self) -> dict[str, str]:
+        """Return which metrics of the field lack their weights or packages."""
+        return absent_metrics(self.judges_dir)

@@ -1,20 +1,26 @@
 """Reconstruct images: targets -> guided sampler -> PNG files and a record per image.
 
 One forward batch is one image with all its repeats (they share c, z and g), never several images: so the bits of a
-reconstruction depend on neither batch size nor who made it.
+reconstruction depend on neither batch size nor who made it. Points of one kappa share their guided steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from nd_dist.config import Config
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.pictures import to_uint8
+from nd_dist.diffusion.records import SampleOptions, StepRecord
+from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.decode import ImageTargets
 from nd_dist.evaluation.layout import PICTURE, repeat_file
 from nd_dist.evaluation.networks import Sampler
@@ -31,42 +37,99 @@ def guidance_names(config: Config) -> tuple[str, ...]:
     return GUIDANCE[: len(config.sampler.layer_scale)]
 
 
-def reconstruct_image(
-    folder: Path, fingerprint: str, config: Config, sampler: Sampler, targets: ImageTargets, what: tuple[Point, int]
-) -> bool:
-    """Make all repeats of one image at one point and publish them; False where another rank was first.
+@dataclass(frozen=True)
+class Result:
+    """Where a point's reconstructions of one image go.
 
     Args:
+        point: Guidance point.
         folder: The image's result folder.
         fingerprint: Of everything that determines the pictures.
-        config: The recipe: seed, number of repeats, rounding.
-        sampler: The guided sampler.
-        targets: Decoded (or true) targets.
-        what: Guidance point and image id.
     """
-    point, image_id = what
+
+    point: Point
+    folder: Path
+    fingerprint: str
+
+
+def reconstruct_image(
+    results: Sequence[Result], config: Config, sampler: Sampler, targets: ImageTargets, image_id: int
+) -> None:
+    """Make all repeats of one image at the points of a family and publish them; of two ranks the first counts.
+
+    Args:
+        results: Points of one family that are missing.
+        config: The recipe at these points: seed, number of repeats, rounding.
+        sampler: Its guided sampler.
+        targets: Decoded (or true) targets.
+        image_id: The image.
+    """
     num_repeats = config.evaluation.num_repeats
     requests = [NoiseRequest(image_id, repeat, config.seed) for repeat in range(num_repeats)]
-    guidance = guidance_names(config) if point.is_guided else ()
-    rows = {name: _repeated(targets, name, image_id, num_repeats) for name in (SEMANTIC, INITIAL, *guidance)}
-    result = sampler.sample(
-        rows[SEMANTIC],
-        rows[INITIAL],
-        {name: rows[name] for name in guidance},
-        requests,
-        point.kappa if point.is_guided else 0.0,
-        point.eta if point.is_guided else 0.0,
-    )
-    pictures_RHWC = to_uint8(result.images_BCHW, config.sampler.uint8)
-    files = [repeat_file(repeat) for repeat in range(num_repeats)]
-    facts = {"image_id": image_id, "files": {}, "noise_seeds": _noise_seeds(config, requests)}
+    is_guided = any(result.point.is_guided for result in results)
+    names = (SEMANTIC, INITIAL, *(guidance_names(config) if is_guided else ()))
+    rows = {name: _repeated(targets, name, image_id, num_repeats) for name in names}
+    made = sample_family(sampler, rows, requests, [result.point for result in results])
+    for result, images_RCHW in zip(results, made, strict=True):
+        facts = {"image_id": image_id, "noise_seeds": _noise_seeds(config, requests)}
+        _publish(result, to_uint8(images_RCHW, config.sampler.uint8), facts)
+
+
+def sample_family(
+    sampler: Sampler, rows: Mapping[str, torch.Tensor], requests: Sequence[NoiseRequest], points: Sequence[Point]
+) -> list[torch.Tensor]:
+    """Return the pictures (R, 3, H, W) of each point of a family, sharing the steps that the points have in common.
+
+    Runs of one kappa are the same until the first of them stops being guided. So the run with the largest eta is made,
+    and the others go on from its latents: the same bits as alone, in fewer steps.
+    """
+    targets = {name: values for name, values in rows.items() if name not in (SEMANTIC, INITIAL)}
+    last = max(points, key=lambda point: point.eta)
+    kappa = last.kappa if last.is_guided else 0.0
+    guided_steps = [_num_guided(sampler.plan(kappa, point.eta)) for point in points]
+    kept: dict[int, torch.Tensor] = {}
+    count = itertools.count(1)
+
+    def keep(record: StepRecord) -> None:
+        if (done := next(count)) in guided_steps:
+            kept[done] = record.latents_BCHW
+
+    def run(eta: float, options: SampleOptions) -> torch.Tensor:
+        return sampler.sample(rows[SEMANTIC], rows[INITIAL], targets, requests, kappa, eta, options).images_BCHW
+
+    longest = run(last.eta if last.is_guided else 0.0, SampleOptions(observe=keep))
+    made = []
+    for point, done in zip(points, guided_steps, strict=True):
+        if point == last or done == _num_guided(sampler.plan(kappa, last.eta)):
+            made.append(longest)
+        elif done == 0:
+            made.append(run(0.0, SampleOptions()))
+        else:
+            made.append(run(point.eta, SampleOptions(resume=(done, kept[done]))))
+    return made
+
+
+def _num_guided(plan: StepPlan) -> int:
+    return sum(step.is_guided for step in plan.steps)
+
+
+def copy_picture(result: Result, source: Source, picture_id: int, image_id: int, num_repeats: int) -> bool:
+    """Publish a training picture in place of each repeat (control ``nearest``); False where another rank was first."""
+    picture_HWC = source.pictures([picture_id])[0]
+    facts = {"image_id": image_id, "nearest": picture_id}
+    return _publish(result, np.stack([picture_HWC] * num_repeats), facts)
+
+
+def _publish(result: Result, pictures_RHWC: npt.NDArray[np.uint8], facts: Mapping[str, Any]) -> bool:
+    """Publish the repeats of one image with their hashes."""
+    record = {**facts, "files": {}}
 
     def write(staging: Path) -> None:
-        for name, picture_HWC in zip(files, pictures_RHWC, strict=True):
-            write_png(staging / name, picture_HWC)
-            facts["files"][name] = sha256_file(staging / name)  # type: ignore[index]
+        for repeat, picture_HWC in enumerate(pictures_RHWC):
+            write_png(staging / repeat_file(repeat), picture_HWC)
+            record["files"][repeat_file(repeat)] = sha256_file(staging / repeat_file(repeat))
 
-    return publish(folder, fingerprint, facts, write)
+    return publish(result.folder, result.fingerprint, record, write)
 
 
 def store_original(folder: Path, fingerprint: str, source: Source, image_id: int) -> bool:

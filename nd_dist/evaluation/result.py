@@ -1,4 +1,4 @@
-"""The content of metrics.json: points with their metrics, paired comparisons with no guidance, and provenance.
+"""The content of metrics.json: points with their metrics, controls, paired comparisons, selection, and provenance.
 
 The same numbers in the same order for any number of ranks. Points of another call with the same settings (an
 evaluation and then a sweep, two sweeps) stand in one file.
@@ -6,21 +6,22 @@ evaluation and then a sweep, two sweeps) stand in one file.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.leases import Task
+from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.comparisons import comparisons
 from nd_dist.evaluation.records import has_result, read_record
-from nd_dist.evaluation.score import compare, read_arrays
+from nd_dist.evaluation.score import Scores, read_scores
 from nd_dist.evaluation.source import NSD_IMAGES
-from nd_dist.evaluation.stages import Bench, point_metrics, summed_repeats
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.units import Point, recipe_point
+from nd_dist.evaluation.work import Task
 from nd_dist.files import read_json, write_json
 from nd_dist.provenance import provenance
 
-FORMAT = 1
-BASELINE = Point(0.0, 0.0)
+FORMAT = 2
+
+Entry = dict[str, Any]  # Any: JSON
 
 
 def metrics_task(bench: Bench) -> Task:
@@ -29,10 +30,12 @@ def metrics_task(bench: Bench) -> Task:
 
 
 def _is_complete(bench: Bench) -> bool:
-    """Return whether metrics.json has all points of this job, made with its settings."""
-    present = {_key(entry) for entry in _present(bench).get("points", [])}
-    wanted = {(s, point.kappa, point.eta) for point in bench.job.points for s in bench.job.subjects}
-    return wanted <= present
+    """Return whether metrics.json has all points of this job, made with its settings, and its selection."""
+    present = _present(bench)
+    found = {entry_key(entry) for entry in _entries(present)}
+    wanted = {(s, *point.order) for point in bench.job.points for s in bench.job.subjects}
+    selection = bench.job.selection or present.get("selection")
+    return wanted <= found and present.get("selection") == selection
 
 
 def _present(bench: Bench) -> dict[str, Any]:
@@ -45,24 +48,37 @@ def _present(bench: Bench) -> dict[str, Any]:
     except DataError:
         return {}
     is_ours = isinstance(content, dict) and content.get("fingerprint") == bench.prints.run
-    return content if is_ours else {}
+    return _with_same_images(bench, content) if is_ours else {}
+
+
+def _with_same_images(bench: Bench, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content without subjects that were evaluated on other images."""
+    job = bench.job
+    images = {str(subject): list(job.images(subject)) for subject in job.subjects}
+    kept = {name: ids for name, ids in content["images"].items() if images.get(name, ids) == ids}
+    lists = {
+        name: [entry for entry in content[name] if str(entry["subject"]) in kept] for name in ("points", "controls")
+    }
+    return {**content, **lists, "images": kept}
+
+
+def _entries(content: dict[str, Any]) -> list[Entry]:
+    return [*content.get("points", []), *content.get("controls", [])]
 
 
 def write_metrics(bench: Bench) -> None:
     """Write metrics.json from the scores on disk, keeping points that other calls with the same settings made."""
-    job = bench.job
-    entries = {_key(entry): entry for entry in _present(bench).get("points", [])}
+    job, present = bench.job, _present(bench)
+    entries = {entry_key(entry): entry for entry in _entries(present)}
     for point in job.points:
         for subject in job.subjects:
-            entry = {
-                "kappa": point.kappa,
-                "eta": point.eta,
-                "subject": subject,
-                "folder": str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir)),
-                "metrics": point_metrics(bench, point, subject),
-            }
-            entries[_key(entry)] = entry
-    points = [entries[key] for key in sorted(entries)]
+            folder = str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir))
+            metrics = bench.point_metrics(point, subject)
+            entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
+            entries[entry_key(entry)] = entry
+    ordered = [entries[key] for key in sorted(entries)]
+    own = {str(subject): list(job.images(subject)) for subject in job.subjects}
+    selection = job.selection or present.get("selection")
     write_json(
         job.layout.metrics,
         {
@@ -73,46 +89,37 @@ def write_metrics(bench: Bench) -> None:
             "departures": job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
             "split": job.split,
             "simulated": job.source.index.num_images != NSD_IMAGES,
-            "images": {str(subject): list(job.images(subject)) for subject in job.subjects},
-            "points": points,
-            "comparisons": _comparisons(bench, points),
+            "images": {**present.get("images", {}), **own},
+            "points": [entry for entry in ordered if "control" not in entry],
+            "controls": [entry for entry in ordered if "control" in entry],
+            "absent": dict(bench.prints.absent),
+            "comparisons": comparisons(_scores(bench, ordered), recipe_point(job.config)),
+            **({"selection": selection} if selection else {}),
             "provenance": _provenance(bench),
         },
     )
 
 
-def _key(entry: dict[str, Any]) -> tuple[int, float, float]:
-    """Return what orders points: subject, kappa, eta."""
-    return int(entry["subject"]), float(entry["kappa"]), float(entry["eta"])
+def entry_key(entry: Entry) -> tuple[Any, ...]:
+    """Return what orders points: subject, control, settings, kappa, eta."""
+    return int(entry["subject"]), *Point.of(entry).order
 
 
-def _comparisons(bench: Bench, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the paired difference to no guidance of every guided point whose scores are on disk."""
-    layout, found = bench.job.layout, []
-    for entry in points:
-        point, subject = Point(entry["kappa"], entry["eta"]), int(entry["subject"])
-        folders = [layout.score(item, subject) for item in (point, BASELINE)]
-        prints = [bench.prints.score(item, subject) for item in (point, BASELINE)]
-        if not point.is_guided or not all(map(has_result, folders, prints)):
-            continue
-        pair = [read_arrays(folder) for folder in folders]
-        differences = compare(pair[0], pair[1], summed_repeats(bench.job), bench.statistics)
-        found.append(
-            {
-                "kappa": point.kappa,
-                "eta": point.eta,
-                "subject": subject,
-                "against": "no guidance",
-                "differences": {name: dataclasses.asdict(value) for name, value in differences.items()},
-            }
-        )
+def _scores(bench: Bench, entries: list[Entry]) -> dict[tuple[int, Point], Scores]:
+    """Return the scores of every entry of this job's subjects that are on disk."""
+    found = {}
+    for entry in entries:
+        point, subject = Point.of(entry), int(entry["subject"])
+        folder = bench.job.layout.score(point, subject)
+        if subject in bench.prints.images and has_result(folder, bench.prints.score(point, subject)):
+            found[subject, point] = read_scores(folder)
     return found
 
 
 def _provenance(bench: Bench) -> dict[str, Any]:
     """Return where the numbers come from."""
     job, prints = bench.job, bench.prints
-    decoded = [job.layout.decoded(subject) for subject in job.subjects] if bench.is_decoded else []
+    decoded = [job.layout.decoded(point, subject) for point in job.decodings() for subject in job.subjects]
     return provenance(
         job.config,
         shards=prints.settings["shards"],

@@ -8,11 +8,12 @@ them, and no collective call is left to hang in. MPI is used once, at the start,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,24 @@ from typing import Any
 
 from nd_dist.comm import Comm
 from nd_dist.errors import NdDistError, Requeue
-from nd_dist.evaluation.job import Fingerprints, Job, fingerprints
-from nd_dist.evaluation.leases import Lease, LeasePool, Tally, Task, Watch, work_off
+from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.costs import Work, cost_class, estimate, fit_cost, unit_work
+from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
+from nd_dist.evaluation.leases import Lease, LeasePool
 from nd_dist.evaluation.records import claim_folder, remove_leftovers
 from nd_dist.evaluation.result import metrics_task
-from nd_dist.evaluation.stages import Bench, decode_tasks, group_tasks, original_tasks, score_tasks
-from nd_dist.evaluation.units import distinct_points
+from nd_dist.evaluation.stages import (
+    calibration_tasks,
+    decode_tasks,
+    group_tasks,
+    measured_costs,
+    nearest_tasks,
+    original_tasks,
+    score_tasks,
+)
+from nd_dist.evaluation.sweep import REPEATED, Choice, select
+from nd_dist.evaluation.units import Group, Point, distinct_points
+from nd_dist.evaluation.work import Tally, Task, Watch, work_off
 from nd_dist.events import EventLog
 from nd_dist.files import read_json, write_json
 
@@ -52,19 +65,67 @@ def evaluate(job: Job, comm: Comm, events: EventLog, should_stop: Callable[[], b
         RankFailure: a unit of work keeps killing ranks.
         NdDistError: whatever else is wrong with folders, networks or settings.
     """
-    agreed = _agree(job, comm, events)
-    pool = LeasePool(job.layout.leases, agreed.launch, comm.rank, job.stale_s)
-    bench = Bench(job, agreed.prints, should_stop)
-    run = _Run(job, comm, events, pool, should_stop)
-    run.phase("decode", decode_tasks(bench))
-    run.phase("originals", original_tasks(bench))
-    run.phase("reconstruct", group_tasks(bench))
-    run.phase("score", score_tasks(bench))
-    run.phase("metrics", [metrics_task(bench)])
-    pool.close()
-    run.roll_call(agreed.launch)
-    metrics: dict[str, Any] = read_json(job.layout.metrics)
+    agreed = _agree([job], comm, events)
+    run = Run(comm, events, agreed.launch, should_stop)
+    metrics = run.evaluate(job, agreed.prints[0])
+    run.roll_call(job)
     return metrics
+
+
+def sweep(
+    search: Job,
+    report: Job,
+    comm: Comm,
+    events: EventLog,
+    should_stop: Callable[[], bool] = _never,
+    only_estimate: bool = False,
+) -> dict[str, Any]:
+    """Choose a point on training images, then evaluate on test images; every rank calls this.
+
+    Args:
+        search: The grid on training images; not looked at where the recipe chooses nothing.
+        report: The grid on test images.
+        comm: The ranks; used once, at the start.
+        events: This rank's event file.
+        should_stop: See ``evaluate``.
+        only_estimate: Stop after the cost estimate.
+
+    Returns:
+        The content of metrics.json of the test images; empty with ``only_estimate``.
+    """
+    rule = report.config.sweep
+    jobs = [search, report] if rule.select else [report]
+    agreed = _agree(jobs, comm, events)
+    run = Run(comm, events, agreed.launch, should_stop)
+    run.estimate(list(zip(jobs, agreed.prints, strict=True)))
+    if only_estimate:
+        run.roll_call(report)
+        return {}
+    if rule.select:
+        choice = select(run.evaluate(search, agreed.prints[0]), rule.select, rule.rule)
+        report = _with_choice(report, search, choice)
+        events.write("point_chosen", **choice.chosen.describe(), metric=choice.metric)
+    metrics = run.evaluate(report, agreed.prints[-1])
+    run.roll_call(report)
+    return metrics
+
+
+def _with_choice(report: Job, search: Job, choice: Choice) -> Job:
+    """Return the job of the test images with the choice on record, reduced to it where the recipe says so."""
+    images = {str(subject): list(search.images(subject)) for subject in search.subjects}
+    selection = {**choice.describe(), "images": images, "heldout": bool(search.heldout)}
+    if report.config.sweep.report == "grid":
+        return dataclasses.replace(report, selection=selection)
+    chosen = choice.chosen.point
+    kept = tuple(point for point in report.points if point.control != "none" or _is_reported(point, chosen))
+    return dataclasses.replace(report, selection=selection, points=kept)
+
+
+def _is_reported(point: Point, chosen: Point) -> bool:
+    """Return whether a point of the grid is the chosen one (with any seed), or that one without guidance."""
+    settings = tuple(pair for pair in point.settings if pair[0] not in REPEATED)
+    same_guidance = (point.kappa, point.eta) == (chosen.kappa, chosen.eta)
+    return settings == chosen.settings and (same_guidance or not point.is_guided)
 
 
 @dataclass(frozen=True)
@@ -72,16 +133,17 @@ class _Agreed:
     """What rank 0 found out and told everyone."""
 
     launch: str
-    prints: Fingerprints
+    prints: list[Fingerprints]
 
 
-def _agree(job: Job, comm: Comm, events: EventLog) -> _Agreed:
-    """Return rank 0's view of the job; where rank 0 cannot make it, its error is raised on every rank."""
+def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
+    """Return rank 0's view of the jobs; where rank 0 cannot make it, its error is raised on every rank."""
     agreed: _Agreed | NdDistError | None = None
     if comm.rank == 0:
         try:
-            prints = fingerprints(job)
-            _claim_folders(job, prints, events)
+            prints = [fingerprints(job) for job in jobs]
+            for job, own in zip(jobs, prints, strict=True):
+                _claim_folders(job, own, events)
             agreed = _Agreed(uuid.uuid4().hex[:12], prints)
         except NdDistError as error:
             agreed = error
@@ -111,57 +173,115 @@ def _claim_folders(job: Job, prints: Fingerprints, events: EventLog) -> None:
 
 
 @dataclass
-class _Run:
-    """This rank's way through the phases."""
+class Run:
+    """This rank's way through the phases of one or more jobs of a launch.
 
-    job: Job
+    Args:
+        comm: Rank and size; no collective call is made.
+        events: This rank's event file.
+        launch: Id that all ranks of the launch share.
+        should_stop: Asked between images.
+        tallies: Phase -> what this rank did.
+    """
+
     comm: Comm
     events: EventLog
-    pool: LeasePool
+    launch: str
     should_stop: Callable[[], bool]
     tallies: dict[str, Tally] = field(default_factory=dict)
 
-    def phase(self, name: str, tasks: list[Task]) -> None:
+    def evaluate(self, job: Job, prints: Fingerprints) -> dict[str, Any]:
+        """Go through all phases of a job and return the content of its metrics.json."""
+        bench = Bench(job, prints, self.should_stop)
+        self._prepare(bench)
+        bench.costs = {name: fit_cost(measured) for name, measured in measured_costs(bench).items()}
+        self._phase(bench, "reconstruct", group_tasks(bench))
+        self._phase(bench, "score", score_tasks(bench))
+        self._phase(bench, "metrics", [metrics_task(bench)])
+        metrics: dict[str, Any] = read_json(job.layout.metrics)
+        return metrics
+
+    def estimate(self, jobs: Sequence[tuple[Job, Fingerprints]]) -> None:
+        """Measure a few units of the first job, and say what everything that is left costs."""
+        benches = [Bench(job, prints, self.should_stop) for job, prints in jobs]
+        first = benches[0]
+        self._prepare(first)
+        self._phase(first, "calibrate", calibration_tasks(first))
+        costs = {name: fit_cost(measured) for name, measured in measured_costs(first).items()}
+        if self.comm.rank:
+            return
+        unfinished = [item for bench in benches for item in _unfinished(bench)]
+        if not unfinished or any(cost_class(group.points[0]) not in costs for group, _, _ in unfinished):
+            return  # nothing is left to do, or all that was to be timed had been made before
+        found = estimate(unfinished, costs, self.comm.size)
+        self.events.write("estimate", **dataclasses.asdict(found), wall_hours=found.wall_hours)
+        self.events.write("notice", message=found.describe())
+
+    def _prepare(self, bench: Bench) -> None:
+        """Decode, and store the pictures that were seen: what reconstructions need first."""
+        self._phase(bench, "decode", decode_tasks(bench))
+        self._phase(bench, "nearest", nearest_tasks(bench))
+        self._phase(bench, "originals", original_tasks(bench))
+
+    def _phase(self, bench: Bench, name: str, tasks: list[Task]) -> None:
         """Work off the tasks of a phase with the other ranks."""
-        is_main = self.comm.rank == 0
-        report = partial(self.events.progress, name) if is_main and name != "metrics" else None
-        watch = Watch(self.should_stop, report, partial(self._took_over, name))
+        job = bench.job
+        label = f"{SELECTION}: {name}" if job.split == "train" else name
+        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s)
+        report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
+        watch = Watch(self.should_stop, report, partial(self._took_over, label))
         try:
-            self.tallies[name] = work_off(tasks, self.pool, self.comm.rank * len(tasks) // self.comm.size, watch)
+            tally = work_off(tasks, pool, self.comm.rank * len(tasks) // self.comm.size, watch)
         except Requeue:
-            self.events.write("evaluation_stopped", phase=name)
+            self.events.write("evaluation_stopped", phase=label)
             raise
+        finally:
+            pool.close()
+        self.tallies.setdefault(label, Tally()).add(tally)
+
+    def _progress(self, label: str, done: int, total: int, left_s: float | None) -> None:
+        self.events.progress(label, done, total, **({} if left_s is None else {"left_s": round(left_s, 1)}))
 
     def _took_over(self, phase: str, lease: Lease) -> None:
         owner = {key: lease.taken_from.get(key) for key in ("rank", "host", "pid", "launch")}
         self.events.write("unit_taken_over", phase=phase, unit=lease.task, dead=owner)
 
-    def roll_call(self, launch: str) -> None:
+    def roll_call(self, job: Job) -> None:
         """Say what this rank did; rank 0 waits a moment for the others and names those that are missing."""
         work = {
             name: {"done": tally.done, "taken_over": tally.taken_over, "busy_s": round(tally.busy_s, 3)}
             for name, tally in self.tallies.items()
         }
-        identity = {"launch": launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self._rank_file(launch, self.comm.rank), {**identity, "work": work})
+        identity = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        write_json(self._rank_file(job, self.comm.rank), {**identity, "work": work})
         self.events.write("evaluation_done", work=work)
         if self.comm.rank:
             return
-        missing = self._missing(launch)
-        deadline = time.monotonic() + min(ROLL_CALL_S, self.job.stale_s)
+        missing = self._missing(job)
+        deadline = time.monotonic() + min(ROLL_CALL_S, job.stale_s)
         while missing and time.monotonic() < deadline:
             time.sleep(0.1)
-            missing = self._missing(launch)
+            missing = self._missing(job)
         if missing:
             self.events.write("ranks_missing", ranks=missing, size=self.comm.size)
         else:
-            remove_leftovers(self.job.layout.run_dir / "reconstructions")
-            remove_leftovers(self.job.layout.work)
+            for folder in ("reconstructions", "evaluation", SELECTION):
+                remove_leftovers(job.config.run_dir / folder)
 
-    def _rank_file(self, launch: str, rank: int) -> Path:
+    def _rank_file(self, job: Job, rank: int) -> Path:
         """Return where a rank says what it did."""
-        return self.job.layout.ranks / launch / f"rank-{rank:04d}.json"
+        return job.layout.ranks / self.launch / f"rank-{rank:04d}.json"
 
-    def _missing(self, launch: str) -> list[int]:
+    def _missing(self, job: Job) -> list[int]:
         """Return the ranks that have not said that they are done."""
-        return [rank for rank in range(self.comm.size) if not self._rank_file(launch, rank).exists()]
+        return [rank for rank in range(self.comm.size) if not self._rank_file(job, rank).exists()]
+
+
+def _unfinished(bench: Bench) -> list[tuple[Group, int, Work]]:
+    """Return the groups that are not done, with the number of images left and the work of one."""
+    found = []
+    for group in bench.job.groups():
+        left = sum(bool(bench.missing(group, image_id)) for image_id in group.image_ids)
+        if left:
+            found.append((group, left, unit_work(bench.job.config_at(group.points[0]), group.points)))
+    return found

@@ -1,7 +1,8 @@
 """From judged images on disk to the numbers of one guidance point and subject, with intervals over images.
 
-Streams: per judge and repeat only blocks of features are in memory, never pictures. Legend: N images, R repeats, D
-feature values, B bootstrap resamples.
+Streams: per judge and repeat only blocks of features are in memory, never pictures. Every metric's values on the
+shared resamples are kept, so that any two points can be compared later without their features. Legend: N images, R
+repeats, D feature values, B bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from nd_dist.metrics.bootstrap import (
     Counts,
     Difference,
     difference,
-    interval,
     mean_of,
     mean_resampled,
+    percentiles,
     resample_counts,
     two_way_of,
     two_way_resampled,
 )
 from nd_dist.metrics.distance import correlation_distance
+from nd_dist.metrics.distribution import frechet_distance, kernel_distance, kernel_distance_resampled, kernels
 from nd_dist.metrics.identification import correlation_matrix, wins
 from nd_dist.metrics.protocols import Protocol
 from nd_dist.metrics.table import metric_of
 
-PIXEL_METRICS = ("pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim")
 WINS = "wins."
 EACH = "each."
+RESAMPLED = "resampled."
 BLOCK_IMAGES = 128
 
 Float64 = npt.NDArray[np.float64]
@@ -75,22 +77,20 @@ def score_images(judged: JudgedImages, judges: Mapping[str, Score], protocol: Pr
     for name, score in judges.items():
         if score == "distance":
             arrays[EACH + name] = torch.from_numpy(_distances(judged, name, protocol))
-        elif len(judged) > 1:
+        elif score == "two_way" and len(judged) > 1:
             arrays[WINS + name] = torch.from_numpy(_wins(judged, name, protocol))
     return arrays
 
 
 def _pixel_arrays(judged: JudgedImages, protocol: Protocol) -> dict[str, Float64]:
-    """Return one value per image of every pixel metric, repeats reduced as the protocol says."""
+    """Return one value per image of every metric made image by image, repeats reduced as the protocol says."""
     records = [read_record(folder)["metrics"] for folder in judged.recons]
-    arrays = {}
-    for name in PIXEL_METRICS:
-        if name in records[0]:
-            values = [record[name] for record in records]
-            arrays[name] = np.array(
-                [_reduced(value, protocol) if isinstance(value, list) else value for value in values]
-            )
-    return arrays
+    return {
+        name: np.array(
+            [_reduced(value, protocol) if isinstance(value, list) else value for value in (r[name] for r in records)]
+        )
+        for name in records[0]
+    }
 
 
 def _reduced(values_R: Sequence[float], protocol: Protocol) -> float:
@@ -170,40 +170,98 @@ class Statistics:
         return resample_counts(num_images, self.num_resamples, self.seed)
 
 
-def metrics_of(arrays: Mapping[str, torch.Tensor], num_repeats: int, statistics: Statistics) -> dict[str, Any]:
-    """Return the metrics of a point as JSON: value, interval over images, n, direction.
+@dataclass(frozen=True)
+class Scored:
+    """One metric of a point: its value, its value on every resample (none: it has no interval), images, direction."""
+
+    value: float
+    resampled_B: Float64 | None
+    num_images: int
+    higher_is_better: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return value, interval over images, n and direction."""
+        low, high = (None, None) if self.resampled_B is None else percentiles(self.resampled_B)
+        return {
+            "value": self.value,
+            "ci_low": low,
+            "ci_high": high,
+            "n": self.num_images,
+            "higher_is_better": self.higher_is_better,
+        }
+
+
+def scored_arrays(arrays: Mapping[str, torch.Tensor], num_repeats: int, statistics: Statistics) -> dict[str, Scored]:
+    """Return the metrics that ``score_images`` made arrays for.
 
     Args:
         arrays: From ``score_images``.
         num_repeats: Repeats summed in the wins.
         statistics: Resamples.
     """
-    metrics = {}
+    found = {}
     for key in sorted(arrays):
-        name = key.partition(".")[2]
-        num_images = len(arrays[key])
+        name, num_images = key.partition(".")[2], len(arrays[key])
         value, resampled_B = _resampled(key, arrays[key], num_repeats, statistics.counts(num_images))
-        found = interval(value, resampled_B, num_images)
-        metrics[name] = {
-            "value": found.value,
-            "ci_low": found.ci_low,
-            "ci_high": found.ci_high,
-            "n": found.n,
-            "higher_is_better": metric_of(name, higher_is_better=key.startswith(WINS)).higher_is_better,
-        }
-    return metrics
+        higher = metric_of(name, higher_is_better=key.startswith(WINS)).higher_is_better
+        found[name] = Scored(value, resampled_B, num_images, higher)
+    return found
 
 
-def compare(
-    first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], num_repeats: int, statistics: Statistics
-) -> dict[str, Difference]:
+def scored_sets(
+    judged: JudgedImages, judges: Mapping[str, Score], protocol: Protocol, statistics: Statistics
+) -> dict[str, Scored]:
+    """Return FID and KID where there is a judge for them: means over the repeats that count.
+
+    FID has no interval here: a resample repeats pictures, which its estimate of covariances does not survive.
+    """
+    names = [name for name, score in judges.items() if score == "distribution"]
+    if not names or len(judged) < 2:
+        return {}
+    reals, num = FeatureRows(judged.originals, names[0], 0), len(judged)
+    repeats = [FeatureRows(judged.recons, names[0], repeat) for repeat in _used_repeats(judged, protocol)]
+    fid = mean_of(np.array([frechet_distance(reals, recons) for recons in repeats]))
+    counts_BN = statistics.counts(num)
+    pairs = [
+        (kernel_distance(made), kernel_distance_resampled(made, counts_BN))
+        for made in (kernels(reals, recons) for recons in repeats)
+    ]
+    kid = mean_of(np.array([value for value, _ in pairs]))
+    resampled_B = np.stack([values for _, values in pairs]).mean(axis=0)
+    return {"fid": Scored(fid, None, num, False), "kid": Scored(kid, resampled_B, num, False)}
+
+
+def resampled_arrays(scored: Mapping[str, Scored]) -> dict[str, torch.Tensor]:
+    """Return ``resampled.NAME`` (B,) float64 of every metric that has an interval, for later comparisons."""
+    return {
+        RESAMPLED + name: torch.from_numpy(np.ascontiguousarray(item.resampled_B))
+        for name, item in scored.items()
+        if item.resampled_B is not None
+    }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scored point on disk.
+
+    Args:
+        metrics: From its record.
+        arrays: ``resampled.NAME`` of its metrics.
+    """
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, torch.Tensor]
+
+
+def compare(first: Scores, second: Scores) -> dict[str, Difference]:
     """Return the paired difference (first minus second) of every metric that both points have on the same images."""
     found = {}
-    for key in sorted(set(first) & set(second)):
-        num_images = len(first[key])
-        counts = statistics.counts(num_images)
-        pair = [_resampled(key, arrays[key], num_repeats, counts) for arrays in (first, second)]
-        found[key.partition(".")[2]] = difference(pair[0], pair[1], num_images)
+    for name in sorted(set(first.metrics) & set(second.metrics)):
+        sides = [(scores.metrics[name], scores.arrays.get(RESAMPLED + name)) for scores in (first, second)]
+        pair = [(float(item["value"]), array.numpy()) for item, array in sides if array is not None]
+        num_images = int(sides[0][0]["n"])
+        if len(pair) == 2 and num_images == int(sides[1][0]["n"]):
+            found[name] = difference(pair[0], pair[1], num_images)
     return found
 
 
@@ -218,6 +276,13 @@ def _resampled(key: str, array: torch.Tensor, num_repeats: int, counts_BN: Count
 def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
     """Return the arrays of a scored point."""
     return read_tensors(folder / ARRAYS)
+
+
+def read_scores(folder: Path) -> Scores:
+    """Return a scored point; only the resamples are read, not the arrays of pairs."""
+    with safe_open(folder / ARRAYS, framework="pt") as content:
+        arrays = {key: content.get_tensor(key) for key in content.keys() if key.startswith(RESAMPLED)}  # noqa: SIM118
+    return Scores(read_record(folder)["metrics"], arrays)
 
 
 def judge_scores(judges: Sequence[Judge]) -> dict[str, Score]:

@@ -2,105 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nd_dist.checkpoint import write_tensors
-from nd_dist.errors import Requeue
-from nd_dist.evaluation.decode import (
-    DecodeSettings,
-    ImageTargets,
-    StoredTargets,
-    TrueTargets,
-    decode_subject,
-    decoder_predict,
-)
-from nd_dist.evaluation.job import Fingerprints, Job
+from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.controls import nearest_images
+from nd_dist.evaluation.costs import Work, cost_class, unit_work
+from nd_dist.evaluation.decode import DecodeSettings, StoredTargets, TrueTargets, decode_subject, decoder_predict
 from nd_dist.evaluation.judging import judge_image, judge_original
 from nd_dist.evaluation.layout import ARRAYS
-from nd_dist.evaluation.leases import Task
-from nd_dist.evaluation.networks import Sampler
-from nd_dist.evaluation.reconstruct import reconstruct_image, store_original
-from nd_dist.evaluation.records import has_result, publish, read_record
+from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
+from nd_dist.evaluation.records import publish, read_record
 from nd_dist.evaluation.retrieved import retrieval_metrics
-from nd_dist.evaluation.score import JudgedImages, Statistics, judge_scores, metrics_of, score_images
+from nd_dist.evaluation.score import (
+    JudgedImages,
+    judge_scores,
+    resampled_arrays,
+    score_images,
+    scored_arrays,
+    scored_sets,
+)
 from nd_dist.evaluation.units import Group, Point, distinct_points, image_name, subject_name
-from nd_dist.frozen.judges import Judge
+from nd_dist.evaluation.work import Task
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
-
-class Bench:
-    """What the tasks of one rank share: the job, fingerprints, and networks that are loaded on first use.
-
-    Args:
-        job: What is evaluated.
-        prints: Fingerprints agreed on by all ranks.
-        should_stop: Asked between images.
-    """
-
-    def __init__(self, job: Job, prints: Fingerprints, should_stop: Callable[[], bool]) -> None:
-        self.job, self.prints, self.should_stop = job, prints, should_stop
-        self._seen: set[tuple[Path, str]] = set()
-
-    @cached_property
-    def sampler(self) -> Sampler:
-        """The guided sampler."""
-        return self.job.networks.sampler()
-
-    @cached_property
-    def judges(self) -> Sequence[Judge]:
-        """The metric networks."""
-        return self.job.networks.judges()
-
-    @property
-    def statistics(self) -> Statistics:
-        """How intervals are made."""
-        return Statistics(self.job.config.evaluation.bootstrap, self.job.config.seed)
-
-    @property
-    def is_decoded(self) -> bool:
-        """Whether targets come from the decoder (otherwise they are the pictures' own)."""
-        return self.job.config.evaluation.embeddings == "decoded"
-
-    def targets(self, subject: int) -> ImageTargets:
-        """Return the targets to reconstruct a subject's images from."""
-        if not self.is_decoded:
-            return TrueTargets(self.job.source)
-        return StoredTargets(self.job.layout.decoded(subject), self.job.split_images(subject))
-
-    def has(self, folder: Path, fingerprint: str) -> bool:
-        """Return whether a result is there; a result that was seen once is not looked for again."""
-        key = (folder, fingerprint)
-        if key not in self._seen and has_result(folder, fingerprint):
-            self._seen.add(key)
-        return key in self._seen
-
-    def check_stop(self) -> None:
-        """Leave if the rank was asked to."""
-        if self.should_stop():
-            raise Requeue("The evaluation was asked to stop; finished images are kept.", todo="start it again")
+CALIBRATION_IMAGES = 2  # the first warms up; the last is timed
 
 
 def decode_tasks(bench: Bench) -> list[Task]:
-    """Return one task per subject: predict its targets."""
-    return [_decode_task(bench, subject) for subject in bench.job.subjects] if bench.is_decoded else []
+    """Return one task per subject and way of decoding: predict its targets."""
+    job = bench.job
+    return [_decode_task(bench, point, subject) for point in job.decodings() for subject in job.subjects]
 
 
-def _decode_task(bench: Bench, subject: int) -> Task:
-    job, fingerprint = bench.job, bench.prints.decoded(subject)
-    folder = job.layout.decoded(subject)
+def _decode_task(bench: Bench, point: Point, subject: int) -> Task:
+    job, fingerprint = bench.job, bench.prints.decoded(point, subject)
+    folder = job.layout.decoded(point, subject)
 
     def write(staging: Path) -> None:
         predict = decoder_predict(job.decoder_dir, subject)
-        settings = DecodeSettings(job.config.evaluation, job.config.seed)
+        settings = DecodeSettings(job.z_calibration(point), job.config_at(point).seed)
         decode_subject(staging, predict, job.source, subject, job.split_images(subject), settings)
 
     def work() -> None:
         publish(folder, fingerprint, {"image_ids": job.split_images(subject)}, write)
 
-    return Task(f"decode_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"decode_{folder.name}", lambda: bench.has(folder, fingerprint), work)
+
+
+def nearest_tasks(bench: Bench) -> list[Task]:
+    """Return one task per subject for the control ``nearest``: find each image's nearest training image."""
+    points = [point for point in bench.job.points if point.control == "nearest"]
+    return [_nearest_task(bench, point, subject) for point in points for subject in bench.job.subjects]
+
+
+def _nearest_task(bench: Bench, point: Point, subject: int) -> Task:
+    job, folder, fingerprint = bench.job, bench.job.layout.nearest(subject), bench.prints.pictures(point, subject)
+
+    def work() -> None:
+        predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
+        predicted_or_true = predicted if job.is_decoded(point) else TrueTargets(job.source)
+        name = _compared_target(bench, point, subject)
+        candidates = job.source.images(subject, "train")
+        found = nearest_images(predicted_or_true, TrueTargets(job.source), name, job.images(subject), candidates)
+        facts = {"target": name, "nearest": {str(image_id): chosen for image_id, chosen in found.items()}}
+        publish(folder, fingerprint, facts, lambda staging: None)
+
+    return Task(f"nearest_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
 
 
 def original_tasks(bench: Bench) -> list[Task]:
@@ -124,9 +94,54 @@ def _original_task(bench: Bench, index: int, image_ids: Sequence[int]) -> Task:
                 store_original(original, prints.originals, job.source, image_id)
             folder = judged / image_name(image_id)
             if not bench.has(folder, prints.judged_originals):
-                judge_original(folder, prints.judged_originals, original, job.protocol, bench.judges)
+                judge_original(folder, prints.judged_originals, original, job.protocol, bench.judges.features)
 
     return Task(f"original_{index:05d}", is_done, work)
+
+
+def calibration_tasks(bench: Bench) -> list[Task]:
+    """Return one task per cost class: make and time a few units, which count as done afterwards."""
+    classes: dict[str, dict[str, Group]] = {}
+    for group in bench.job.groups():
+        if group.points[0].control == "none":
+            classes.setdefault(cost_class(group.points[0]), {}).setdefault(_kind(group), group)
+    return [_calibration_task(bench, name, list(groups.values())) for name, groups in classes.items()]
+
+
+def _kind(group: Group) -> str:
+    return "guided" if group.points[-1].is_guided else "plain"
+
+
+def _calibration_task(bench: Bench, name: str, groups: Sequence[Group]) -> Task:
+    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(groups[0].points[0], groups[0].subject)
+
+    def work() -> None:
+        measured = []
+        for group in groups:
+            config = bench.job.config_at(group.points[0])
+            timed: list[tuple[Work, float]] = []
+            for image_id in group.image_ids[:CALIBRATION_IMAGES]:
+                missing = bench.missing(group, image_id)
+                bench.sampler(group.points[0])  # loading is not what a unit costs
+                before = time.monotonic()
+                _make_image(bench, group, image_id)
+                if missing:
+                    timed.append((unit_work(config, missing), time.monotonic() - before))
+            measured += [{"guided": w.guided, "plain": w.plain, "seconds": s} for w, s in timed[-1:]]
+        publish(folder, fingerprint, {"measured": measured}, lambda staging: None)
+
+    return Task(f"calibrate_{name}", lambda: bench.has(folder, fingerprint), work)
+
+
+def measured_costs(bench: Bench) -> dict[str, list[tuple[Work, float]]]:
+    """Return cost class -> what its calibration measured; a class without measurements is left out."""
+    found = {}
+    for task in calibration_tasks(bench):
+        name = task.name.removeprefix("calibrate_")
+        entries = read_record(bench.job.layout.costs / name).get("measured", [])
+        if entries:
+            found[name] = [(Work(entry["guided"], entry["plain"]), float(entry["seconds"])) for entry in entries]
+    return found
 
 
 def group_tasks(bench: Bench) -> list[Task]:
@@ -135,37 +150,48 @@ def group_tasks(bench: Bench) -> list[Task]:
 
 
 def _group_task(bench: Bench, group: Group) -> Task:
-    judged = bench.job.layout.judged(group.point, group.subject)
-    fingerprint = bench.prints.judged(group.point, group.subject)
-
     def is_done() -> bool:
-        return all(bench.has(judged / image_name(image_id), fingerprint) for image_id in group.image_ids)
+        return not any(bench.missing(group, image_id) for image_id in group.image_ids)
 
     def work() -> None:
         for image_id in group.image_ids:
-            if not bench.has(judged / image_name(image_id), fingerprint):
+            if bench.missing(group, image_id):
                 bench.check_stop()
-                _reconstruct_and_judge(bench, group.point, group.subject, image_id)
+                _make_image(bench, group, image_id)
 
-    return Task(group.name, is_done, work)
+    work_of_one = unit_work(bench.job.config_at(group.points[0]), group.points)
+    weight = bench.cost_of(group.points[0]).seconds(work_of_one) * len(group.image_ids)
+    return Task(group.name, is_done, work, weight)
 
 
-def _reconstruct_and_judge(bench: Bench, point: Point, subject: int, image_id: int) -> None:
+def _make_image(bench: Bench, group: Group, image_id: int) -> None:
     """Make one image's reconstructions where they are missing, then its metrics and features."""
-    job, prints, layout = bench.job, bench.prints, bench.job.layout
-    folder, pictures = layout.pictures_of(point, subject, image_id), prints.pictures(point, subject)
-    if not bench.has(folder, pictures):
-        reconstruct_image(folder, pictures, job.config, bench.sampler, bench.targets(subject), (point, image_id))
-    judged = layout.judged(point, subject) / image_name(image_id)
+    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, group.subject
+    missing = bench.missing(group, image_id)
+    results = [
+        Result(point, layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
+        for point in missing
+    ]
+    unmade = [result for result in results if not bench.has(result.folder, result.fingerprint)]
+    if unmade:
+        config = job.config_at(group.points[0])
+        if unmade[0].point.control == "nearest":
+            nearest = read_record(layout.nearest(subject))["nearest"][str(image_id)]
+            copy_picture(unmade[0], job.source, nearest, image_id, config.evaluation.num_repeats)
+        else:
+            sampler = bench.sampler(group.points[0])
+            reconstruct_image(unmade, config, sampler, bench.targets(group.points[0], subject), image_id)
     original = layout.original_of(image_id)
-    judge_image(judged, prints.judged(point, subject), folder, original, job.protocol, bench.judges)
+    for result in results:
+        judged = layout.judged(result.point, subject) / image_name(image_id)
+        judge_image(judged, prints.judged(result.point, subject), result.folder, original, job.protocol, bench.judges)
 
 
 def score_tasks(bench: Bench) -> list[Task]:
-    """Return one task per point and subject, and one per subject for retrieval."""
+    """Return one task per point and subject, and one per subject and way of decoding for retrieval."""
     job = bench.job
     tasks = [_score_task(bench, point, subject) for point in distinct_points(job.points) for subject in job.subjects]
-    retrieval = [_retrieval_task(bench, subject) for subject in job.subjects] if bench.is_decoded else []
+    retrieval = [_retrieval_task(bench, point, subject) for point in job.decodings() for subject in job.subjects]
     return [*retrieval, *tasks]
 
 
@@ -174,49 +200,43 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
     folder, fingerprint = layout.score(point, subject), bench.prints.score(point, subject)
 
     def work() -> None:
-        ids = job.images(subject)
+        ids, scores = job.images(subject), judge_scores(bench.judges.features)
         judged = JudgedImages(
             [layout.judged(point, subject) / image_name(image_id) for image_id in ids],
             [layout.judged_originals / image_name(image_id) for image_id in ids],
             job.config.evaluation.num_repeats,
         )
-        arrays = score_images(judged, judge_scores(bench.judges), job.protocol)
-        metrics = metrics_of(arrays, summed_repeats(job), bench.statistics)
+        arrays = score_images(judged, scores, job.protocol)
+        scored = scored_arrays(arrays, bench.summed_repeats, bench.statistics)
+        scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
+        if point.control == "nearest":  # copies of one picture agree by construction
+            scored = {name: item for name, item in scored.items() if not name.startswith("repeat_")}
+        metrics = {name: item.as_json() for name, item in scored.items()}
         facts = {"metrics": metrics, "image_ids": list(ids), "subject": subject}
-        publish(folder, fingerprint, facts, lambda staging: write_tensors(staging / ARRAYS, arrays))
+        kept = {**arrays, **resampled_arrays(scored)}
+        publish(folder, fingerprint, facts, lambda staging: write_tensors(staging / ARRAYS, kept))
 
     name = f"score_{job.layout.protocol}_{point.name}_{subject_name(subject)}"
     return Task(name, lambda: bench.has(folder, fingerprint), work)
 
 
-def summed_repeats(job: Job) -> int:
-    """Return how many repeats the wins of a point are summed over."""
-    return job.config.evaluation.num_repeats if job.protocol.repeats == "mean_of_scores" else 1
-
-
-def _retrieval_task(bench: Bench, subject: int) -> Task:
-    job, folder = bench.job, bench.job.layout.retrieval(subject)
-    fingerprint = bench.prints.retrieval(subject)
+def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
+    job, folder = bench.job, bench.job.layout.retrieval(point, subject)
+    fingerprint = bench.prints.retrieval(point, subject)
 
     def work() -> None:
-        predicted = StoredTargets(job.layout.decoded(subject), job.split_images(subject))
-        name = _retrieval_target(job, subject)
+        predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
+        name = _compared_target(bench, point, subject)
         true = TrueTargets(job.source)
         metrics = retrieval_metrics(predicted, true, name, job.images(subject), bench.statistics)
         publish(folder, fingerprint, {"metrics": metrics}, lambda staging: None)
 
-    return Task(f"retrieval_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, fingerprint), work)
 
 
-def _retrieval_target(job: Job, subject: int) -> str:
+def _compared_target(bench: Bench, point: Point, subject: int) -> str:
     """Return the target that retrieval compares: the deepest guidance layer that is decoded, else the semantic one."""
-    folder = job.layout.decoded(subject)
-    return next((name for name in reversed(GUIDANCE) if (folder / f"{name}.npy").exists()), SEMANTIC)
-
-
-def point_metrics(bench: Bench, point: Point, subject: int) -> dict[str, Any]:
-    """Return all metrics of a point and subject from its records on disk."""
-    metrics: dict[str, Any] = dict(read_record(bench.job.layout.score(point, subject))["metrics"])
-    if bench.is_decoded:
-        metrics.update(read_record(bench.job.layout.retrieval(subject))["metrics"])
-    return metrics
+    folder = bench.job.layout.decoded(point, subject)
+    has_true_targets = not bench.job.is_decoded(point)
+    found = (name for name in reversed(GUIDANCE) if has_true_targets or (folder / f"{name}.npy").exists())
+    return next(found, SEMANTIC)

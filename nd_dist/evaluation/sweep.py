@@ -5,10 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.evaluation.units import Point
+
+Rule = Literal["best", "least_guidance"]
+REPEATED = ("seed",)  # axes that repeat an experiment and are averaged over, not chosen from
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point that could be chosen.
+
+    Args:
+        point: Guidance point, seeds left out.
+        value: Mean of the metric over subjects and seeds.
+        ci_low, ci_high: Means of the ends of its intervals.
+    """
+
+    point: Point
+    value: float
+    ci_low: float
+    ci_high: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return the candidate as JSON."""
+        return {**self.point.describe(), "value": self.value, "ci_low": self.ci_low, "ci_high": self.ci_high}
 
 
 @dataclass(frozen=True)
@@ -16,26 +39,39 @@ class Choice:
     """The chosen point.
 
     Args:
-        point: Guidance point.
+        chosen: The point with its value.
         metric: Metric that decided.
-        value: Its mean over subjects there.
-        others: Every other point's value, best first.
+        higher_is_better: Its direction.
+        rule: How it decided.
+        others: Every other candidate, best first.
     """
 
-    point: Point
+    chosen: Candidate
     metric: str
-    value: float
-    others: tuple[tuple[Point, float], ...]
+    higher_is_better: bool
+    rule: Rule
+    others: tuple[Candidate, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the choice as JSON."""
+        return {
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "rule": self.rule,
+            "chosen": self.chosen.describe(),
+            "candidates": [item.describe() for item in (self.chosen, *self.others)],
+        }
 
 
-def select(report: Mapping[str, Any], metric: str = "pixcorr") -> Choice:
-    """Return the point that is best by one metric, averaged over subjects.
+def select(report: Mapping[str, Any], metric: str = "pixcorr", rule: Rule = "best") -> Choice:
+    """Return the point that is best by one metric, averaged over subjects and seeds.
 
     Of equal points the one with less guidance wins (smaller kappa, then smaller eta).
 
     Args:
         report: Content of a metrics.json that was made with ``split="train"``.
         metric: Name of the metric; its own direction counts.
+        rule: ``best``, or ``least_guidance``: the least guided point whose mean lies within the best one's interval.
 
     Raises:
         ConfigError: no point has the metric, or subjects have different points.
@@ -47,18 +83,45 @@ def select(report: Mapping[str, Any], metric: str = "pixcorr") -> Choice:
             expected="a report of training images",
             todo="evaluate the grid with split=train first",
         )
-    values: dict[Point, list[float]] = {}
-    higher_is_better = True
+    values: dict[Point, list[Mapping[str, Any]]] = {}
     for entry in report["points"]:
         if metric in entry["metrics"]:
-            values.setdefault(Point(entry["kappa"], entry["eta"]), []).append(entry["metrics"][metric]["value"])
-            higher_is_better = bool(entry["metrics"][metric]["higher_is_better"])
+            values.setdefault(_without_seed(Point.of(entry)), []).append(entry["metrics"][metric])
     if not values:
         known = sorted({name for entry in report["points"] for name in entry["metrics"]})
         raise ConfigError("No guidance point has the metric of the rule.", expected=", ".join(known), found=metric)
     if len({len(found) for found in values.values()}) > 1:
-        raise ConfigError("Subjects were evaluated at different guidance points.", found=sorted(values))
-    means = {point: math.fsum(found) / len(found) for point, found in values.items()}
-    sign = -1.0 if higher_is_better else 1.0
-    ranked = sorted(means, key=lambda point: (sign * means[point], point))
-    return Choice(ranked[0], metric, means[ranked[0]], tuple((point, means[point]) for point in ranked[1:]))
+        raise ConfigError(
+            "Subjects were evaluated at different guidance points.", found=sorted(point.name for point in values)
+        )
+    higher = bool(next(iter(values.values()))[0]["higher_is_better"])
+    candidates = [Candidate(point, *(_mean(found, key) for key in _ENDS)) for point, found in values.items()]
+    sign = -1.0 if higher else 1.0
+    ranked = sorted(candidates, key=lambda item: (sign * item.value, *_guidance(item.point)))
+    chosen = ranked[0] if rule == "best" else _least_guided(ranked)
+    return Choice(chosen, metric, higher, rule, tuple(item for item in ranked if item != chosen))
+
+
+_ENDS = ("value", "ci_low", "ci_high")
+
+
+def _mean(found: list[Mapping[str, Any]], key: str) -> float:
+    numbers = [float(item["value"] if item[key] is None else item[key]) for item in found]
+    return math.fsum(numbers) / len(numbers)
+
+
+def _without_seed(point: Point) -> Point:
+    settings = tuple(pair for pair in point.settings if pair[0] not in REPEATED)
+    return Point(point.kappa, point.eta, settings)
+
+
+def _guidance(point: Point) -> tuple[float, float, str]:
+    """Return what tells more guidance from less."""
+    return point.kappa, point.eta, point.name
+
+
+def _least_guided(ranked: list[Candidate]) -> Candidate:
+    """Return the least guided candidate whose value lies within the interval of the best."""
+    best = ranked[0]
+    close = [item for item in ranked if best.ci_low <= item.value <= best.ci_high]
+    return min(close or ranked[:1], key=lambda item: _guidance(item.point))

@@ -5,69 +5,122 @@ Who does what is decided elsewhere (``leases``); nothing here knows of ranks, so
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from nd_dist.config import Config
+from nd_dist.config import Config, Scalar
+from nd_dist.files import canonical_json, hash_json
 
 UNGUIDED = "unguided"
 ORIGINAL = "original"
+MAX_NAME = 120
+
+Control = Literal["none", "shuffled", "nearest", "ceiling"]
+CONTROLS: dict[Control, str] = {
+    "shuffled": "decoder inputs shuffled across images",
+    "nearest": "nearest training image as the reconstruction",
+    "ceiling": "ground-truth embeddings",
+}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Point:
-    """One guidance setting.
+    """One way to reconstruct: a guidance setting, further settings that differ from the recipe's, or a control.
 
     Args:
         kappa: Guidance scale; 0 is without guidance.
         eta: Guided share of the denoising steps; 0 is without guidance.
+        settings: Other configuration keys with values of their own, by key: the further axes of a sweep.
+        control: ``none``, or which control it is (``CONTROLS``).
     """
 
     kappa: float
     eta: float
+    settings: tuple[tuple[str, Scalar], ...] = ()
+    control: Control = "none"
 
     @property
     def is_guided(self) -> bool:
         """Whether any step is guided."""
-        return self.kappa > 0 and self.eta > 0
+        return self.kappa > 0 and self.eta > 0 and self.control != "nearest"
 
     @property
     def name(self) -> str:
         """Folder name; points without guidance share one, because they make the same pictures."""
-        return f"kappa-{self.kappa:g}_eta-{self.eta:g}" if self.is_guided else UNGUIDED
+        guidance = f"kappa-{self.kappa:g}_eta-{self.eta:g}" if self.is_guided else UNGUIDED
+        words = [] if self.control == "nearest" else [guidance]
+        words += [f"{key.rsplit('.', 1)[-1]}-{_file_word(value)}" for key, value in self.settings]
+        words += [] if self.control == "none" else [f"control-{self.control}"]
+        name = "_".join(words)
+        return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{hash_json([name])[:8]}"
+
+    @property
+    def family(self) -> str:
+        """Name of the points that share a trajectory: those of equal kappa and settings, whatever their eta."""
+        return dataclasses.replace(self, eta=1.0).name if self.is_guided else self.name
+
+    @property
+    def order(self) -> tuple[str, int, str, float, float]:
+        """What points are sorted by: controls last, then settings (the recipe's own first), kappa, eta."""
+        control = "" if self.control == "none" else self.control
+        return control, len(self.settings), canonical_json(self.settings), self.kappa, self.eta
+
+    def describe(self) -> dict[str, Any]:
+        """Return the point as JSON: kappa, eta, and what else sets it apart."""
+        facts: dict[str, Any] = {"kappa": self.kappa, "eta": self.eta}
+        if self.settings:
+            facts["settings"] = dict(self.settings)
+        if self.control != "none":
+            facts["control"] = self.control
+        return facts
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Point:
+        """Return the point that ``describe`` described (further keys are ignored)."""
+        settings = tuple(sorted(entry.get("settings", {}).items()))
+        return cls(float(entry["kappa"]), float(entry["eta"]), settings, entry.get("control", "none"))
 
 
-@dataclass(frozen=True, order=True)
+def _file_word(value: Scalar) -> str:
+    """Return a setting's value as a part of a file name."""
+    text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9.+-]", "-", text)
+
+
+@dataclass(frozen=True)
 class Unit:
     """One reconstruction to make.
 
     Args:
         subject: Whose brain.
-        kappa, eta: Guidance point.
+        point: How.
         image_id: 0-based NSD image id.
         repeat: 0-based; a repeat differs from the next in its noise only.
     """
 
     subject: int
-    kappa: float
-    eta: float
+    point: Point
     image_id: int
     repeat: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """The units that one rank claims at a time: some images of a subject at one point, with all their repeats.
+    """The units that one rank claims at a time: some images of a subject, all repeats, at the points of one family.
 
     Args:
-        point: Guidance point.
+        points: Points that share a trajectory (``Point.family``), ascending eta.
         subject: Whose brain.
-        index: Position among the groups of (point, subject).
+        index: Position among the groups of (family, subject).
         image_ids: Images in this group, ascending.
         num_repeats: Reconstructions of each image.
     """
 
-    point: Point
+    points: tuple[Point, ...]
     subject: int
     index: int
     image_ids: tuple[int, ...]
@@ -76,13 +129,14 @@ class Group:
     @property
     def name(self) -> str:
         """Name of the group's lease."""
-        return f"{self.point.name}_{subject_name(self.subject)}_{self.index:05d}"
+        return f"{self.points[0].family}_{subject_name(self.subject)}_{self.index:05d}"
 
     def units(self) -> Iterator[Unit]:
         """Yield the group's reconstructions in order."""
-        for image_id in self.image_ids:
-            for repeat in range(self.num_repeats):
-                yield Unit(self.subject, self.point.kappa, self.point.eta, image_id, repeat)
+        for point in self.points:
+            for image_id in self.image_ids:
+                for repeat in range(self.num_repeats):
+                    yield Unit(self.subject, point, image_id, repeat)
 
 
 def subject_name(subject: int) -> str:
@@ -95,19 +149,45 @@ def image_name(image_id: int) -> str:
     return f"image-{image_id:05d}"
 
 
+def recipe_point(config: Config) -> Point:
+    """Return the recipe's own guidance point."""
+    return Point(config.sampler.kappa, config.sampler.eta)
+
+
 def config_points(config: Config) -> tuple[Point, ...]:
     """Return the points of `nd evaluate`: the configured one, and without guidance before it where asked for."""
-    guided = Point(config.sampler.kappa, config.sampler.eta)
+    guided = recipe_point(config)
     without = Point(0.0, 0.0)
     return (without, guided) if config.evaluation.baseline and guided.is_guided else (guided,)
 
 
+def control_points(config: Config) -> tuple[Point, ...]:
+    """Return the controls of a recipe, at its guidance point; none where they are off."""
+    if not config.evaluation.controls:
+        return ()
+    guided = recipe_point(config)
+    ceiling = config.evaluation.embeddings == "decoded"  # otherwise the evaluation itself is the ceiling
+    points = [dataclasses.replace(guided, control="shuffled"), Point(0.0, 0.0, control="nearest")]
+    return (*points, dataclasses.replace(guided, control="ceiling")) if ceiling else (*points,)
+
+
 def grid_points(config: Config) -> tuple[Point, ...]:
-    """Return the points of `nd sweep`, kappa before eta, and the one without guidance first where asked for."""
-    grid = [Point(kappa, eta) for kappa in config.sweep.kappa for eta in config.sweep.eta]
-    has_unguided = any(not point.is_guided for point in grid)
-    baseline = [Point(0.0, 0.0)] if config.evaluation.baseline and not has_unguided else []
-    return tuple(dict.fromkeys([*baseline, *grid]))
+    """Return the points of `nd sweep`: every combination of its axes, each first without guidance where asked for."""
+    points = []
+    for settings in grid_settings(config):
+        grid = [Point(kappa, eta, settings) for kappa in config.sweep.kappa for eta in config.sweep.eta]
+        has_unguided = any(not point.is_guided for point in grid)
+        points += [Point(0.0, 0.0, settings)] if config.evaluation.baseline and not has_unguided else []
+        points += grid
+    return tuple(dict.fromkeys(points))
+
+
+def grid_settings(config: Config) -> list[tuple[tuple[str, Scalar], ...]]:
+    """Return the combinations of a sweep's axes other than kappa and eta; the recipe's own values are left out."""
+    own = config.flat()
+    axes = [[(key, value) for value in values] for key, values in sorted(config.sweep.all_axes().items())]
+    combinations = [tuple(pair for pair in pairs if own.get(pair[0]) != pair[1]) for pairs in itertools.product(*axes)]
+    return list(dict.fromkeys(combinations))
 
 
 def distinct_points(points: Iterable[Point]) -> tuple[Point, ...]:
@@ -121,15 +201,19 @@ def plan_groups(
     """Return every group of an evaluation, in a fixed order.
 
     Args:
-        points: Guidance points.
+        points: Points to reconstruct at.
         images: Subject -> image ids.
         batch_size: Images in a group.
         num_repeats: Reconstructions of an image.
     """
-    groups = []
+    families: dict[str, list[Point]] = {}
     for point in distinct_points(points):
+        families.setdefault(point.family, []).append(point)
+    groups = []
+    for family in families.values():
+        members = tuple(sorted(family, key=lambda point: point.eta))
         for subject in sorted(images):
             ids = sorted(images[subject])
             for index, start in enumerate(range(0, len(ids), batch_size)):
-                groups.append(Group(point, subject, index, tuple(ids[start : start + batch_size]), num_repeats))
+                groups.append(Group(members, subject, index, tuple(ids[start : start + batch_size]), num_repeats))
     return groups

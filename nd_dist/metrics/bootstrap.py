@@ -100,7 +100,7 @@ def two_way_resampled(wins_NN: npt.NDArray[np.integer], counts_BN: Counts, num_r
 
 def interval(value: float, resampled_B: Float64, num_images: int) -> Interval:
     """Return a value with the percentile interval of its resamples."""
-    low, high = _percentiles(resampled_B)
+    low, high = percentiles(resampled_B)
     return Interval(value, low, high, num_images)
 
 
@@ -112,14 +112,14 @@ def difference(first: tuple[float, Float64], second: tuple[float, Float64], num_
         num_images: N.
     """
     differences_B = first[1] - second[1]
-    low, high = _percentiles(differences_B)
+    low, high = percentiles(differences_B)
     resamples = len(differences_B)
     below, above = int((differences_B <= 0).sum()), int((differences_B >= 0).sum())
     p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
     return Difference(first[0] - second[0], low, high, p, num_images)
 
 
-def _percentiles(values_B: Float64) -> tuple[float, float]:
+def percentiles(values_B: Float64) -> tuple[float, float]:
     """Return the two ends of the central 95 %."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values_B, [tail, 100 - tail])

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.decode import (
     BATCH,
@@ -29,7 +28,7 @@ def predict(voxels_BV: np.ndarray, seeds: Sequence[int]) -> dict[str, np.ndarray
 
 
 def decoded(folder: Path, calibration: str) -> StoredTargets:
-    settings = DecodeSettings(EvaluationConfig.model_validate({"z_calibration": calibration}), 0)
+    settings = DecodeSettings(calibration, 0)
     folder.mkdir()
     decode_subject(folder, predict, ToySource(NUM), 1, list(range(NUM)), settings)
     return StoredTargets(folder, list(range(NUM)))

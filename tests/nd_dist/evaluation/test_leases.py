@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+from nd_dist.evaluation.leases import LeasePool
+from nd_dist.evaluation.work import Task, Watch, work_off
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from nd_dist.evaluation.leases import LeasePool, Task, Watch, work_off
+from nd_dist.evaluation.leases import LeasePool
+from nd_dist.evaluation.work import Task, work_off
 folder, name, tasks, seconds, stale_s = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:6])
 def task(index):
     result = folder / f"result-{index}"
@@ -154,13 +156,13 @@ def test_a_rank_that_is_asked_to_stop_leaves_and_keeps_its_results(tmp_path: Pat
 
 def test_ranks_start_apart_and_progress_ends_at_the_total(tmp_path: Path) -> None:
     done: list[int] = []
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float | None]] = []
     tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(4)]  # type: ignore[misc]
-    report = Watch(report=lambda count, total: told.append((count, total)))
+    report = Watch(report=lambda *counts: told.append(counts))
     work_off(tasks, LeasePool(tmp_path, "launch"), first=2, watch=report)
     assert done == [2, 3, 0, 1]
-    assert told[0] == (0, 4)
-    assert told[-1] == (4, 4)
+    assert told[0] == (0, 4, None)
+    assert told[-1] == (4, 4, 0.0)
 
 
 def test_no_tasks_are_no_work(tmp_path: Path) -> None:

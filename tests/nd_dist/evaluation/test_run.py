@@ -188,7 +188,7 @@ def test_ground_truth_embeddings_need_no_decoder(world: Path) -> None:
 
 
 def test_training_images_for_choosing_a_point_stay_apart_from_test_images(world: Path) -> None:
-    job = dataclasses.replace(toy_job(world, "choose", num_images=2), split="train", points=(Point(10.0, 0.5),))
+    job = dataclasses.replace(toy_job(world, "choose"), split="train", points=(Point(10.0, 0.5),))
     run(job)
     assert not (world / "choose" / "metrics.json").exists()
     assert numbers(world / "choose" / "selection")["split"] == "train"

@@ -13,7 +13,15 @@ from nd_dist.evaluation.decode import ImageTargets
 from nd_dist.evaluation.layout import FEATURES
 from nd_dist.evaluation.records import publish
 from nd_dist.evaluation.retrieved import retrieval_metrics
-from nd_dist.evaluation.score import JudgedImages, Statistics, compare, metrics_of, score_images
+from nd_dist.evaluation.score import (
+    JudgedImages,
+    Scores,
+    Statistics,
+    compare,
+    resampled_arrays,
+    score_images,
+    scored_arrays,
+)
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named
@@ -44,8 +52,7 @@ def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedI
 
 
 def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
-    metrics = metrics_of(score_images(judged, JUDGES, protocol), summed, Statistics(100, 0))
-    return float(metrics[name]["value"])
+    return scored_arrays(score_images(judged, JUDGES, protocol), summed, Statistics(100, 0))[name].value
 
 
 def test_all_repeats_count_in_the_default_protocol(tmp_path: Path) -> None:
@@ -83,8 +90,8 @@ def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, mo
 
 def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    metrics = metrics_of(score_images(judged, JUDGES, protocol_named("nd")), REPEATS, Statistics(100, 0))
-    assert {name: item["higher_is_better"] for name, item in metrics.items()} == {
+    metrics = scored_arrays(score_images(judged, JUDGES, protocol_named("nd")), REPEATS, Statistics(100, 0))
+    assert {name: item.higher_is_better for name, item in metrics.items()} == {
         "pixcorr": True, "repeat_pixcorr": True, "clip": True, "swav": False,
     }  # fmt: skip
 
@@ -92,7 +99,10 @@ def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
 def test_a_point_compared_with_itself_differs_by_nothing(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
     arrays = score_images(judged, JUDGES, protocol_named("nd"))
-    for found in compare(arrays, arrays, REPEATS, Statistics(100, 0)).values():
+    scored = scored_arrays(arrays, REPEATS, Statistics(100, 0))
+    scores = Scores({name: item.as_json() for name, item in scored.items()}, resampled_arrays(scored))
+    assert compare(scores, scores)
+    for found in compare(scores, scores).values():
         assert (found.value, found.ci_low, found.ci_high, found.p, found.n) == (0.0, 0.0, 0.0, 1.0, NUM)
 
 

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
+from nd_dist.evaluation.axes import check_axes
 from nd_dist.evaluation.sweep import select
 from nd_dist.evaluation.units import (
     Point,
     config_points,
+    control_points,
     distinct_points,
     grid_points,
+    grid_settings,
     image_name,
     plan_groups,
     subject_name,
@@ -32,6 +35,47 @@ def test_every_unit_is_in_one_group(images: dict[int, set[int]], batch_size: int
     assert len(units) == len(set(units)) == 2 * num_repeats * sum(map(len, images.values()))
     assert len({group.name for group in groups}) == len(groups)
     assert all(len(group.image_ids) <= batch_size for group in groups)
+
+
+def test_points_of_one_kappa_and_its_settings_are_made_together() -> None:
+    settings = (("sampler.cfg_scale", 3.0),)
+    points = (Point(0.0, 0.0), Point(1.0, 0.9), Point(1.0, 0.2), Point(1.0, 0.2, settings), Point(2.0, 0.2))
+    groups = plan_groups(points, {1: [5]}, 4, 1)
+    assert [[point.eta for point in group.points] for group in groups] == [[0.0], [0.2, 0.9], [0.2], [0.2]]
+
+
+def test_a_grid_has_every_combination_of_its_axes_and_the_recipes_own_values_are_no_setting() -> None:
+    axes = {"kappa": [1.0], "eta": [0.5], "sag": [0.0, 0.75], "seed": [0, 1], "axes": {"frozen.antialias": [True]}}
+    config = Config.model_validate({"sampler": {"sag_scale": 0.75}, "sweep": axes})
+    assert [dict(settings) for settings in grid_settings(config)] == [
+        {"frozen.antialias": True, "sampler.sag_scale": 0.0},
+        {"frozen.antialias": True, "sampler.sag_scale": 0.0, "seed": 1},
+        {"frozen.antialias": True},
+        {"frozen.antialias": True, "seed": 1},
+    ]
+    assert len(grid_points(config)) == 4 * 2, "each combination with and without guidance"
+    assert {point.name for point in grid_points(config)} >= {"unguided_antialias-True_sag_scale-0_seed-1"}
+
+
+def test_an_axis_that_training_would_have_to_follow_is_refused_with_what_to_do() -> None:
+    for axes, message in [
+        ({"training.steps": [1]}, "nd merge"),
+        ({"sampler.kapa": [1.0]}, "cannot vary"),
+        ({"sampler.kappa": [1.0]}, "sweep.kappa"),
+        ({"sampler.strength": [7.0]}, "not allowed"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            check_axes(Config.model_validate({"sweep": {"axes": axes}}))
+    check_axes(Config.model_validate({"sweep": {"axes": {"sampler.strength": [0.5]}, "seed": [1, 2]}}))
+
+
+def test_the_controls_are_on_by_one_flag() -> None:
+    off = Config.model_validate({"sampler": {"kappa": 300.0, "eta": 0.5}})
+    on = off.model_copy(update={"evaluation": off.evaluation.model_copy(update={"controls": True})})
+    assert control_points(off) == ()
+    assert [point.name for point in control_points(on)] == [
+        "kappa-300_eta-0.5_control-shuffled", "control-nearest", "kappa-300_eta-0.5_control-ceiling",
+    ]  # fmt: skip
 
 
 def test_points_without_guidance_share_their_pictures() -> None:
@@ -59,7 +103,8 @@ def report(split: str = "train", **metrics: dict[tuple[float, float], list[float
     for name, points in metrics.items():
         for (kappa, eta), values in points.items():
             for subject, value in enumerate(values):
-                item = {"value": value, "higher_is_better": name != "swav"}
+                ends = {"ci_low": value - 0.15, "ci_high": value + 0.15}
+                item = {"value": value, "higher_is_better": name != "swav", **ends}
                 entries.setdefault((kappa, eta, subject), {})[name] = item
     points_list = [{"kappa": k, "eta": e, "subject": s, "metrics": m} for (k, e, s), m in entries.items()]
     return {"split": split, "points": points_list}
@@ -68,13 +113,29 @@ def report(split: str = "train", **metrics: dict[tuple[float, float], list[float
 def test_the_best_mean_over_subjects_is_chosen_in_the_metrics_own_direction() -> None:
     grid = {(1.0, 0.5): [0.9, 0.1], (2.0, 0.5): [0.6, 0.6], (3.0, 0.5): [0.1, 0.2]}
     choice = select(report(pixcorr=grid))
-    assert (choice.point, choice.value) == (Point(2.0, 0.5), pytest.approx(0.6))
-    assert [point.kappa for point, _ in choice.others] == [1.0, 3.0]
-    assert select(report(swav=grid), "swav").point == Point(3.0, 0.5)
+    assert (choice.chosen.point, choice.chosen.value) == (Point(2.0, 0.5), pytest.approx(0.6))
+    assert [item.point.kappa for item in choice.others] == [1.0, 3.0]
+    assert select(report(swav=grid), "swav").chosen.point == Point(3.0, 0.5)
+
+
+def test_the_least_guided_point_within_the_best_ones_interval_is_chosen_by_that_rule() -> None:
+    grid = {(1.0, 0.5): [0.2], (2.0, 0.2): [0.5], (2.0, 0.5): [0.55], (3.0, 0.5): [0.6]}
+    assert select(report(pixcorr=grid), rule="least_guidance").chosen.point == Point(2.0, 0.2)
+    assert select(report(pixcorr=grid)).chosen.point == Point(3.0, 0.5)
+
+
+def test_seeds_are_averaged_over_and_other_settings_are_chosen_from() -> None:
+    found = report(pixcorr={(1.0, 0.5): [0.5, 0.7], (2.0, 0.5): [0.4, 0.4]})
+    for seed, entry in enumerate(found["points"]):
+        entry["settings"] = {"seed": seed % 2, "sampler.cfg_scale": 3.0}
+    choice = select(found)
+    assert choice.chosen.point == Point(1.0, 0.5, (("sampler.cfg_scale", 3.0),))
+    assert choice.chosen.value == pytest.approx(0.6)
+    assert Point.of(choice.describe()["chosen"]) == choice.chosen.point
 
 
 def test_of_equal_points_the_one_with_less_guidance_wins() -> None:
-    assert select(report(pixcorr={(2.0, 0.1): [0.5], (1.0, 0.9): [0.5]})).point == Point(1.0, 0.9)
+    assert select(report(pixcorr={(2.0, 0.1): [0.5], (1.0, 0.9): [0.5]})).chosen.point == Point(1.0, 0.9)
 
 
 def test_a_point_is_not_chosen_on_test_images() -> None:

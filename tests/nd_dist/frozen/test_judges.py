@@ -11,14 +11,12 @@ from torch import nn
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.frozen import phantom_judges
+from nd_dist.frozen.field_judges import CLIP_FOLDER, _clip_judge, load_field_judges
 from nd_dist.frozen.judges import (
-    CLIP_FOLDER,
     Judge,
     JudgeSettings,
     NetworkJudge,
-    _clip_judge,
     has_phantom_judges,
-    load_field_judges,
     load_phantom_judges,
     tap_layer,
 )

@@ -62,5 +62,5 @@ def test_columns_stand_in_the_papers_order() -> None:
 
 def test_only_distances_are_better_when_lower() -> None:
     lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
-    assert lower == {"effnet_b", "swav", "depthwise"}
+    assert lower == {"effnet_b", "swav", "depthwise", "lpips", "fid", "kid"}
     assert not metric_of("new_distance", higher_is_better=False).higher_is_better

@@ -1,0 +1,60 @@
+"""The further axes of a sweep: which configuration keys can be one, and the recipe as it is at a point."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from nd_dist.config import Config
+from nd_dist.errors import ConfigError
+from nd_dist.evaluation.units import Point, grid_settings
+
+SECTIONS = ("sampler.", "frozen.")
+KEYS = ("seed", "model", "guidance_model", "evaluation.embeddings", "evaluation.z_calibration")
+OWN_AXES = {"sampler.kappa": "sweep.kappa", "sampler.eta": "sweep.eta", "evaluation.subjects": "evaluation.subjects"}
+DECODING = ("seed", "evaluation.z_calibration", "evaluation.embeddings")
+
+
+def config_at(config: Config, point: Point) -> Config:
+    """Return the recipe as it is at a point.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    settings = dict(point.settings)
+    if point.control == "ceiling":
+        settings["evaluation.embeddings"] = "ground_truth"
+    if not settings:
+        return config
+    try:
+        return config.replaced(settings)
+    except (ValidationError, KeyError) as error:
+        raise ConfigError(
+            "A value of a sweep's axis is not allowed.", where=str(settings), found=str(error).splitlines()[-2:]
+        ) from error
+
+
+def decoding_settings(point: Point) -> Point:
+    """Return the part of a point that decides what the decoder predicts: points that share it share predictions."""
+    settings = tuple(pair for pair in point.settings if pair[0] in DECODING)
+    return Point(0.0, 0.0, settings)
+
+
+def check_axes(config: Config) -> None:
+    """Refuse axes that an evaluation cannot vary, and values that no configuration may have.
+
+    Raises:
+        ConfigError: names the key and what to do instead.
+    """
+    known = config.flat()
+    for key in config.sweep.all_axes():
+        if key in OWN_AXES:
+            raise ConfigError("This axis has a setting of its own.", where=f"sweep.axes: {key}", todo=OWN_AXES[key])
+        if key not in known or not (key in KEYS or key.startswith(SECTIONS)):
+            raise ConfigError(
+                "A sweep cannot vary this key: it does not decide how a trained decoder's pictures are made.",
+                where=f"sweep.axes: {key}",
+                expected=f"a key of {', '.join(SECTIONS)} or one of {', '.join(KEYS)}",
+                todo="train once for each value in a run_dir= of its own, sweep there, and join them with `nd merge`",
+            )
+    for settings in grid_settings(config):
+        config_at(config, Point(0.0, 0.0, settings))

@@ -1,0 +1,101 @@
+"""What the tasks of one rank share: the job, fingerprints, and networks that are loaded on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nd_dist.errors import Requeue
+from nd_dist.evaluation.controls import ShuffledTargets, shuffled_images
+from nd_dist.evaluation.costs import StepCost, cost_class
+from nd_dist.evaluation.decode import ImageTargets, StoredTargets, TrueTargets
+from nd_dist.evaluation.job import Fingerprints, Job
+from nd_dist.evaluation.judging import Judges
+from nd_dist.evaluation.networks import Sampler
+from nd_dist.evaluation.records import has_result, read_record
+from nd_dist.evaluation.score import Statistics
+from nd_dist.evaluation.units import Group, Point, image_name
+
+STATISTICS_SEED = 0  # the same for every run: points of different runs and seeds are then compared in pairs
+
+
+@dataclass
+class Bench:
+    """One rank's workplace.
+
+    Args:
+        job: What is evaluated.
+        prints: Fingerprints agreed on by all ranks.
+        should_stop: Asked between images.
+        costs: Cost class -> seconds per step, once measured.
+    """
+
+    job: Job
+    prints: Fingerprints
+    should_stop: Callable[[], bool]
+    costs: Mapping[str, StepCost] = field(default_factory=dict)
+    _seen: set[tuple[Path, str]] = field(default_factory=set)
+
+    def sampler(self, point: Point) -> Sampler:
+        """Return the guided sampler of a point's settings."""
+        return self.job.networks.sampler(self.job.config_at(point))
+
+    @cached_property
+    def judges(self) -> Judges:
+        """The metric networks."""
+        return Judges(self.job.networks.judges(), self.job.networks.pair_judges())
+
+    @property
+    def statistics(self) -> Statistics:
+        """How intervals are made."""
+        return Statistics(self.job.config.evaluation.bootstrap, STATISTICS_SEED)
+
+    @property
+    def summed_repeats(self) -> int:
+        """How many repeats the wins of a point are summed over."""
+        return self.job.config.evaluation.num_repeats if self.job.protocol.repeats == "mean_of_scores" else 1
+
+    def cost_of(self, point: Point) -> StepCost:
+        """Return seconds per step at a point; before anything is measured, relative costs."""
+        return self.costs.get(cost_class(point), StepCost())
+
+    def targets(self, point: Point, subject: int) -> ImageTargets:
+        """Return the targets to reconstruct a subject's images from."""
+        job = self.job
+        targets: ImageTargets = TrueTargets(job.source)
+        if job.is_decoded(point):
+            targets = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
+        if point.control == "shuffled":
+            targets = ShuffledTargets(targets, shuffled_images(job.images(subject), job.config.seed))
+        return targets
+
+    def has(self, folder: Path, fingerprint: str) -> bool:
+        """Return whether a result is there; a result that was seen once is not looked for again."""
+        key = (folder, fingerprint)
+        if key not in self._seen and has_result(folder, fingerprint):
+            self._seen.add(key)
+        return key in self._seen
+
+    def missing(self, group: Group, image_id: int) -> list[Point]:
+        """Return the points of a group at which an image is not judged yet."""
+        layout, prints, subject = self.job.layout, self.prints, group.subject
+        return [
+            point
+            for point in group.points
+            if not self.has(layout.judged(point, subject) / image_name(image_id), prints.judged(point, subject))
+        ]
+
+    def check_stop(self) -> None:
+        """Leave if the rank was asked to."""
+        if self.should_stop():
+            raise Requeue("The evaluation was asked to stop; finished images are kept.", todo="start it again")
+
+    def point_metrics(self, point: Point, subject: int) -> dict[str, Any]:
+        """Return all metrics of a point and subject from its records on disk."""
+        metrics: dict[str, Any] = dict(read_record(self.job.layout.score(point, subject))["metrics"])
+        if point.control == "none" and self.job.is_decoded(point):
+            metrics.update(read_record(self.job.layout.retrieval(point, subject))["metrics"])
+        return metrics

@@ -1,0 +1,151 @@
+"""The field's metric networks: AlexNet, Inception-v3, CLIP ViT-L/14, EfficientNet-B1 and SwAV's ResNet-50.
+
+torchvision is optional (extra ``judges``) and imported only here. Weights are read from a local folder of safetensors;
+nothing is downloaded and no pickle is opened. Legend: B pictures, C = 3 channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nd_dist.errors import CheckpointError, ConfigError
+from nd_dist.files import sha256_file
+from nd_dist.frozen.judges import Judge, JudgeSettings, NetworkJudge, Score, tap_layer
+from nd_dist.frozen.optional_judges import load_distribution_judge
+from nd_dist.frozen.pictures import Resize
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """One field judge: file, torchvision builder, tap."""
+
+    name: str
+    score: Score
+    file: str
+    builder: str
+    tap: str
+    input_size: str
+    weights: str
+
+
+_RECIPES = (
+    _Recipe("alexnet_2", "two_way", "alexnet", "alexnet", "features.4", "alexnet", "AlexNet IMAGENET1K_V1"),
+    _Recipe("alexnet_5", "two_way", "alexnet", "alexnet", "features.11", "alexnet", "AlexNet IMAGENET1K_V1"),
+    _Recipe("inception", "two_way", "inception_v3", "inception_v3", "avgpool", "inception", "IMAGENET1K_V1"),
+    _Recipe("effnet_b", "distance", "efficientnet_b1", "efficientnet_b1", "avgpool", "efficientnet", "IMAGENET1K"),
+    _Recipe("swav", "distance", "swav_resnet50", "resnet50", "avgpool", "swav", "facebookresearch/swav resnet50"),
+)
+CLIP_FOLDER = "clip-vit-large-patch14"
+
+
+def load_field_judges(folder: Path, settings: JudgeSettings, device: torch.device) -> list[Judge]:
+    """Load AlexNet(2), AlexNet(5), Inception-v3, CLIP ViT-L/14, EfficientNet-B1 and SwAV from a local folder.
+
+    Args:
+        folder: Holds ``alexnet.safetensors``, ``inception_v3.safetensors``, ``efficientnet_b1_v1.safetensors`` or
+            ``_v2``, ``swav_resnet50.safetensors`` (state dictionaries) and the folder ``clip-vit-large-patch14``.
+        settings: Input sizes and weights of the protocol.
+        device: Where they run.
+
+    Raises:
+        ConfigError: torchvision is not installed, or cannot be imported beside this torch.
+        CheckpointError: a weight file is missing or does not fit its network.
+    """
+    models = _torchvision_models()
+    judges: list[Judge] = [_torchvision_judge(models, recipe, folder, settings, device) for recipe in _RECIPES]
+    judges.insert(3, _clip_judge(folder / CLIP_FOLDER, settings, device))
+    return [*judges, *load_distribution_judge(folder, device)]
+
+
+def _torchvision_models() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            "The field's metric networks need torchvision, which cannot be imported here.",
+            found=str(error),
+            todo='install the extra that fits your torch: pip install "nd-dist[judges]"',
+        ) from error
+
+
+def _torchvision_judge(
+    models: ModuleType, recipe: _Recipe, folder: Path, settings: JudgeSettings, device: torch.device
+) -> NetworkJudge:
+    """Return one judge: torchvision's architecture, our weights file, one tapped layer."""
+    is_efficientnet = recipe.file == "efficientnet_b1"
+    path = folder / (f"{recipe.file}_{settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file)
+    path = path.with_name(f"{path.name}.safetensors")
+    # torchvision's pretrained Inception-v3 re-scales its normalised input; without weights it has to be told to
+    inception: dict[str, Any] = {"init_weights": False, "transform_input": True}
+    options = inception if recipe.builder == "inception_v3" else {}
+    network = getattr(models, recipe.builder)(weights=None, **options)
+    _load_weights(network, path, recipe)
+    resize = Resize(getattr(settings, recipe.input_size), settings.backend, settings.antialias)
+    return NetworkJudge(
+        recipe.name,
+        recipe.score,
+        f"{path.name}:{sha256_file(path)[:16]}:{recipe.tap}:{resize}",
+        tap_layer(network.to(device).requires_grad_(False).eval(), recipe.tap),
+        resize,
+        "imagenet",
+        device,
+    )
+
+
+def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
+    """Read a state dictionary; a head that the tapped layer does not need may be missing (SwAV has none)."""
+    where = str(path)
+    if not path.is_file():
+        raise CheckpointError(
+            "The weights of a metric network are missing.",
+            where=where,
+            expected=f"safetensors of {recipe.weights}",
+            todo=f'on a machine with internet: python -c "import torchvision.models as m, safetensors.torch as s; '
+            f"s.save_file(m.{recipe.builder}(weights='DEFAULT').state_dict(), '{path.name}')\" (choose the weights "
+            "named above), then copy the file here",
+        )
+    try:
+        missing, unexpected = network.load_state_dict(load_file(path), strict=False)
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            "The weights of a metric network do not fit it.", where=where, found=str(error)[:300]
+        ) from error
+    needless = ("fc.", "classifier.", "AuxLogits.", "projection_head.", "prototypes.")
+    wrong = [name for name in (*missing, *unexpected) if not name.startswith(needless)]
+    if wrong:
+        raise CheckpointError(
+            "The weights of a metric network do not fit it.", where=where, found=", ".join(wrong[:5])
+        )
+
+
+def _clip_judge(folder: Path, settings: JudgeSettings, device: torch.device) -> NetworkJudge:
+    """Return the projected image embedding (768) of OpenAI's CLIP ViT-L/14, from a Hugging Face folder."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            "The CLIP judge is missing.",
+            where=str(folder),
+            expected="config.json and model.safetensors of openai/clip-vit-large-patch14",
+            todo=f"hf download openai/clip-vit-large-patch14 config.json model.safetensors --local-dir {CLIP_FOLDER}",
+        )
+    from transformers import CLIPVisionModelWithProjection
+
+    network = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    network = network.to(device).requires_grad_(False).eval()
+    resize = Resize(settings.clip, settings.backend, settings.antialias)
+
+    def embed(inputs_BCHW: Tensor) -> Tensor:
+        embeds_BD: Tensor = network(pixel_values=inputs_BCHW).image_embeds
+        return embeds_BD
+
+    identity = f"{CLIP_FOLDER}:{sha256_file(path)[:16]}:{resize}"
+    return NetworkJudge("clip", "two_way", identity, embed, resize, "clip", device)
