@@ -219,6 +219,9 @@ class SamplerConfig(Section):
     """Latents that the guidance decodes: all, or averaged over 2 x 2 (a quarter of the VAE's work; approximation)."""
     on_non_finite: Literal["stop", "report"] = "stop"
     """NaN or infinity in a sample: stop the run, or report that sample, make it grey and go on."""
+    intermediates: Literal["none", "strip", "gif"] = "none"
+    """Also write the pictures after every step beside the reconstructions: one PNG an image, or one GIF a repeat
+    (every step is decoded: some 40 % more work)."""
     checkpointing: Literal["auto", "always"] = "auto"
     """Recompute activations in the guidance gradient instead of keeping them: where memory asks for it, or always."""
     max_rows: Positive | None = None

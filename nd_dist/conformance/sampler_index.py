@@ -104,7 +104,7 @@ def read_case(entry: Mapping[str, Any]) -> SamplerCase:
         sample=int(known.pop("sample")),
         kappa=float(known.pop("kappa")),
         eta=float(known.pop("eta")),
-        config=SamplerConfig(**settings),
+        config=SamplerConfig.model_validate(settings),
         dtype=str(known.pop("dtype")),
         inputs=str(known.pop("inputs", INPUTS)),
         facts=facts,

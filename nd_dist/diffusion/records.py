@@ -6,7 +6,7 @@ Shape suffixes: B batch, T steps, G guided steps, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -72,3 +72,25 @@ class SampleResult:
     losses_GB: torch.Tensor
     intermediates_TBCHW: torch.Tensor
     failures: tuple[SampleFailure, ...]
+
+
+def joined(first: SampleResult, later: SampleResult, steps: tuple[Step, ...], done: int) -> SampleResult:
+    """Return the whole result of a run that went on from the latents of another one.
+
+    Args:
+        first: The run whose first steps are shared; all of these were guided.
+        later: What the run gave that went on.
+        steps: All steps of that run.
+        done: How many of them are shared.
+    """
+    before = [failure for failure in first.failures if failure.happened_before(steps[done].timestep)]
+    failures = {failure.row: failure for failure in (*later.failures, *before)}
+    images = later.images_BCHW.clone()
+    images[list(failures)] = torch.nan
+    return replace(
+        later,
+        images_BCHW=images,
+        losses_GB=torch.cat([first.losses_GB[:done], later.losses_GB]),
+        intermediates_TBCHW=torch.cat([first.intermediates_TBCHW[:done], later.intermediates_TBCHW]),
+        failures=tuple(failures[row] for row in sorted(failures)),
+    )

@@ -20,7 +20,7 @@ import torch
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, middle_attention, reading_attention
 from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks, NoisePrediction
-from nd_dist.diffusion.finite import FiniteGuard
+from nd_dist.diffusion.finite import PICTURE, FiniteGuard
 from nd_dist.diffusion.guidance import Guidance
 from nd_dist.diffusion.memory import plan_chunks
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
@@ -191,7 +191,7 @@ class GuidedSampler:
     def _result(
         self, x: torch.Tensor, losses: list[torch.Tensor], pictures: list[torch.Tensor], guard: FiniteGuard
     ) -> SampleResult:
-        images = guard.check("picture", self.decode(x))
+        images = guard.check(PICTURE, self.decode(x))
         for failure in guard.failures:
             images[failure.row] = torch.nan
         return SampleResult(

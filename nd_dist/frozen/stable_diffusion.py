@@ -239,6 +239,7 @@ def _check_parts(folder: Path, unet: Any, vae: Any, text_encoder: Any) -> None:
 def _freeze(network: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
     """Return a network without gradients, in evaluation mode, on the device and in the dtype."""
     network.requires_grad_(False).eval()
-    # diffusers' own `to` warns of nothing at all; tensor cores want channels last
-    layout = {"memory_format": torch.channels_last} if torch.device(device).type == "cuda" else {}
-    return torch.nn.Module.to(network, device=device, dtype=dtype, **layout)
+    torch.nn.Module.to(network, device=device, dtype=dtype)  # diffusers' own `to` warns of nothing at all
+    if torch.device(device).type == "cuda":
+        network.to(memory_format=torch.channels_last)  # what tensor cores want of convolutions
+    return network
