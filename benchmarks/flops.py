@@ -1,5 +1,7 @@
 """What the sampler costs at full Stable Diffusion 1.4 size, counted on the meta device: no GPU, no memory, seconds.
 
+Floating-point operations of each pass and of a picture, and what a gradient keeps in memory.
+
 python -m benchmarks.flops
 """
 
@@ -7,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from benchmarks._flops import pass_costs
+from benchmarks._memory import kept_bytes
 from benchmarks._networks import WIDTHS
 from nd_dist.config import SamplerConfig
 
@@ -34,6 +39,12 @@ def main() -> None:
     for label, config in settings.items():
         cost = costs.sampler(config)
         print(f"  {label:38s}{cost / TERA:8.1f}  x{published / cost:.2f}")
+    print("GiB that a guided step keeps for the gradient of one picture (at most), beside weights")
+    for dtype in (torch.bfloat16, torch.float32):
+        for checkpointing in (False, True):
+            kept = kept_bytes(WIDTHS["sd14"], dtype, checkpointing)
+            label = f"{str(dtype).removeprefix('torch.')}{', checkpointing' if checkpointing else ''}"
+            print(f"  {label:26s}" + "  ".join(f"{name} {size / 2**30:.2f}" for name, size in kept.items()))
 
 
 if __name__ == "__main__":

@@ -170,13 +170,12 @@ def test_intermediate_pictures_are_the_decoded_latents_of_every_step(
     assert torch.equal(plain.images_BCHW, result.images_BCHW)
 
 
-def test_a_v_prediction_folder_of_another_text_width_works_unchanged(
-    v_prediction_dir: Path, clip64: ClipVision
-) -> None:
+def test_a_folder_of_the_second_version_works_unchanged(v_prediction_dir: Path, clip64: ClipVision) -> None:
     other = stable_diffusion.load(v_prediction_dir, dtype=torch.float64)
     given = make_inputs(other, clip64, num=1)
     config = SamplerConfig(**SHORT)
     result = GuidedSampler(other, ClipGuidance(clip64, config.layer_scale), config).sample(*given.arguments)
+    assert result.images_BCHW.shape == (1, 3, 48, 48)
     reference = Reference(other, clip64, other.scheduler_config, config.kappa, config.eta, num_steps=6)
     noise = draw_noise(given.requests, other.latent_shape).double()
     targets = {name: values.double() for name, values in given.targets.items()}
