@@ -18,6 +18,7 @@ from nd_dist.seeds import unit_seed
 
 OFFICIAL_SEED = 42
 OFFICIAL_DRAWS_PER_REPEAT = 41
+CPU = torch.device("cpu")
 
 LatentShape = tuple[int, int, int]
 
@@ -41,7 +42,7 @@ def draw_noise(
     requests: Sequence[NoiseRequest],
     shape: LatentShape,
     kind: Literal["per_image", "official"] = "per_image",
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: torch.device = CPU,
 ) -> torch.Tensor:
     """Return standard normal noise, float32 (B, C, H, W), one row per request.
 
@@ -55,12 +56,12 @@ def draw_noise(
     Raises:
         ConfigError: a GPU's noise is asked for where there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "The noise is to be drawn on a GPU, and torch sees none.",
             where="sampler.noise_device",
             expected="cpu on this machine",
-            found=device,
+            found=str(device),
             todo="use sampler.noise_device=cpu (other noises, equal on every machine)",
         )
     if kind == "official":
@@ -68,13 +69,13 @@ def draw_noise(
     return torch.stack([_own_draw(request, shape, device) for request in requests])
 
 
-def _own_draw(request: NoiseRequest, shape: LatentShape, device: str) -> torch.Tensor:
+def _own_draw(request: NoiseRequest, shape: LatentShape, device: torch.device) -> torch.Tensor:
     seed = unit_seed(request.run_seed, "noise", request.image_id, request.repeat)
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 @lru_cache(maxsize=64)
-def _official_draw(repeat: int, shape: LatentShape, device: str) -> torch.Tensor:
+def _official_draw(repeat: int, shape: LatentShape, device: torch.device) -> torch.Tensor:
     generator = torch.Generator(device).manual_seed(OFFICIAL_SEED)
     for _ in range(OFFICIAL_DRAWS_PER_REPEAT * repeat):
         torch.randn((1, *shape), generator=generator, device=device)

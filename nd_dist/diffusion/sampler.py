@@ -203,7 +203,9 @@ class GuidedSampler:
         )
 
     def _draw(self, requests: Sequence[NoiseRequest]) -> torch.Tensor:
-        return draw_noise(requests, self._sd.latent_shape, self._config.noise, self._config.noise_device)
+        own, wanted = self._sd.device, torch.device(self._config.noise_device)
+        device = own if own.type == wanted.type else wanted
+        return draw_noise(requests, self._sd.latent_shape, self._config.noise, device)
 
     def _place(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._sd.device, self.latent_dtype)

@@ -11,7 +11,7 @@ from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.guidance import LatentGuidance, PixelGuidance
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
 from nd_dist.diffusion.sampler import GuidedSampler, SampleOptions, StepRecord
-from nd_dist.errors import DataError
+from nd_dist.errors import ConfigError, DataError
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
@@ -250,6 +250,14 @@ def test_a_compiled_sampler_leaves_networks_and_pictures_as_they_are(
         made = sampler(sd, guidance, compile=True).sample(*inputs.arguments)
     assert torch.equal(made.images_BCHW, plain.images_BCHW)
     assert torch.equal(sampler(sd, guidance).sample(*inputs.arguments).images_BCHW, plain.images_BCHW)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_sampler_that_is_to_draw_on_a_gpu_says_that_there_is_none(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+) -> None:
+    with pytest.raises(ConfigError, match="noise_device"):
+        sampler(sd, guidance, noise_device="cuda").sample(*inputs.arguments)
 
 
 @pytest.mark.slow
