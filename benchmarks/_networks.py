@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,26 @@ WIDTHS = {
 
 
 def make_networks(width: Width, device: str, dtype: torch.dtype) -> tuple[StableDiffusion, ClipVision]:
-    """Return frozen networks with random weights (seed 0)."""
+    """Return frozen networks with random weights (seed 0), made on the device: full size needs no host memory."""
     torch.manual_seed(0)
+    with torch.device(device):
+        unet, vae, tower = _unet(width), _vae(width), _tower(width)
+    unet, vae, tower = (_frozen(network, dtype) for network in (unet, vae, tower))
+    return StableDiffusion(unet, vae, SCHEDULER), ClipVision(tower)
+
+
+def other_dtype(
+    networks: tuple[StableDiffusion, ClipVision], dtype: torch.dtype
+) -> tuple[StableDiffusion, ClipVision]:
+    """Return copies of networks in another dtype."""
+    sd, clip = networks
+    unet, vae, tower = (_frozen(copy.deepcopy(network), dtype) for network in (sd.unet, sd.vae, clip.tower))
+    return StableDiffusion(unet, vae, sd.scheduler_config), ClipVision(tower)
+
+
+def _unet(width: Width) -> Any:
     levels = len(width.unet)
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=width.latent,
         in_channels=4,
         out_channels=4,
@@ -71,7 +88,10 @@ def make_networks(width: Width, device: str, dtype: torch.dtype) -> tuple[Stable
         attention_head_dim=width.heads,
         norm_num_groups=32 if min(width.unet) % 32 == 0 else 8,
     )
-    vae = AutoencoderKL(
+
+
+def _vae(width: Width) -> Any:
+    return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
@@ -83,8 +103,11 @@ def make_networks(width: Width, device: str, dtype: torch.dtype) -> tuple[Stable
         sample_size=width.latent * 2 ** (len(width.vae) - 1),
         scaling_factor=0.18215,
     )
+
+
+def _tower(width: Width) -> Any:
     hidden, heads, image, patch = width.clip
-    tower = CLIPVisionModel(
+    return CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=hidden,
             intermediate_size=4 * hidden,
@@ -95,9 +118,7 @@ def make_networks(width: Width, device: str, dtype: torch.dtype) -> tuple[Stable
             hidden_act="quick_gelu",
         )
     )
-    unet, vae, tower = (_frozen(network, device, dtype) for network in (unet, vae, tower))
-    return StableDiffusion(unet, vae, SCHEDULER), ClipVision(tower)
 
 
-def _frozen(network: Any, device: str, dtype: torch.dtype) -> Any:
-    return torch.nn.Module.to(network.requires_grad_(False).eval(), device=device, dtype=dtype)
+def _frozen(network: Any, dtype: torch.dtype) -> Any:
+    return torch.nn.Module.to(network.requires_grad_(False).eval(), dtype=dtype)

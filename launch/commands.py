@@ -200,8 +200,10 @@ def run_conformance_table(directory: Path) -> int:
     from nd_dist.conformance import run_conformance
 
     rows = run_conformance(directory)
-    Console(soft_wrap=False, width=160 if not Console().is_terminal else None).print(conformance_table(rows))
-    return 0 if rows and all(row.ok for row in rows) else 1
+    # in a file or a pipe every row is one line, however long its note is
+    width = None if Console().is_terminal else 200 + max(len(row.note) for row in rows)
+    Console(soft_wrap=False, width=width).print(conformance_table(rows))
+    return 0 if all(row.ok for row in rows) else 1
 
 
 def run_merge(out_dir: Path, run_dirs: Sequence[Path]) -> None:

@@ -237,12 +237,27 @@ class SamplerConfig(Section):
     """Timestep that z is noised to: int(strength x 1000) of the steps run, or the first step's."""
     noise: Literal["per_image", "official"] = "per_image"
     """per_image: a seed per (image, repeat); official: the same draws for all images (seed 42, draw 41 r)."""
+    noise_device: Literal["cpu", "cuda"] = "cpu"
+    """Whose generator draws the noise: the CPU's (the same everywhere), or a GPU's (as the released code drew it)."""
     uint8: Literal["round", "truncate"] = "round"
     """How pixels in [0,1] become bytes."""
     dtype: Dtype = "float32"
     """Dtype of UNet and VAE; latents, schedule and loss stay float32."""
     unet_gradient: bool = True
     """Differentiate the guidance loss through the UNet; false is the cheaper stop-gradient approximation."""
+    guidance_decode: Literal["full", "half"] = "full"
+    """Latents that the guidance decodes: all, or averaged over 2 x 2 (a quarter of the VAE's work; approximation)."""
+    on_non_finite: Literal["stop", "report"] = "stop"
+    """NaN or infinity in a sample: stop the run, or report that sample, make it grey and go on."""
+    intermediates: Literal["none", "strip", "gif"] = "none"
+    """Also write the pictures after every step beside the reconstructions: one PNG an image, or one GIF a repeat
+    (every step is decoded: some 40 % more work)."""
+    checkpointing: Literal["auto", "always"] = "auto"
+    """Recompute activations in the guidance gradient instead of keeping them: where memory asks for it, or always."""
+    max_rows: Positive | None = None
+    """Most samples in one pass of a network (none: as many as fit into free memory; a few on a CPU)."""
+    compile: bool = False
+    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU."""
 
 
 class EvaluationConfig(Section):

@@ -12,43 +12,43 @@ from pathlib import Path
 import torch
 
 from nd_dist.conformance.networks import LAYER_SCALE, TARGET_NAMES, ReferenceWeights
-from nd_dist.conformance.rows import DOUBLE, Case, Row, compare
+from nd_dist.conformance.rows import DOUBLE, Case, Row, compare, isolated
 from nd_dist.diffusion.clip_guidance import ClipGuidance, layer_weights, weighted_loss
 from nd_dist.diffusion.guidance import ImageEstimate
 from nd_dist.frozen.clip_vision import ClipVision, layer_name
 from nd_dist.frozen.resize import normalize_pixels, pictures_to_pixels, resize_bilinear
 
 ANTIALIAS = {"default": True, "noaa": False}
-STRETCH = {"img64": 1.3}
-"""Factor of a picture's pixels; the layout takes one picture out of [-1,1], so that the clamp is active."""
+STRETCHED_SIDE, STRETCH = 64, 1.3
+"""Pictures of this side are taken out of [-1,1] by this factor in the layout, so that the clamp is active."""
 SINGLE_TRANSFORM = 1e-5
 """The target transform runs in float32, pixel by pixel."""
 
 
 def check(folder: Path) -> Iterator[Row]:
-    """Yield the rows of every ``.npz`` of the folder.
-
-    Raises:
-        DataError: a case is damaged or incomplete.
-        CheckpointError: the weights are missing or damaged.
-    """
+    """Yield the rows of every ``.npz`` of the folder."""
     for path in sorted(folder.glob("*.npz")):
-        case, clip = Case(path), ReferenceWeights(folder.parent / "weights").clip(torch.float64)
-        pictures = [name.removesuffix("_u8") for name in case.names if name.endswith("_u8")]
-        for picture in pictures:
-            for kind in ANTIALIAS:
-                yield from _check_picture(case, clip, picture, kind)
-        yield from _check_weights(case)
-        yield from _check_batch(case, clip)
-        yield from _check_transform(case, clip)
-        yield from case.left_over()
+        yield from isolated(path.name, _check_case(path))
+
+
+def _check_case(path: Path) -> Iterator[Row]:
+    case, clip = Case(path), ReferenceWeights(path.parent.parent / "weights").clip(torch.float64)
+    pictures = [name.removesuffix("_u8") for name in case.names if name.endswith("_u8")]
+    for picture in pictures:
+        for kind in ANTIALIAS:
+            yield from _check_picture(case, clip, picture, kind)
+    yield from _check_weights(case)
+    yield from _check_batch(case, clip)
+    yield from _check_transform(case, clip)
+    yield from case.left_over()
 
 
 def _check_picture(case: Case, clip: ClipVision, picture: str, kind: str) -> Iterator[Row]:
     prefix = f"{picture}_{kind}_"
     if not any(name.startswith(prefix) for name in case.names):
         return
-    image = (case.tensor(f"{picture}_u8").double() / 127.5 - 1.0)[None] * STRETCH.get(picture, 1.0)
+    bytes_CHW = case.tensor(f"{picture}_u8").double()
+    image = (bytes_CHW / 127.5 - 1.0)[None] * (STRETCH if bytes_CHW.shape[-1] == STRETCHED_SIDE else 1.0)
     loss_B, gradient = _loss_and_gradient(case, clip, image, "target_", ANTIALIAS[kind])
     if f"{prefix}minus_loss" in case:
         yield compare(case.file, f"{prefix}minus_loss", -loss_B[0], case[f"{prefix}minus_loss"], DOUBLE)

@@ -13,9 +13,9 @@ import torch
 from scipy.special import betainc
 
 from nd_dist.config import TrainingConfig
-from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare
+from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare, isolated
 from nd_dist.metrics.identification import correlation_matrix
-from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, image_hits
+from nd_dist.metrics.retrieval import cosine_matrix, image_hits
 from nd_dist.models.draws import Draws
 from nd_dist.training import losses
 from nd_dist.training.gather import identity
@@ -26,16 +26,16 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def check(folder: Path) -> Iterator[Row]:
-    """Yield the rows of every ``.npz`` of the folder.
-
-    Raises:
-        DataError: a case is damaged or incomplete.
-    """
+    """Yield the rows of every ``.npz`` of the folder."""
     for path in sorted(folder.glob("*.npz")):
-        case = Case(path)
-        for part in (_check_contrastive, _check_mixing, _check_student, _check_schedules, _check_similarities):
-            yield from part(case)
-        yield from case.left_over()
+        yield from isolated(path.name, _check_case(path))
+
+
+def _check_case(path: Path) -> Iterator[Row]:
+    case = Case(path)
+    for part in (_check_contrastive, _check_mixing, _check_student, _check_schedules, _check_similarities):
+        yield from part(case)
+    yield from case.left_over()
 
 
 def _check_loss(case: Case, name: str, rows_ND: torch.Tensor, loss: Loss, gradient: str = "") -> Iterator[Row]:
@@ -52,7 +52,7 @@ def _check_loss(case: Case, name: str, rows_ND: torch.Tensor, loss: Loss, gradie
 
 
 def _check_contrastive(case: Case) -> Iterator[Row]:
-    if "preds" not in case:
+    if not case.has("preds", "targs"):
         return
     preds, targs = case.tensor("preds"), case.tensor("targs")
     for name in case.names:
@@ -63,7 +63,7 @@ def _check_contrastive(case: Case) -> Iterator[Row]:
             )
     unmixed = torch.eye(len(preds), dtype=preds.dtype)
     yield from _check_loss(case, "infonce_bi", preds, lambda p: losses.bimixco(p, targs, unmixed, MIXCO_TEMPERATURE))
-    if "mixco_perm" in case and "mixco_betas_out" in case:
+    if case.has("mixco_perm", "mixco_betas_out"):
         mixed = losses.mixed_target(case.tensor("mixco_betas_out"), case.tensor("mixco_perm"), is_released=True)
         yield from _check_loss(
             case, "mixco_nce_bi1", preds, lambda p: losses.bimixco(p, targs, mixed, MIXCO_TEMPERATURE)
@@ -74,7 +74,8 @@ def _check_contrastive(case: Case) -> Iterator[Row]:
             preds,
             lambda p: losses.cross_entropy(p @ targs.T / MIXCO_TEMPERATURE, mixed),
         )
-    if "mixco_2subj_perm" in case:
+    if case.has("mixco_2subj_perm", "mixco_2subj_betas"):
+        case.mark_read("mixco_2subj_select")  # the stored shares are 1 where it is false
         betas, perm = case.tensor("mixco_2subj_betas"), case.tensor("mixco_2subj_perm")
         both = losses.mixed_target(betas, perm, is_released=True)
         yield from _check_loss(
@@ -110,7 +111,7 @@ class _RecordedDraws(Draws):
 
 def _check_mixing(case: Case) -> Iterator[Row]:
     for prefix, betas in (("mixco_", "mixco_betas_in"), ("mixco_rng_", "mixco_rng_betas")):
-        if f"{prefix}vox_in" not in case:
+        if not case.has(*(f"{prefix}{name}" for name in ("vox_in", "vox_out", "perm", "select")), betas):
             continue
         voxels = case.tensor(f"{prefix}vox_in", torch.float64).squeeze(1)
         draws = _RecordedDraws(case[f"{prefix}perm"], case[betas], case[f"{prefix}select"])
@@ -121,7 +122,8 @@ def _check_mixing(case: Case) -> Iterator[Row]:
 
 
 def _check_student(case: Case) -> Iterator[Row]:
-    if "cont_student" not in case:
+    yield from _check_latent_error(case)
+    if not case.has("cont_student", "cont_teacher", "cont_teacher_aug"):
         return
     student, teacher, augmented = (case.tensor(name) for name in ("cont_student", "cont_teacher", "cont_teacher_aug"))
     for name in case.names:
@@ -135,7 +137,10 @@ def _check_student(case: Case) -> Iterator[Row]:
                 partial(losses.soft_contrastive, teacher_ND=teacher, augmented_ND=augmented, temperature=temperature),
                 gradient,
             )
-    if "z_l1" in case:
+
+
+def _check_latent_error(case: Case) -> Iterator[Row]:
+    if case.has("z_l1", "z_pred", "z_target"):
         # the stored error is that of scaled latents
         ours = losses.latent_l1(case.tensor("z_pred"), case.tensor("z_target")) * losses.LATENT_SCALE
         yield compare(case.file, "z_l1", ours, case["z_l1"], DOUBLE)
@@ -147,7 +152,7 @@ def _check_schedules(case: Case) -> Iterator[Row]:
             last = len(case[name]) - 1
             ours = [softclip_temperature(epoch / last) for epoch in range(last + 1)]
             yield compare(case.file, name, ours, case[name], DOUBLE)
-    if "onecycle_lr" in case:
+    if case.has("onecycle_lr", "onecycle_total_steps", "onecycle_step"):
         training = TrainingConfig()
         total = int(case["onecycle_total_steps"])
         cycle = OneCycle(total, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
@@ -157,15 +162,22 @@ def _check_schedules(case: Case) -> Iterator[Row]:
 
 def _check_similarities(case: Case) -> Iterator[Row]:
     """Yield similarity matrices and top-k; the released cosine matrix has its second argument's rows as rows."""
-    if "ret_A" not in case:
+    if not case.has("ret_A", "ret_B"):
         return
-    a, b = (case[name].reshape(len(case[name]), -1) for name in ("ret_A", "ret_B"))
+    a, b = (case[name].reshape(len(case[name]), -1).astype(np.float64) for name in ("ret_A", "ret_B"))
     cosines = cosine_matrix(a, b)
-    ours = {
-        "cos_A_B": cosines.T,
-        "pearson": correlation_matrix(a, b),
-        "top1_AB": brain_hits(cosines).mean(),
-        "top1_BA": image_hits(cosines).mean(),
-    }
+    ours = {"cos_A_B": cosines.T, "pearson": correlation_matrix(a, b), "prenormed": b @ a.T}
+    for name in case.names:
+        if match := re.fullmatch(r"top(\d+)_(AB|BA)", name):
+            is_ab = match.group(2) == "AB"
+            ours[name] = _top_share(cosines.T if is_ab else cosines, int(match.group(1)))
     for quantity in [name for name in ours if name in case]:
         yield compare(case.file, quantity, ours[quantity], case[quantity], SINGLE)
+
+
+def _top_share(similarities_NN: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+    """Return the share of rows whose own column is among their k largest (k = 1: the product's own retrieval)."""
+    if k == 1:
+        return np.asarray(image_hits(similarities_NN).mean())
+    nearest = np.argsort(-similarities_NN, axis=1)[:, :k]
+    return np.asarray((nearest == np.arange(len(nearest))[:, None]).any(axis=1).mean())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nd_dist.conformance.rows import DOUBLE, Case, Row, compare
+from nd_dist.conformance.rows import DOUBLE, Case, Row, compare, isolated
 from nd_dist.frozen.pictures import Resize
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way, wins
@@ -27,27 +27,26 @@ EXACT = 0.0
 
 
 def check(folder: Path) -> Iterator[Row]:
-    """Yield the rows of every ``.npz`` of the folder.
-
-    Raises:
-        DataError: a case is damaged or incomplete.
-    """
+    """Yield the rows of every ``.npz`` of the folder."""
     for path in sorted(folder.glob("*.npz")):
-        case = Case(path)
-        ours = {**_pixels(case), **_identification(case), **_retrieval(case)}
-        for quantity in [name for name in case.names if name in ours]:
-            value, tolerance = ours[quantity]
-            yield compare(case.file, quantity, value, case[quantity], tolerance)
-        if "versions" in case:
-            case["versions"]  # what made the case; nothing to compare
-        yield from case.left_over()
+        yield from isolated(path.name, _check_case(path))
+
+
+def _check_case(path: Path) -> Iterator[Row]:
+    case = Case(path)
+    ours = {**_pixels(case), **_identification(case), **_retrieval(case)}
+    for quantity in [name for name in case.names if name in ours]:
+        value, tolerance = ours[quantity]
+        yield compare(case.file, quantity, value, case[quantity], tolerance)
+    case.mark_read("versions")  # what made the case; nothing to compare
+    yield from case.left_over()
 
 
 Ours = dict[str, tuple[Any, float]]  # Any: numbers and arrays of several libraries
 
 
 def _pixels(case: Case) -> Ours:
-    if "images_u8" not in case:
+    if not case.has("images_u8", "recons_u8"):
         return {}
     images, recons = (case.tensor(name).float() / 255.0 for name in ("images_u8", "recons_u8"))
     ours: Ours = {}
@@ -64,7 +63,7 @@ def _pixels(case: Case) -> Ours:
 
 
 def _identification(case: Case) -> Ours:
-    if "feat_real" not in case:
+    if not case.has("feat_real", "feat_pred"):
         return {}
     reals, recons = (case[name].reshape(len(case[name]), -1) for name in ("feat_real", "feat_pred"))
     correlations = correlation_matrix(reals, recons)
@@ -81,7 +80,7 @@ def _identification(case: Case) -> Ours:
 
 def _retrieval(case: Case) -> Ours:
     """Return retrieval; the released "fwd" is given the image find the brain, "bwd" the other direction."""
-    if "ret_picks" not in case:
+    if not case.has("ret_picks", "ret_clip", "ret_brain"):
         return {}
     images, brains, picks = case["ret_clip"], case["ret_brain"], case["ret_picks"]
     cosines = cosine_matrix(brains, images)

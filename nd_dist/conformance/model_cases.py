@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nd_dist.config import DecoderConfig
-from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare, not_checked
+from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare, isolated, not_checked
 from nd_dist.errors import CheckpointError, DataError
 from nd_dist.files import read_json
 from nd_dist.models.heads import LatentHead, TokenHead
@@ -41,24 +41,22 @@ Settings = Mapping[str, Any]  # Any: constructor arguments of several networks
 
 
 def check(folder: Path) -> Iterator[Row]:
-    """Yield the rows of every ``.npz`` of the folder.
+    """Yield the rows of every ``.npz`` of the folder."""
+    for path in sorted(folder.glob("*.npz")):
+        yield from isolated(path.name, _check_case(path))
 
-    Raises:
-        DataError: a case is damaged, or has no configuration.
-        CheckpointError: its weights are missing or do not fit.
-    """
-    paths = sorted(folder.glob("*.npz"))
-    configs = read_json(folder / "configs.json") if paths else {}
-    for path in paths:
-        case = Case(path)
-        kind = next((checker for marker, checker in KINDS.items() if marker in case), None)
-        if kind is None:
-            yield not_checked(path.name, "holds none of the arrays that tell its kind")
-            continue
-        key = _entry_of(path, configs)
-        with torch.no_grad():
-            yield from kind(case, configs[key], folder / f"{key}.safetensors")
-        yield from case.left_over()
+
+def _check_case(path: Path) -> Iterator[Row]:
+    case, configs = Case(path), read_json(path.parent / "configs.json")
+    kind = next((checker for marker, checker in KINDS.items() if marker in case), None)
+    if kind is None:
+        yield not_checked(path.name, "holds none of the arrays that tell its kind")
+        return
+    key = _entry_of(path, configs)
+    own = path.with_suffix(".safetensors")
+    with torch.no_grad():
+        yield from kind(case, configs[key], own if own.is_file() else path.with_name(f"{key}.safetensors"))
+    yield from case.left_over()
 
 
 def _entry_of(path: Path, configs: Mapping[str, Settings]) -> str:
@@ -70,7 +68,7 @@ def _entry_of(path: Path, configs: Mapping[str, Settings]) -> str:
 
 def _check_token_network(case: Case, settings: Settings, weights_path: Path) -> Iterator[Row]:
     released = _read(weights_path)
-    seq_len = int(settings["seq_len"])
+    seq_len = int(settings.get("seq_len", 1))
     config = DecoderConfig(hidden_size=settings["h"], num_blocks=settings["n_blocks"], prior_depth=0)
     spec = TargetSpec(GUIDANCE[0], "guidance", (settings["n_tokens"], settings["clip_size"]))
     head = TokenHead(config, spec, seq_len)
@@ -81,8 +79,7 @@ def _check_token_network(case: Case, settings: Settings, weights_path: Path) -> 
         sizes = dict(enumerate(settings["voxel_sizes"]))
         encoder = RidgeEncoder(sizes, settings["h"])
         _load(encoder, ridge_encoder_state(without_prefix(released, "voxelenc."), tuple(sizes)), weights_path)
-        voxels = {subject: case.tensor(f"x_subj{subject}", torch.float64).squeeze(1) for subject in sizes}
-        shared_BSH = encoder(voxels)[:, None]
+        shared_BSH = encoder(_voxels(case, sizes, torch.float64))[:, None]
         if "shared" in case:
             yield compare(case.file, "shared", shared_BSH, case["shared"], DOUBLE)
     output = head(shared_BSH)
@@ -91,18 +88,24 @@ def _check_token_network(case: Case, settings: Settings, weights_path: Path) -> 
         yield compare(case.file, "clip_voxels", output.contrastive_BLD, case["clip_voxels"], DOUBLE)
 
 
+def _voxels(case: Case, sizes: Mapping[int, int], dtype: torch.dtype) -> dict[int, torch.Tensor]:
+    """Return the voxels of the subjects that the case holds: ``x_subj0`` and so on, or ``x`` of the only one."""
+    names = {subject: f"x_subj{subject}" for subject in sizes if f"x_subj{subject}" in case} or {0: "x"}
+    return {subject: case.tensor(name, dtype).squeeze(1) for subject, name in names.items()}
+
+
 def _check_latent_network(case: Case, settings: Settings, weights_path: Path) -> Iterator[Row]:
     sizes = dict(enumerate(settings["voxel_sizes"]))
     config = DecoderConfig(hidden_size=settings["h"], num_blocks=settings["n_blocks"])
     encoder = NormalizedEncoder(sizes, settings["h"], config.initial_voxel_dropout, INITIAL)
     spec = TargetSpec(INITIAL, "initial", case["z_pred"].shape[1:])
     head = LatentHead(config, spec, shared=False, student=bool(settings["use_cont"]))
-    seed = int(settings.get("seed", 0))
+    seed = int(case["seed"] if "seed" in case else settings.get("seed", 0))
     encoder_state = normalized_encoder_state(_by_formula(settings["encoder_parameters"], seed), tuple(sizes))
     head_state = latent_head_state(_by_formula(settings["voxel2sd_parameters"], seed))
     _load(encoder, encoder_state, weights_path, torch.float32)
     _load(head, head_state, weights_path, torch.float32)
-    shared_BH = encoder({0: case.tensor("x", torch.float32).squeeze(1)})
+    shared_BH = encoder(_voxels(case, sizes, torch.float32))
     output = head(shared_BH)
     if "shared" in case:
         yield compare(case.file, "shared", shared_BH, case["shared"], SINGLE)
@@ -123,6 +126,7 @@ def _check_prior(case: Case, settings: Settings, weights_path: Path) -> Iterator
     sample_steps = len(case["ddim20_times"]) + 1 if "ddim20_times" in case else DecoderConfig().prior_sample_steps
     prior = DiffusionPrior(network, GUIDANCE[0], settings["timesteps"], sample_steps, settings["cond_drop_prob"])
     _load(prior, prior_state(_read(weights_path)), weights_path, torch.float32)
+    case.mark_read("seed")
     ours = {
         **_prior_schedule(prior),
         **_prior_network(case, prior),
@@ -148,12 +152,19 @@ def _prior_schedule(prior: DiffusionPrior) -> dict[str, torch.Tensor]:
 
 def _prior_network(case: Case, prior: DiffusionPrior) -> dict[str, torch.Tensor]:
     """Return the network's outputs on the noisy target, with and without condition."""
+    if not case.has("x_noisy", "times", "cond"):
+        return {}
     noisy, times, condition = case.tensor("x_noisy"), case.tensor("times"), case.tensor("cond")
     none = torch.zeros(len(times), dtype=torch.bool)
     kept = prior.network(noisy, times, condition)
     dropped = prior.network(noisy, times, condition, none, none)
+    renoised = (
+        {"x_noisy": prior.add_noise(case.tensor("target"), times, case.tensor("noise"))}
+        if case.has("target", "noise")
+        else {}
+    )
     return {
-        "x_noisy": prior.add_noise(case.tensor("target"), times, case.tensor("noise")),
+        **renoised,
         "net_keep": kept,
         "net_drop_all": dropped,
         "cond_scale_2": dropped + 2.0 * (kept - dropped),
@@ -162,12 +173,16 @@ def _prior_network(case: Case, prior: DiffusionPrior) -> dict[str, torch.Tensor]
 
 def _prior_losses(case: Case, prior: DiffusionPrior) -> dict[str, torch.Tensor]:
     """Return training predictions and losses, without drops and with the recorded ones."""
+    if not case.has("target", "times", "cond", "noise"):
+        return {}
     target, times, condition = case.tensor("target"), case.tensor("times"), case.tensor("cond")
     noisy = prior.add_noise(target, times, case.tensor("noise"))
     plain = prior.network(noisy, times, condition)
     found = {"p_pred_nodrop": plain, "p_loss_nodrop": (plain - target).square().mean()}
     for name in [name for name in case.names if name.startswith("brain_keep_mask_")]:
         suffix = name.removeprefix("brain_keep_mask_")
+        if f"image_keep_mask_{suffix}" not in case:
+            continue
         keep_condition, keep_target = case.tensor(name), case.tensor(f"image_keep_mask_{suffix}")
         predicted = prior.network(noisy, times, condition, keep_condition, keep_target)
         found[f"p_pred_drop02_{suffix}"] = predicted
@@ -176,7 +191,7 @@ def _prior_losses(case: Case, prior: DiffusionPrior) -> dict[str, torch.Tensor]:
 
 
 def _prior_samples(case: Case, prior: DiffusionPrior) -> dict[str, torch.Tensor]:
-    if "ddim20_noise" not in case:
+    if not case.has("ddim20_noise", "cond"):
         return {}
     return {
         "ddim20_times": torch.tensor(prior.sampling_times()[:-1]),
@@ -211,5 +226,12 @@ def _load(network: nn.Module, state: State, path: Path, dtype: torch.dtype = tor
     network.to(dtype).eval()
 
 
-KINDS = {"backbone": _check_token_network, "z_pred": _check_latent_network, "net_keep": _check_prior}
+KINDS = {
+    "backbone": _check_token_network,
+    "z_pred": _check_latent_network,
+    "net_keep": _check_prior,
+    "ddim20_sample": _check_prior,
+    "p_loss_nodrop": _check_prior,
+    "sched_alphas_cumprod": _check_prior,
+}
 """An array that only one kind of case holds -> its checker."""

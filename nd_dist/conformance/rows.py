@@ -16,6 +16,7 @@ import torch
 from nd_dist.errors import DataError
 
 NOT_CHECKED = "not checked"
+CANNOT_RUN = "cannot be run"
 
 # Largest absolute difference over the largest absolute reference value.
 DOUBLE = 1e-6
@@ -46,6 +47,11 @@ class Row:
     ok: bool
     note: str = ""
 
+    @property
+    def is_remark(self) -> bool:
+        """Whether the row only says that something was left out."""
+        return self.quantity == NOT_CHECKED
+
 
 def compare(case_file: str, quantity: str, ours: object, reference: object, tolerance: float, note: str = "") -> Row:
     """Return the row of one quantity; shapes must agree up to axes of length 1."""
@@ -62,6 +68,19 @@ def compare(case_file: str, quantity: str, ours: object, reference: object, tole
 def not_checked(case_file: str, what: str) -> Row:
     """Return a row that says that something was left out."""
     return Row(case_file, NOT_CHECKED, math.nan, math.nan, True, what)
+
+
+def isolated(case_file: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield a case's rows; a case that cannot be run becomes a row that fails and says why, and the others go on.
+
+    A foreign file may break any assumption (a key, a shape, a damaged member), so the errors of reading, indexing and
+    torch's shape checks are all taken for the case's own.
+    """
+    try:
+        yield from rows
+    except (ValueError, LookupError, RuntimeError, TypeError, OSError) as error:
+        said = " ".join(str(error).split())
+        yield Row(case_file, CANNOT_RUN, math.nan, math.nan, False, f"{type(error).__name__}: {said}")
 
 
 def _array(values: object) -> npt.NDArray[np.float64]:
@@ -105,10 +124,18 @@ class Case:
         array: npt.NDArray[Any] = self._arrays[name]
         return array
 
+    def has(self, *names: str) -> bool:
+        """Return whether the case holds all of these arrays."""
+        return all(name in self._arrays for name in names)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all arrays."""
         return tuple(self._arrays)
+
+    def mark_read(self, *names: str) -> None:
+        """Say that arrays were seen which hold nothing to compare."""
+        self._unread -= set(names)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return an array as a tensor."""

@@ -1,4 +1,4 @@
-"""Cases of the guided sampler: one sample, one (kappa, eta, SAG scale) each, listed in ``sampler/index.json``."""
+"""Cases of the guided sampler: one sample, one (kappa, eta, SAG scale) each, run alone as the released code does."""
 
 from __future__ import annotations
 
@@ -8,55 +8,58 @@ from typing import Any
 
 import torch
 
-from nd_dist.config import SamplerConfig
 from nd_dist.conformance.networks import LAYER_SCALE, TARGET_NAMES, ReferenceWeights
-from nd_dist.conformance.rows import DOUBLE, DOUBLE_IMAGE, SINGLE, Case, Row, compare, not_checked
+from nd_dist.conformance.rows import DOUBLE, DOUBLE_IMAGE, SINGLE, Case, Row, compare, isolated, not_checked
+from nd_dist.conformance.sampler_index import SamplerCase, listed_entries, read_case
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.sampler import GuidedSampler, SampleOptions, StepRecord
 from nd_dist.diffusion.schedule import signal_and_noise
 from nd_dist.errors import DataError
-from nd_dist.files import read_json
 from nd_dist.frozen.clip_vision import layer_name
 
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
-ENTRY_KEYS = ("file", "sample", "kappa", "eta", "sag", "cfg", "dtype")
-TOLERANCES = {"timesteps": 0.0, "image": DOUBLE_IMAGE}
+TOLERANCES = {"timesteps": 0.0, "guided_steps": 0.0, "image": DOUBLE_IMAGE}
 GRADIENT = "gradient"
 """Derived from two stored arrays: (eps after - eps before) / (kappa sqrt(1 - abar))."""
 GRADIENT_SCALE = "gradient scale"
 
 
 def check(folder: Path) -> Iterator[Row]:
-    """Yield the rows of all cases that the index lists and the folder holds.
+    """Yield the rows of all cases that the indices list or that their names describe, as far as the folder has them.
 
     Raises:
-        DataError: the index or the inputs are missing or damaged.
-        CheckpointError: the weights are missing or damaged.
+        DataError: an index is damaged.
     """
-    index = folder / "index.json"
-    for entry in read_json(index):
-        if lacking := [key for key in ENTRY_KEYS if key not in entry]:
-            raise DataError("A sampler case's entry lacks keys.", where=str(index), expected=lacking, found=entry)
-        path = folder / entry["file"]
-        if not path.is_file():
-            yield not_checked(path.name, "listed in index.json, but not in this folder")
-        elif entry["dtype"] not in DTYPES:
-            yield not_checked(path.name, f"dtype {entry['dtype']} is none of {', '.join(DTYPES)}")
+    for name, entry in listed_entries(folder):
+        if (folder / name).is_file():
+            yield from isolated(name, _check_entry(folder, entry))
         else:
-            yield from _check_case(Case(path), Case(folder / "inputs.npz"), entry, folder.parent / "weights")
+            yield not_checked(name, "listed in the index, but not in this folder")
 
 
-def _check_case(case: Case, inputs: Case, entry: Mapping[str, Any], weights_dir: Path) -> Iterator[Row]:
-    """Yield the rows of one case: every quantity that it holds."""
-    ours = _quantities(inputs, entry, weights_dir)
+def _check_entry(folder: Path, entry: Mapping[str, Any]) -> Iterator[Row]:
+    settings = read_case(entry)
+    if settings.dtype not in DTYPES:
+        raise DataError("The case's dtype is not known.", expected=" or ".join(DTYPES), found=settings.dtype)
+    if settings.unknown:
+        yield not_checked(settings.file, f"keys of its index entry: {', '.join(settings.unknown)}")
+    case, inputs = Case(folder / settings.file), Case(folder / settings.inputs)
+    yield from _check_case(case, inputs, settings, ReferenceWeights(folder.parent / "weights"))
+
+
+def _check_case(case: Case, inputs: Case, settings: SamplerCase, weights: ReferenceWeights) -> Iterator[Row]:
+    """Yield the rows of one case: every quantity that it or its index entry holds."""
+    ours = _quantities(inputs, settings, weights)
     for quantity in [name for name in case.names if name in ours]:
-        yield compare(case.file, quantity, ours[quantity], case[quantity], _tolerance(quantity, entry["dtype"]))
+        yield compare(case.file, quantity, ours[quantity], case[quantity], _tolerance(quantity, settings.dtype))
     before_after = ("eps_before_guidance", "eps_after_guidance")
-    if all(name in case and name in ours for name in before_after):
+    if case.has(*before_after) and GRADIENT in ours:
         before, after = (case.tensor(name) for name in before_after)
         reference = (after - before) / ours[GRADIENT_SCALE]
-        yield compare(case.file, GRADIENT, ours[GRADIENT], reference, _tolerance(GRADIENT, entry["dtype"]))
+        yield compare(case.file, GRADIENT, ours[GRADIENT], reference, _tolerance(GRADIENT, settings.dtype))
+    for quantity, value in settings.facts.items():
+        yield compare(case.file, quantity, ours[quantity], value, _tolerance(quantity, settings.dtype))
     yield from case.left_over()
 
 
@@ -65,32 +68,35 @@ def _tolerance(quantity: str, dtype: str) -> float:
     return SINGLE if dtype == "f32" and tolerance > 0 else tolerance
 
 
-def _quantities(inputs: Case, entry: Mapping[str, Any], weights_dir: Path) -> dict[str, torch.Tensor]:
+def _quantities(inputs: Case, settings: SamplerCase, weights: ReferenceWeights) -> dict[str, torch.Tensor]:
     """Run the sampler on one sample; return everything that a case may hold."""
-    dtype, sample = DTYPES[entry["dtype"]], int(entry["sample"])
-    kappa, eta = float(entry["kappa"]), float(entry["eta"])
-    weights = ReferenceWeights(weights_dir)
+    dtype, sample, kappa, eta = DTYPES[settings.dtype], settings.sample, settings.kappa, settings.eta
     clip = weights.clip(dtype)
     guidance = ClipGuidance(clip, LAYER_SCALE, antialias=True)
-    config = SamplerConfig(sag_scale=entry["sag"], cfg_scale=entry["cfg"])
     empty = inputs.tensor("uncond", dtype)
-    sampler = GuidedSampler(weights.stable_diffusion(dtype), guidance, config, empty_caption_1LD=empty)
+    sampler = GuidedSampler(weights.stable_diffusion(dtype), guidance, settings.config, empty_caption_1LD=empty)
 
     def row(name: str) -> torch.Tensor:
+        if not 0 <= sample < len(inputs[name]):
+            raise DataError("The inputs lack this sample.", where=f"{inputs.file}, {name}", found=f"sample {sample}")
         return inputs.tensor(name, dtype)[sample : sample + 1]
 
-    targets = {layer_name(name): row(f"g_{name}").reshape(1, *clip.feature_shape) for name in TARGET_NAMES}
+    plan = sampler.plan(kappa, eta)
+    named = {layer_name(name): f"g_{name}" for name in TARGET_NAMES} if plan.steps[0].is_guided else {}
+    targets = {name: row(stored).reshape(1, *clip.feature_shape) for name, stored in named.items()}
     records: list[StepRecord] = []
     options = SampleOptions(noise_BCHW=row("noise"), observe=records.append)
     result = sampler.sample(row("c"), row("z"), targets, [NoiseRequest(sample, 0, 0)], kappa, eta, options)
-    plan = sampler.plan(kappa, eta)
+    guided = [record for record in records if record.step.is_guided]
     return {
         "timesteps": torch.tensor([step.timestep for step in plan.steps]),
         "z_t": sampler.start(row("z"), row("noise"), plan),
         "latents": torch.cat([record.latents_BCHW for record in records]),
         "image": result.images_BCHW.permute(0, 2, 3, 1),
         "eps_used_first": records[0].eps_after_BCHW,
-        **_guided_quantities([record for record in records if record.step.is_guided], kappa),
+        "final_abs_mean": result.latents_BCHW.abs().mean(),
+        "guided_steps": torch.tensor(len(guided)),
+        **_guided_quantities(guided, kappa),
     }
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, degrade
@@ -64,33 +65,48 @@ class NoisePrediction:
     loss_B: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a step evaluates.
+
+    Args:
+        differentiable: UNet and VAE of the guidance gradient.
+        forward: UNet of all other passes; the same networks, perhaps compiled.
+        guidance: The guidance term.
+    """
+
+    differentiable: StableDiffusion
+    forward: StableDiffusion
+    guidance: Guidance
+
+
 class Denoiser:
     """Predicts the noise of a step for a batch of samples; rows do not depend on each other.
 
     Args:
-        sd: UNet and VAE.
+        networks: UNet, VAE and guidance.
         prediction: What the UNet puts out.
-        guidance: The guidance term.
         config: Scales and switches.
         vae_chunks: Chunks of the VAE's gradient.
     """
 
     def __init__(
         self,
-        sd: StableDiffusion,
+        networks: Networks,
         prediction: Prediction,
-        guidance: Guidance,
         config: SamplerConfig,
         vae_chunks: AdaptiveChunks,
     ) -> None:
-        self._sd, self._prediction, self._guidance = sd, prediction, guidance
+        self._sd, self._forward, self._guidance = networks.differentiable, networks.forward, networks.guidance
+        self._prediction = prediction
         self._config, self._vae_chunks = config, vae_chunks
 
     def eps(self, x_BCHW: torch.Tensor, step: Step, tokens_BLD: torch.Tensor) -> torch.Tensor:
         """Return the UNet's prediction as noise, in the dtype of x."""
         dtype = self._sd.dtype
         timestep = torch.tensor(step.timestep, device=x_BCHW.device)
-        output = self._sd.unet(x_BCHW.to(dtype), timestep, encoder_hidden_states=tokens_BLD.to(dtype)).sample
+        unet = self._sd.unet if torch.is_grad_enabled() else self._forward.unet
+        output = unet(x_BCHW.to(dtype), timestep, encoder_hidden_states=tokens_BLD.to(dtype)).sample
         output = output.to(x_BCHW.dtype)
         if self._prediction == "v_prediction":
             signal, noise = signal_and_noise(step.alpha_cumprod)
@@ -156,9 +172,14 @@ class Denoiser:
             leaf = estimate_BCHW[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 targets = {name: values[rows] for name, values in prepared.items()}
-                loss_B = self._guidance.loss(ImageEstimate(leaf, self._sd.decode), targets)
+                loss_B = self._guidance.loss(ImageEstimate(leaf, self._decode), targets)
                 (v,) = torch.autograd.grad(kappa * loss_B.sum(), leaf)
             return v, loss_B.detach()
 
         v, loss_B = self._vae_chunks.run(len(estimate_BCHW), of_rows)
         return v, loss_B
+
+    def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the pixels that the guidance looks at."""
+        half = self._config.guidance_decode == "half"
+        return self._sd.decode(F.avg_pool2d(latents_BCHW, 2) if half else latents_BCHW)

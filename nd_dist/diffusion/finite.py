@@ -12,6 +12,7 @@ from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.errors import NdDistError
 
 Policy = Literal["stop", "report"]
+PICTURE = "picture"
 
 
 class NonFiniteSample(NdDistError):
@@ -33,6 +34,14 @@ class SampleFailure:
     request: NoiseRequest
     what: str
     timestep: int = -1
+
+    def happened_before(self, timestep: int) -> bool:
+        """Return whether it happened in the targets or in a step before that of ``timestep`` (timesteps fall)."""
+        return self.timestep > timestep or (self.timestep < 0 and self.what != PICTURE)
+
+    def describe(self) -> dict[str, str | int]:
+        """Return the facts for a record (JSON)."""
+        return {"repeat": self.request.repeat, "what": self.what, "timestep": self.timestep}
 
     def error(self) -> NonFiniteSample:
         """Return the error that stops a run."""

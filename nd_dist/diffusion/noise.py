@@ -1,6 +1,7 @@
 """Start noise that depends on the unit of work only: one seed per (image, repeat), or the released draws.
 
-Drawn on the CPU in float32, so that every device and every batch gets the same values.
+Drawn in float32 by the CPU's generator, so that every device and every batch gets the same values; or by a GPU's,
+whose stream is another one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Literal
 
 import torch
 
+from nd_dist.errors import ConfigError
 from nd_dist.seeds import unit_seed
 
 OFFICIAL_SEED = 42
 OFFICIAL_DRAWS_PER_REPEAT = 41
+CPU = torch.device("cpu")
 
 LatentShape = tuple[int, int, int]
 
@@ -36,7 +39,10 @@ class NoiseRequest:
 
 
 def draw_noise(
-    requests: Sequence[NoiseRequest], shape: LatentShape, kind: Literal["per_image", "official"] = "per_image"
+    requests: Sequence[NoiseRequest],
+    shape: LatentShape,
+    kind: Literal["per_image", "official"] = "per_image",
+    device: torch.device = CPU,
 ) -> torch.Tensor:
     """Return standard normal noise, float32 (B, C, H, W), one row per request.
 
@@ -45,20 +51,32 @@ def draw_noise(
         shape: Shape (C, H, W) of one latent.
         kind: ``per_image``: a seed per (image, repeat). ``official``: as released, every image's repeat r gets draw
             41 r of a generator seeded with 42 (one draw and 40 discarded per repeat), so all images share the noises.
+        device: Whose generator draws; the noise lies there.
+
+    Raises:
+        ConfigError: a GPU's noise is asked for where there is none.
     """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "The noise is to be drawn on a GPU, and torch sees none.",
+            where="sampler.noise_device",
+            expected="cpu on this machine",
+            found=str(device),
+            todo="use sampler.noise_device=cpu (other noises, equal on every machine)",
+        )
     if kind == "official":
-        return torch.stack([_official_draw(request.repeat, shape) for request in requests])
-    return torch.stack([_own_draw(request, shape) for request in requests])
+        return torch.stack([_official_draw(request.repeat, shape, device) for request in requests])
+    return torch.stack([_own_draw(request, shape, device) for request in requests])
 
 
-def _own_draw(request: NoiseRequest, shape: LatentShape) -> torch.Tensor:
+def _own_draw(request: NoiseRequest, shape: LatentShape, device: torch.device) -> torch.Tensor:
     seed = unit_seed(request.run_seed, "noise", request.image_id, request.repeat)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 @lru_cache(maxsize=64)
-def _official_draw(repeat: int, shape: LatentShape) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(OFFICIAL_SEED)
+def _official_draw(repeat: int, shape: LatentShape, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(OFFICIAL_SEED)
     for _ in range(OFFICIAL_DRAWS_PER_REPEAT * repeat):
-        torch.randn((1, *shape), generator=generator)
-    return torch.randn((1, *shape), generator=generator)[0]
+        torch.randn((1, *shape), generator=generator, device=device)
+    return torch.randn((1, *shape), generator=generator, device=device)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,26 @@ def to_uint8(images_BCHW: torch.Tensor, rounding: Literal["round", "truncate"] =
         raise ValueError("a picture holds NaN or infinity")
     scaled = images_BCHW.detach().cpu().clamp(0.0, 1.0).permute(0, 2, 3, 1) * 255.0
     return np.asarray((scaled.round() if rounding == "round" else scaled).to(torch.uint8).numpy())
+
+
+def grey_rows(images: torch.Tensor, rows: Sequence[int], dim: int = 0) -> torch.Tensor:
+    """Return pictures with some rows (samples along ``dim``) made mid-grey: what a failed sample is shown as."""
+    return images.index_fill(dim, torch.tensor(list(rows), dtype=torch.long), 0.5)
+
+
+def write_steps(folder: Path, pictures_TBCHW: torch.Tensor, kind: Literal["strip", "gif"]) -> None:
+    """Write the pictures after every step into a folder: ``steps.png``, or ``steps-0.gif`` and so on.
+
+    Args:
+        folder: Where to.
+        pictures_TBCHW: Pictures of [0,1], one per step and sample.
+        kind: One strip of all samples, or an animation of each.
+    """
+    if kind == "strip":
+        write_strip(folder / "steps.png", pictures_TBCHW)
+        return
+    for row in range(pictures_TBCHW.shape[1]):
+        write_animation(folder / f"steps-{row}.gif", pictures_TBCHW[:, row])
 
 
 def write_strip(path: Path, pictures_TBCHW: torch.Tensor, every: int = 1) -> None:

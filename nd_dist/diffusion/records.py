@@ -6,11 +6,11 @@ Shape suffixes: B batch, T steps, G guided steps, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from nd_dist.diffusion.finite import Policy, SampleFailure
+from nd_dist.diffusion.finite import SampleFailure
 from nd_dist.diffusion.schedule import Step
 
 
@@ -74,16 +74,23 @@ class SampleResult:
     failures: tuple[SampleFailure, ...]
 
 
-@dataclass(frozen=True)
-class SamplerLimits:
-    """How the sampler uses memory and meets trouble; none of it changes results beyond float rounding.
+def joined(first: SampleResult, later: SampleResult, steps: tuple[Step, ...], done: int) -> SampleResult:
+    """Return the whole result of a run that went on from the latents of another one.
 
     Args:
-        unet_rows: Most samples in one UNet pass; none lets memory decide.
-        vae_rows: Most samples in one pass or gradient of the VAE; none lets memory decide.
-        on_non_finite: ``stop`` the run at the first sample that is not finite, or ``report`` it and go on.
+        first: The run whose first steps are shared; all of these were guided.
+        later: What the run gave that went on.
+        steps: All steps of that run.
+        done: How many of them are shared.
     """
-
-    unet_rows: int | None = None
-    vae_rows: int | None = None
-    on_non_finite: Policy = "stop"
+    before = [failure for failure in first.failures if failure.happened_before(steps[done].timestep)]
+    failures = {failure.row: failure for failure in (*later.failures, *before)}
+    images = later.images_BCHW.clone()
+    images[list(failures)] = torch.nan
+    return replace(
+        later,
+        images_BCHW=images,
+        losses_GB=torch.cat([first.losses_GB[:done], later.losses_GB]),
+        intermediates_TBCHW=torch.cat([first.intermediates_TBCHW[:done], later.intermediates_TBCHW]),
+        failures=tuple(failures[row] for row in sorted(failures)),
+    )

@@ -19,20 +19,19 @@ import torch
 
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, middle_attention, reading_attention
-from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, first_rows
-from nd_dist.diffusion.denoiser import Conditions, Denoiser, NoisePrediction
-from nd_dist.diffusion.finite import FiniteGuard
+from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks, NoisePrediction
+from nd_dist.diffusion.finite import PICTURE, FiniteGuard
 from nd_dist.diffusion.guidance import Guidance
+from nd_dist.diffusion.memory import plan_chunks
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
-from nd_dist.diffusion.records import SampleOptions, SampleResult, SamplerLimits, StepRecord
+from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord
 from nd_dist.diffusion.schedule import Step, StepPlan, plan_steps, read_schedule, signal_and_noise
 from nd_dist.errors import DataError
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from nd_dist.schema import INITIAL, SEMANTIC
 
-__all__ = ["GuidedSampler", "SampleOptions", "SampleResult", "SamplerLimits", "StepRecord"]
+__all__ = ["GuidedSampler", "SampleOptions", "SampleResult", "StepRecord"]
 
-_NO_LIMITS = SamplerLimits()
 _NO_OPTIONS = SampleOptions()
 
 
@@ -42,8 +41,7 @@ class GuidedSampler:
     Args:
         sd: A Stable Diffusion folder's networks; their dtype is the dtype of the run, latents stay float32 (or wider).
         guidance: The guidance term.
-        config: Scales and switches of the method.
-        limits: Memory and failure policy.
+        config: Scales and switches of the method, memory and failure policy.
         empty_caption_1LD: The empty caption's tokens; none embeds "" with the model's own text encoder, once.
 
     Raises:
@@ -55,19 +53,15 @@ class GuidedSampler:
         sd: StableDiffusion,
         guidance: Guidance,
         config: SamplerConfig,
-        limits: SamplerLimits = _NO_LIMITS,
         empty_caption_1LD: torch.Tensor | None = None,
     ) -> None:
-        self._sd, self._guidance, self._config, self._limits = sd, guidance, config, limits
+        self._sd, self._guidance, self._config = sd, guidance, config
+        self._forward = sd.compiled() if config.compile else sd
         self._schedule = read_schedule(sd.scheduler_config)
         self._given_empty_caption = empty_caption_1LD
-        unet_layer = sd.latent_shape[1] ** 2 * int(sd.unet.config.block_out_channels[0])
-        vae_layer = sd.picture_size**2 * max(sd.vae.config.block_out_channels[:2])
-        unet_rows = limits.unet_rows or first_rows(sd.device, unet_layer, CPU_UNET_BYTES)
-        vae_rows = limits.vae_rows or first_rows(sd.device, vae_layer, CPU_VAE_BYTES)
-        self._unet_chunks = AdaptiveChunks("UNet", unet_rows)
-        self._vae_chunks = AdaptiveChunks("VAE", vae_rows)
-        self._denoiser = Denoiser(sd, self._schedule.prediction, guidance, config, self._vae_chunks)
+        self._chunks = plan_chunks(sd, config)
+        networks = Networks(sd, self._forward, guidance)
+        self._denoiser = Denoiser(networks, self._schedule.prediction, config, self._chunks.vae)
         self._reader = AttentionReader()
         if config.sag_scale > 0:
             middle_attention(sd.unet)
@@ -126,10 +120,9 @@ class GuidedSampler:
         plan = self.plan(kappa, eta)
         done, latents = options.resume or (0, None)
         steps = plan.steps[done:]
-        guard = FiniteGuard(requests, self._limits.on_non_finite)
+        guard = FiniteGuard(requests, self._config.on_non_finite)
         conditions = self._conditions(c_BLD, targets if any(step.is_guided for step in steps) else None, guard)
-        noise = draw_noise(requests, self._sd.latent_shape, self._config.noise)
-        noise = noise if options.noise_BCHW is None else options.noise_BCHW
+        noise = self._draw(requests) if options.noise_BCHW is None else options.noise_BCHW
         x = self.start(guard.check(f"target {INITIAL}", self._place(z_BCHW)), self._place(noise), plan)
         x = x if latents is None else self._place(latents)
         losses: list[torch.Tensor] = []
@@ -154,9 +147,9 @@ class GuidedSampler:
         """Return the pictures of latents, (B, 3, H, W) float32 in [0,1], on the CPU."""
 
         def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
-            return ((self._sd.decode(latents_BCHW[rows]).float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu(),)
+            return ((self._forward.decode(latents_BCHW[rows]).float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu(),)
 
-        return self._vae_chunks.run(len(latents_BCHW), of_rows)[0]
+        return self._chunks.decode.run(len(latents_BCHW), of_rows)[0]
 
     def _step(
         self,
@@ -171,7 +164,7 @@ class GuidedSampler:
             made = self._denoiser.predict(x[rows], step, conditions.rows(rows), kappa, reader)
             return made.eps_BCHW, made.gradient_BCHW, made.loss_B
 
-        made = NoisePrediction(*self._unet_chunks.run(len(x), of_rows))
+        made = NoisePrediction(*self._chunks.for_step(step.is_guided).run(len(x), of_rows))
         signal, noise = signal_and_noise(step.alpha_cumprod)
         signal_next, noise_next = signal_and_noise(step.alpha_cumprod_next)
         eps = made.eps_BCHW
@@ -198,7 +191,7 @@ class GuidedSampler:
     def _result(
         self, x: torch.Tensor, losses: list[torch.Tensor], pictures: list[torch.Tensor], guard: FiniteGuard
     ) -> SampleResult:
-        images = guard.check("picture", self.decode(x))
+        images = guard.check(PICTURE, self.decode(x))
         for failure in guard.failures:
             images[failure.row] = torch.nan
         return SampleResult(
@@ -208,6 +201,11 @@ class GuidedSampler:
             intermediates_TBCHW=torch.stack(pictures) if pictures else images.new_zeros((0, *images.shape)),
             failures=guard.failures,
         )
+
+    def _draw(self, requests: Sequence[NoiseRequest]) -> torch.Tensor:
+        own, wanted = self._sd.device, torch.device(self._config.noise_device)
+        device = own if own.type == wanted.type else wanted
+        return draw_noise(requests, self._sd.latent_shape, self._config.noise, device)
 
     def _place(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._sd.device, self.latent_dtype)

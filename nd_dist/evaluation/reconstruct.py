@@ -7,8 +7,9 @@ reconstruction depend on neither batch size nor who made it. Points of one kappa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import torch
 
 from nd_dist.config import Config
 from nd_dist.diffusion.noise import NoiseRequest
-from nd_dist.diffusion.pictures import to_uint8
-from nd_dist.diffusion.records import SampleOptions, StepRecord
+from nd_dist.diffusion.pictures import grey_rows, to_uint8, write_steps
+from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.decode import ImageTargets
 from nd_dist.evaluation.layout import PICTURE, repeat_file
@@ -69,16 +70,33 @@ def reconstruct_image(
     is_guided = any(result.point.is_guided for result in results)
     names = (SEMANTIC, INITIAL, *(guidance_names(config) if is_guided else ()))
     rows = {name: _repeated(targets, name, image_id, num_repeats) for name in names}
-    made = sample_family(sampler, rows, requests, [result.point for result in results])
-    for result, images_RCHW in zip(results, made, strict=True):
-        facts = {"image_id": image_id, "noise_seeds": _noise_seeds(config, requests)}
-        _publish(result, to_uint8(images_RCHW, config.sampler.uint8), facts)
+    points, steps = [result.point for result in results], config.sampler.intermediates
+    made = sample_family(sampler, rows, requests, points, has_intermediates=steps != "none")
+    for result, sampled in zip(results, made, strict=True):
+        failed = [failure.row for failure in sampled.failures]
+        facts = {
+            "image_id": image_id,
+            "noise_seeds": _noise_seeds(config, requests),
+            "failures": [failure.describe() for failure in sampled.failures],
+        }
+        pictures_RHWC = to_uint8(grey_rows(sampled.images_BCHW, failed), config.sampler.uint8)
+        shown_TRCHW = grey_rows(sampled.intermediates_TBCHW, failed, dim=1)
+        extra = _nothing if steps == "none" else partial(write_steps, pictures_TBCHW=shown_TRCHW, kind=steps)
+        _publish(result, pictures_RHWC, facts, extra)
+
+
+def _nothing(_staging: Path) -> None:
+    """Write no further file."""
 
 
 def sample_family(
-    sampler: Sampler, rows: Mapping[str, torch.Tensor], requests: Sequence[NoiseRequest], points: Sequence[Point]
-) -> list[torch.Tensor]:
-    """Return the pictures (R, 3, H, W) of each point of a family, sharing the steps that the points have in common.
+    sampler: Sampler,
+    rows: Mapping[str, torch.Tensor],
+    requests: Sequence[NoiseRequest],
+    points: Sequence[Point],
+    has_intermediates: bool = False,
+) -> list[SampleResult]:
+    """Return the pictures of each point of a family, sharing the steps that the points have in common.
 
     Runs of one kappa are the same until the first of them stops being guided. So the run with the largest eta is made,
     and the others go on from its latents: the same bits as alone, in fewer steps.
@@ -94,8 +112,9 @@ def sample_family(
         if (done := next(count)) in guided_steps:
             kept[done] = record.latents_BCHW
 
-    def run(eta: float, options: SampleOptions) -> torch.Tensor:
-        return sampler.sample(rows[SEMANTIC], rows[INITIAL], targets, requests, kappa, eta, options).images_BCHW
+    def run(eta: float, options: SampleOptions) -> SampleResult:
+        options = replace(options, intermediates=has_intermediates)
+        return sampler.sample(rows[SEMANTIC], rows[INITIAL], targets, requests, kappa, eta, options)
 
     longest = run(last.eta if last.is_guided else 0.0, SampleOptions(observe=keep))
     made = []
@@ -105,7 +124,8 @@ def sample_family(
         elif done == 0:
             made.append(run(0.0, SampleOptions()))
         else:
-            made.append(run(point.eta, SampleOptions(resume=(done, kept[done]))))
+            later = run(point.eta, SampleOptions(resume=(done, kept[done])))
+            made.append(joined(longest, later, sampler.plan(kappa, point.eta).steps, done))
     return made
 
 
@@ -120,14 +140,20 @@ def copy_picture(result: Result, source: Source, picture_id: int, image_id: int,
     return _publish(result, np.stack([picture_HWC] * num_repeats), facts)
 
 
-def _publish(result: Result, pictures_RHWC: npt.NDArray[np.uint8], facts: Mapping[str, Any]) -> bool:
-    """Publish the repeats of one image with their hashes."""
+def _publish(
+    result: Result,
+    pictures_RHWC: npt.NDArray[np.uint8],
+    facts: Mapping[str, Any],
+    extra: Callable[[Path], None] = _nothing,
+) -> bool:
+    """Publish the repeats of one image with their hashes, and what ``extra`` writes beside them."""
     record = {**facts, "files": {}}
 
     def write(staging: Path) -> None:
         for repeat, picture_HWC in enumerate(pictures_RHWC):
             write_png(staging / repeat_file(repeat), picture_HWC)
             record["files"][repeat_file(repeat)] = sha256_file(staging / repeat_file(repeat))
+        extra(staging)
 
     return publish(result.folder, result.fingerprint, record, write)
 

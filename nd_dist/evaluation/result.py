@@ -75,6 +75,8 @@ def write_metrics(bench: Bench) -> None:
             folder = str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir))
             metrics = bench.point_metrics(point, subject)
             entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
+            if failures := _failures(bench, point, subject):
+                entry["failures"] = failures  # reconstructions that were not finite; they count as grey pictures
             entries[entry_key(entry)] = entry
     ordered = [entries[key] for key in sorted(entries)]
     own = {str(subject): list(job.images(subject)) for subject in job.subjects}
@@ -98,6 +100,15 @@ def write_metrics(bench: Bench) -> None:
             "provenance": _provenance(bench),
         },
     )
+
+
+def _failures(bench: Bench, point: Point, subject: int) -> list[Entry]:
+    """Return the reconstructions of a point that were not finite: image, repeat, what and where in the run."""
+    job = bench.job
+    records = {image: read_record(job.layout.pictures_of(point, subject, image)) for image in job.images(subject)}
+    return [
+        {"image_id": image, **failure} for image, record in records.items() for failure in record.get("failures", [])
+    ]
 
 
 def entry_key(entry: Entry) -> tuple[Any, ...]:

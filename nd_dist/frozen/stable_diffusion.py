@@ -6,8 +6,8 @@ Sampling is not done here. Shape suffixes: B batch, L tokens, D width, C channel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class StableDiffusion:
         tokenizer: The text encoder's tokenizer, or None.
         name: Model name for the records.
         folder: Where it was read from; None for networks made in memory.
+        vae_decode: The VAE's decoder where it is not the VAE's own method (compiled).
     """
 
     unet: Any  # Any: diffusers and transformers ship no usable types
@@ -45,6 +46,7 @@ class StableDiffusion:
     tokenizer: Any = None
     name: str = "in memory"
     folder: Path | None = None
+    vae_decode: Callable[[torch.Tensor], Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -115,8 +117,28 @@ class StableDiffusion:
     def decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the pixels (B, 3, H, W), about [-1,1], of scaled latents; differentiable, in the VAE's dtype."""
         unscaled = latents_BCHW / float(self.vae.config.scaling_factor)
-        pixels: torch.Tensor = self.vae.decode(unscaled.to(self.dtype)).sample
+        pixels: torch.Tensor = (self.vae_decode or self.vae.decode)(unscaled.to(self.dtype)).sample
         return pixels
+
+    def compiled(self) -> StableDiffusion:
+        """Return the same networks with UNet and VAE decoder compiled for the shapes they meet (torch.compile).
+
+        For passes without gradient only: torch 2.13's compiled gradients of these networks were wrong on a CPU
+        (docs/sampler.md), though its compiled outputs were right.
+        """
+        return replace(
+            self,
+            unet=torch.compile(self.unet, dynamic=False),
+            vae_decode=torch.compile(self.vae.decode, dynamic=False),
+        )
+
+    def save_memory(self) -> bool:
+        """Recompute activations in gradients instead of keeping them; return whether that is new."""
+        if self.unet.is_gradient_checkpointing and self.vae.is_gradient_checkpointing:
+            return False
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+        return True
 
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``."""
@@ -217,4 +239,7 @@ def _check_parts(folder: Path, unet: Any, vae: Any, text_encoder: Any) -> None:
 def _freeze(network: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
     """Return a network without gradients, in evaluation mode, on the device and in the dtype."""
     network.requires_grad_(False).eval()
-    return torch.nn.Module.to(network, device=device, dtype=dtype)  # diffusers' own `to` warns of nothing at all
+    torch.nn.Module.to(network, device=device, dtype=dtype)  # diffusers' own `to` warns of nothing at all
+    if torch.device(device).type == "cuda":
+        network.to(memory_format=torch.channels_last)  # what tensor cores want of convolutions
+    return network

@@ -62,7 +62,7 @@ def _write_sampler(folder: Path, networks: dict[str, Any]) -> None:
     for case in CASES:
         entry = {"file": "s{sample}_k{kappa}_e{eta}_sag{sag}_{dtype}.npz".format(**case), "cfg": 7.5, **case}
         np.savez(folder / entry["file"], **_run(networks, inputs, entry))
-        index.append(entry)
+        index.append({**entry, "guided_steps": int(37 * entry["eta"])})
     (folder / "index.json").write_text(json.dumps(index))
 
 

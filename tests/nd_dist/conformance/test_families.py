@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from nd_dist.conformance import Row, run_conformance
-from nd_dist.conformance.rows import NOT_CHECKED
-from nd_dist.errors import CheckpointError, DataError
+from nd_dist.conformance.rows import CANNOT_RUN, NOT_CHECKED
 from nd_dist.files import write_json
 from tests.nd_dist.conformance.own_cases import NAMES, write_weights
 from tests.nd_dist.diffusion.reference import MEAN, STD
@@ -110,6 +110,9 @@ def test_loss_cases_hold(tmp_path: Path) -> None:
         "ret_A": preds,
         "ret_B": targs,
         "cos_A_B": (preds @ targs.T).T,
+        "prenormed": (preds @ targs.T).T,
+        "top2_AB": np.mean([j in np.argsort(-row)[:2] for j, row in enumerate(targs @ preds.T)]),
+        "top1_BA": np.mean(np.argmax(preds @ targs.T, axis=1) == np.arange(5)),
     }
     (tmp_path / "losses").mkdir()
     np.savez(tmp_path / "losses" / "mine.npz", **arrays)
@@ -197,13 +200,22 @@ def test_model_cases_hold_at_the_precision_of_stored_weights(token_case: Path) -
     held(token_case, {"shared", "backbone"})
 
 
-def test_a_model_case_without_weights_or_configuration_is_refused_by_name(token_case: Path) -> None:
+def test_a_model_case_without_weights_or_configuration_fails_by_name(token_case: Path) -> None:
     (token_case / "models" / "tiny.safetensors").rename(token_case / "models" / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"tiny\.safetensors"):
-        run_conformance(token_case)
+    assert "tiny.safetensors" in rows_of(token_case)[CANNOT_RUN].note
     write_json(token_case / "models" / "configs.json", {"another": {}})
-    with pytest.raises(DataError, match="no configuration"):
-        run_conformance(token_case)
+    assert "no configuration" in rows_of(token_case)[CANNOT_RUN].note
+
+
+def test_a_further_case_of_a_configuration_may_bring_its_own_weights(token_case: Path) -> None:
+    models = token_case / "models"
+    for suffix in (".npz", ".safetensors"):
+        shutil.copy(models / f"tiny{suffix}", models / f"tiny_seed7{suffix}")
+    (models / "tiny.npz").unlink()
+    held(token_case, {"shared", "backbone"})
+    weights = load_file(models / "tiny_seed7.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, models / "tiny_seed7.safetensors")
+    assert not any(row.ok for row in run_conformance(token_case) if row.case_file == "tiny_seed7.npz")
 
 
 def test_a_model_case_of_unknown_kind_is_reported(token_case: Path) -> None:

@@ -10,7 +10,7 @@ from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from tests.nd_dist.diffusion.toy_inputs import LAYER_SCALE
-from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
+from tests.nd_dist.frozen.toy_folders import SECOND_VERSION, write_clip, write_stable_diffusion
 
 
 @pytest.fixture(scope="package")
@@ -21,7 +21,8 @@ def sd_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def v_prediction_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "sd-v"
-    return write_stable_diffusion(folder, text_width=32, _class_name="DDIMScheduler", prediction_type="v_prediction")
+    scheduler = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    return write_stable_diffusion(folder, text_width=32, unet=SECOND_VERSION, **scheduler)
 
 
 @pytest.fixture(scope="package")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, OutOfMemory, first_rows
+from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, OutOfMemory, cpu_rows
 
 
 class Accelerator:
@@ -44,12 +46,69 @@ def test_one_row_that_does_not_fit_ends_with_advice() -> None:
         AdaptiveChunks("VAE", 4).run(3, Accelerator(capacity=0).double)
 
 
-def test_chunks_of_stable_diffusion_s_size_have_one_row_on_a_cpu_and_all_on_a_gpu() -> None:
+class Memory(Accelerator):
+    """The same, and a meter of it: every row takes 10 bytes, and half of what is free may be out of reach."""
+
+    def __init__(self, capacity: int, free: int) -> None:
+        super().__init__(capacity)
+        self.free = free
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        tried = len(self.sizes)
+        call()
+        return 10 * max(self.sizes[tried:])
+
+
+def test_free_memory_decides_how_many_rows_ride_together() -> None:
+    memory = Memory(capacity=100, free=100)
+    chunks = AdaptiveChunks("test", None, memory)
+    assert chunks.run(20, memory.double)[0].tolist() == [2 * row for row in range(20)]
+    assert memory.sizes == [1, 7, 7, 6], "85 of 100 bytes are planned for: 8 rows at most, in equal chunks"
+    chunks.run(20, memory.double)
+    assert memory.sizes[4:] == [7, 7, 6], "measured once, and every call has the same chunks"
+
+
+def test_a_single_row_is_not_measured_but_run() -> None:
+    memory = Memory(capacity=1, free=5)
+    chunks = AdaptiveChunks("test", None, memory)
+    assert chunks.run(1, memory.double)[0].tolist() == [0]
+    assert memory.sizes == [1]
+    assert chunks.limit is None
+
+
+def test_a_measure_that_was_too_hopeful_is_halved_and_one_that_says_nothing_fits_still_tries() -> None:
+    memory = Memory(capacity=3, free=100)
+    assert AdaptiveChunks("test", None, memory).run(8, memory.double)[0].tolist() == [2 * row for row in range(8)]
+    assert max(memory.sizes[2:]) == 4
+    full = Memory(capacity=3, free=0)
+    assert len(AdaptiveChunks("test", None, full).run(3, full.double)[0]) == 3
+    assert full.sizes == [1, 1, 1, 1]
+
+
+def test_where_one_row_does_not_fit_a_rescue_is_tried_once() -> None:
+    memory = Memory(capacity=0, free=20)
+    calls: list[int] = []
+
+    def rescue() -> bool:
+        calls.append(1)
+        memory.capacity = 1
+        return len(calls) == 1
+
+    assert AdaptiveChunks("test", None, memory, rescue).run(2, memory.double)[0].tolist() == [0, 2]
+    assert memory.sizes == [1, 1, 1, 1]
+    memory.capacity = 0
+    with pytest.raises(OutOfMemory):
+        AdaptiveChunks("test", 1, memory, lambda: False).run(2, memory.double)
+
+
+def test_chunks_of_stable_diffusion_s_size_have_one_row_on_a_cpu() -> None:
     unet_layer, vae_layer = 64 * 64 * 320, 512 * 512 * 256
-    assert first_rows(torch.device("cpu"), unet_layer, CPU_UNET_BYTES) == 1
-    assert first_rows(torch.device("cpu"), vae_layer, CPU_VAE_BYTES) == 1
-    assert first_rows(torch.device("cpu"), 64 * 64 * 16, CPU_VAE_BYTES) == 64
-    assert first_rows(torch.device("cuda"), vae_layer, CPU_VAE_BYTES) > 1000
+    assert cpu_rows(unet_layer, CPU_UNET_BYTES) == 1
+    assert cpu_rows(vae_layer, CPU_VAE_BYTES) == 1
+    assert cpu_rows(64 * 64 * 16, CPU_VAE_BYTES) == 64
 
 
 def test_chunks_within_chunks_let_the_outer_ones_shrink() -> None:

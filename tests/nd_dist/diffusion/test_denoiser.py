@@ -8,7 +8,7 @@ import torch
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.chunks import AdaptiveChunks
 from nd_dist.diffusion.clip_guidance import ClipGuidance
-from nd_dist.diffusion.denoiser import Conditions, Denoiser
+from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks
 from nd_dist.diffusion.guidance import ImageEstimate
 from nd_dist.diffusion.schedule import Step, plan_steps, read_schedule, signal_and_noise
 from nd_dist.frozen.clip_vision import ClipVision
@@ -31,12 +31,13 @@ def conditions(sd: StableDiffusion, clip: ClipVision, guidance: ClipGuidance) ->
 
 def denoiser(sd: StableDiffusion, guidance: ClipGuidance, rows: int = 100, **config: Any) -> Denoiser:
     prediction = read_schedule(sd.scheduler_config).prediction
-    return Denoiser(sd, prediction, guidance, SamplerConfig(**config), AdaptiveChunks("VAE", rows))
+    return Denoiser(Networks(sd, sd, guidance), prediction, SamplerConfig(**config), AdaptiveChunks("VAE", rows))
 
 
 @pytest.mark.parametrize("x0_form", ["official", "ddim"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("unet_gradient", [True, False])
+@pytest.mark.parametrize("guidance_decode", ["full", "half"])
 def test_the_split_gradient_is_that_of_plain_autograd(
     sd64: StableDiffusion,
     clip64: ClipVision,
@@ -44,12 +45,13 @@ def test_the_split_gradient_is_that_of_plain_autograd(
     x0_form: str,
     prediction: str,
     unet_gradient: bool,
+    guidance_decode: str,
 ) -> None:
     config = {**sd64.scheduler_config, "prediction_type": prediction}
     sd = StableDiffusion(sd64.unet, sd64.vae, config, sd64.text_encoder, sd64.tokenizer)
     given, x = conditions(sd, clip64, guidance64)
     step = guided_step(sd)
-    made = denoiser(sd, guidance64, x0_form=x0_form, unet_gradient=unet_gradient)
+    made = denoiser(sd, guidance64, x0_form=x0_form, unet_gradient=unet_gradient, guidance_decode=guidance_decode)
     split = made.predict(x, step, given, KAPPA, None)
 
     leaf = x.clone().requires_grad_(True)
@@ -59,7 +61,9 @@ def test_the_split_gradient_is_that_of_plain_autograd(
     factor = 1 - step.alpha_cumprod if x0_form == "official" else noise
     clean = (leaf - factor * eps) / signal
     estimate = noise * clean + (1 - noise) * leaf
-    losses = guidance64.loss(ImageEstimate(estimate, sd.decode), given.prepared)
+    latents = estimate.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean(dim=(3, 5))  # of 2 x 2 each
+    decoded = sd.decode(latents if guidance_decode == "half" else estimate)
+    losses = guidance64.loss(ImageEstimate(estimate, lambda _: decoded), given.prepared)
     (plain,) = torch.autograd.grad(KAPPA * losses.sum(), leaf)
 
     torch.testing.assert_close(split.gradient_BCHW, plain, rtol=1e-9, atol=1e-10 * float(plain.abs().max()))

@@ -10,7 +10,7 @@ from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.finite import NonFiniteSample
 from nd_dist.diffusion.guidance import ImageEstimate
-from nd_dist.diffusion.sampler import GuidedSampler, SampleResult, SamplerLimits
+from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from tests.nd_dist.diffusion.toy_inputs import Inputs, make_inputs
@@ -40,7 +40,8 @@ class Spoiled:
 
 
 def run(sd: StableDiffusion, guidance: Any, inputs: Inputs, policy: Any = "stop") -> SampleResult:
-    return GuidedSampler(sd, guidance, CONFIG, SamplerLimits(on_non_finite=policy)).sample(*inputs.arguments)
+    config = CONFIG.model_copy(update={"on_non_finite": policy})
+    return GuidedSampler(sd, guidance, config).sample(*inputs.arguments)
 
 
 def spoil(inputs: Inputs, name: str, value: float = torch.nan) -> Inputs:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
 import torch
 
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
+from nd_dist.errors import ConfigError
 from nd_dist.seeds import unit_seed
 
 SHAPE = (4, 8, 8)
@@ -31,3 +35,19 @@ def test_official_noise_is_draw_41_r_of_seed_42_for_every_image() -> None:
     drawn = draw_noise(requests, SHAPE, "official")
     for row, request in enumerate(requests):
         assert torch.equal(drawn[row], stream[41 * request.repeat])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("kind", ["per_image", "official"])
+def test_a_gpu_s_noise_is_refused_where_there_is_no_gpu(kind: Literal["per_image", "official"]) -> None:
+    with pytest.raises(ConfigError, match="noise_device"):
+        draw_noise([NoiseRequest(0, 0, 0)], SHAPE, kind, torch.device("cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_s_official_noise_is_draw_41_r_of_its_own_stream() -> None:
+    generator = torch.Generator("cuda").manual_seed(42)
+    stream = [torch.randn(1, *SHAPE, generator=generator, device="cuda")[0] for _ in range(42)]
+    requests = [NoiseRequest(0, 0, 0), NoiseRequest(0, 1, 0)]
+    drawn = draw_noise(requests, SHAPE, "official", torch.device("cuda"))
+    assert torch.equal(drawn, torch.stack([stream[0], stream[41]]))

@@ -10,13 +10,13 @@ from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.guidance import LatentGuidance, PixelGuidance
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
-from nd_dist.diffusion.sampler import GuidedSampler, SampleOptions, SamplerLimits, StepRecord
-from nd_dist.errors import DataError
-from nd_dist.frozen import stable_diffusion
+from nd_dist.diffusion.sampler import GuidedSampler, SampleOptions, StepRecord
+from nd_dist.errors import ConfigError, DataError
+from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from tests.nd_dist.diffusion.reference import Reference
-from tests.nd_dist.diffusion.toy_inputs import Inputs, make_inputs
+from tests.nd_dist.diffusion.toy_inputs import LAYER_SCALE, Inputs, make_inputs
 
 SHORT: dict[str, Any] = {"num_steps": 6, "eta": 0.5, "kappa": 3000.0}
 """Four of six steps are run, two of them guided: every branch of the loop in little time."""
@@ -32,8 +32,8 @@ def inputs64(sd64: StableDiffusion, clip64: ClipVision) -> Inputs:
     return make_inputs(sd64, clip64)
 
 
-def sampler(sd: StableDiffusion, guidance: Any, limits: SamplerLimits | None = None, **config: Any) -> GuidedSampler:
-    return GuidedSampler(sd, guidance, SamplerConfig(**{**SHORT, **config}), limits or SamplerLimits())
+def sampler(sd: StableDiffusion, guidance: Any, **config: Any) -> GuidedSampler:
+    return GuidedSampler(sd, guidance, SamplerConfig(**{**SHORT, **config}))
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,6 @@ def test_repeats_of_an_image_differ_and_official_noise_is_shared_by_images(
     assert not torch.allclose(own.images_BCHW[0], own.images_BCHW[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("limits", [SamplerLimits(unet_rows=1, vae_rows=1), SamplerLimits(unet_rows=2)])
-def test_memory_limits_change_results_by_rounding_only(
-    sd64: StableDiffusion, guidance64: ClipGuidance, inputs64: Inputs, limits: SamplerLimits
-) -> None:
-    whole = sampler(sd64, guidance64).sample(*inputs64.arguments)
-    chunked = sampler(sd64, guidance64, limits).sample(*inputs64.arguments)
-    torch.testing.assert_close(chunked.latents_BCHW, whole.latents_BCHW, rtol=0, atol=1e-9)
-
-
 def test_intermediate_pictures_are_the_decoded_latents_of_every_step(
     sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
 ) -> None:
@@ -179,13 +170,12 @@ def test_intermediate_pictures_are_the_decoded_latents_of_every_step(
     assert torch.equal(plain.images_BCHW, result.images_BCHW)
 
 
-def test_a_v_prediction_folder_of_another_text_width_works_unchanged(
-    v_prediction_dir: Path, clip64: ClipVision
-) -> None:
+def test_a_folder_of_the_second_version_works_unchanged(v_prediction_dir: Path, clip64: ClipVision) -> None:
     other = stable_diffusion.load(v_prediction_dir, dtype=torch.float64)
     given = make_inputs(other, clip64, num=1)
     config = SamplerConfig(**SHORT)
     result = GuidedSampler(other, ClipGuidance(clip64, config.layer_scale), config).sample(*given.arguments)
+    assert result.images_BCHW.shape == (1, 3, 48, 48)
     reference = Reference(other, clip64, other.scheduler_config, config.kappa, config.eta, num_steps=6)
     noise = draw_noise(given.requests, other.latent_shape).double()
     targets = {name: values.double() for name, values in given.targets.items()}
@@ -207,10 +197,12 @@ def test_other_kinds_of_guidance_need_no_change_of_the_sampler(sd: StableDiffusi
     assert bright.images_BCHW.mean() > unguided.images_BCHW.mean() + 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_networks_keep_latents_in_float32(
-    sd_dir: Path, guidance: ClipGuidance, inputs: Inputs, sd: StableDiffusion
+    sd_dir: Path, clip_dir: Path, guidance: ClipGuidance, inputs: Inputs, sd: StableDiffusion, dtype: torch.dtype
 ) -> None:
-    half = sampler(stable_diffusion.load(sd_dir, dtype=torch.bfloat16), guidance)
+    half_guidance = ClipGuidance(clip_vision.load(clip_dir, dtype=dtype), LAYER_SCALE)
+    half = sampler(stable_diffusion.load(sd_dir, dtype=dtype), half_guidance)
     result = half.sample(*inputs.arguments)
     assert result.latents_BCHW.dtype == torch.float32
     full = sampler(sd, guidance).sample(*inputs.arguments)
@@ -248,3 +240,32 @@ def test_the_attention_of_the_unet_is_left_as_it_was(
     before = {name: type(processor) for name, processor in sd.unet.attn_processors.items()}
     sampler(sd, guidance).sample(*inputs.arguments)
     assert {name: type(processor) for name, processor in sd.unet.attn_processors.items()} == before
+
+
+def test_a_compiled_sampler_leaves_networks_and_pictures_as_they_are(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+) -> None:
+    plain = sampler(sd, guidance).sample(*inputs.arguments)
+    with torch.compiler.set_stance("force_eager"):  # everything but the minutes of compilation
+        made = sampler(sd, guidance, compile=True).sample(*inputs.arguments)
+    assert torch.equal(made.images_BCHW, plain.images_BCHW)
+    assert torch.equal(sampler(sd, guidance).sample(*inputs.arguments).images_BCHW, plain.images_BCHW)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_sampler_that_is_to_draw_on_a_gpu_says_that_there_is_none(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+) -> None:
+    with pytest.raises(ConfigError, match="noise_device"):
+        sampler(sd, guidance, noise_device="cuda").sample(*inputs.arguments)
+
+
+@pytest.mark.slow
+def test_compiled_passes_change_pictures_by_rounding_only(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+) -> None:
+    given = inputs.rows(0)
+    plain = sampler(sd, guidance).sample(*given.arguments)
+    made = sampler(sd, guidance, compile=True).sample(*given.arguments)
+    scale = float(plain.latents_BCHW.abs().max())
+    torch.testing.assert_close(made.latents_BCHW, plain.latents_BCHW, rtol=0, atol=1e-4 * scale)

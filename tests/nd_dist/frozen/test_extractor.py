@@ -11,7 +11,7 @@ from PIL import Image
 
 from nd_dist.config import FrozenConfig
 from nd_dist.errors import DataError
-from nd_dist.frozen import stable_diffusion
+from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.compatibility import check_compatible
 from nd_dist.frozen.extractor import FrozenExtractor
@@ -76,6 +76,22 @@ def test_targets_do_not_depend_on_the_batch_size(
     single = extractor(sd, clip, vae_encode="sample", batch_size=1).extract(pictures, CAPTIONS, IDS)
     for name in TARGETS:
         np.testing.assert_allclose(whole[name], single[name], rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_targets_are_close_and_stored_in_float32(
+    sd: StableDiffusion, clip: ClipVision, sd_dir: Path, clip_dir: Path, pictures: npt.NDArray[np.uint8]
+) -> None:
+    half = extractor(
+        stable_diffusion.load(sd_dir, dtype=torch.bfloat16), clip_vision.load(clip_dir, dtype=torch.bfloat16)
+    )
+    made = half.extract(pictures, CAPTIONS, IDS)
+    whole = extractor(sd, clip).extract(pictures, CAPTIONS, IDS)
+    assert half.fingerprint["dtype"] == "bfloat16"
+    for name, values in whole.items():
+        assert made[name].dtype == np.float32
+        error = np.abs(made[name] - values).max() / np.abs(values).max()
+        assert error < 0.05, name
+    np.testing.assert_array_equal(made["c"], whole["c"])
 
 
 def test_a_sampled_latent_depends_on_seed_and_image_id_only(

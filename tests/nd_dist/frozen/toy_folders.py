@@ -30,10 +30,15 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-def toy_unet(text_width: int = TEXT_WIDTH) -> Any:
+SECOND_VERSION: dict[str, Any] = {"use_linear_projection": True, "attention_head_dim": (2, 4), "sample_size": 12}
+"""How the UNet of Stable Diffusion 2.1 differs from that of 1.4, at toy width."""
+
+
+def toy_unet(text_width: int = TEXT_WIDTH, **options: Any) -> Any:
     torch.manual_seed(1)
+    plain = {"sample_size": 8, "attention_head_dim": 4}
     return UNet2DConditionModel(
-        sample_size=8,
+        **{**plain, **options},
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
@@ -41,7 +46,6 @@ def toy_unet(text_width: int = TEXT_WIDTH) -> Any:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=text_width,
-        attention_head_dim=4,
         norm_num_groups=8,
     )
 
@@ -101,8 +105,10 @@ def write_tokenizer(folder: Path) -> None:
     CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH).save_pretrained(folder)
 
 
-def write_stable_diffusion(folder: Path, text_width: int = TEXT_WIDTH, **scheduler: Any) -> Path:
-    toy_unet(text_width).save_pretrained(folder / "unet")
+def write_stable_diffusion(
+    folder: Path, text_width: int = TEXT_WIDTH, unet: dict[str, Any] | None = None, **scheduler: Any
+) -> Path:
+    toy_unet(text_width, **(unet or {})).save_pretrained(folder / "unet")
     toy_vae().save_pretrained(folder / "vae")
     toy_text_encoder(text_width).save_pretrained(folder / "text_encoder")
     write_tokenizer(folder / "tokenizer")
