@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,11 @@ class Watcher:
             self._console.print(f"  stage {event['stage']}: {_ONCE[event['event']](event)}", highlight=False)
         elif event["event"] == "progress":
             detail = f"loss {float(event['loss']):.4g}" if "loss" in event else ""
-            if event.get("left_s"):
-                detail = f"about {duration(float(event['left_s']))} left"
-            self._advance(str(event["task"]), int(event["done"]), int(event["total"]), detail)
+            left_s = float(event["left_s"]) if event.get("left_s") else None
+            self._advance(str(event["task"]), int(event["done"]), int(event["total"]), detail, left_s)
 
-    def _advance(self, task: str, done: int, total: int, detail: str) -> None:
-        """Move the bar of a task, or write its line."""
+    def _advance(self, task: str, done: int, total: int, detail: str, left_s: float | None) -> None:
+        """Move the bar of a task, or write its line; ``left_s`` is the ranks' own estimate, where they have one."""
         if self._progress is not None:
             if task not in self._tasks:
                 self._tasks[task] = self._progress.add_task(task, total=total, detail=detail)
@@ -102,16 +100,14 @@ class Watcher:
             done == total or time.monotonic() - self._last_line > PLAIN_INTERVAL_S
         ):
             self._last_line, self._last_shown = time.monotonic(), (task, done)
-            detail = f"{detail} {self._time_left(task, done, total)}".strip()
+            left_s = self._seconds_left(task, done, total) if left_s is None else left_s
+            detail = f"{detail} about {duration(left_s)} left".strip() if left_s else detail
             self._console.print(f"  {task}: {done}/{total} {detail}".rstrip(), highlight=False)
 
-    def _time_left(self, task: str, done: int, total: int) -> str:
-        """Return what the rest takes at the pace since this launch first heard of the task."""
+    def _seconds_left(self, task: str, done: int, total: int) -> float:
+        """Return what the rest takes at the pace since this launch first heard of the task; 0 where none is known."""
         first, since = self._begun.setdefault(task, (done, time.monotonic()))
-        if done in (first, total):
-            return ""
-        seconds = (time.monotonic() - since) / (done - first) * (total - done)
-        return f"{timedelta(seconds=round(seconds))} left"
+        return (time.monotonic() - since) / (done - first) * (total - done) if done > first else 0.0
 
 
 def _model_line(event: dict[str, Any]) -> str:
