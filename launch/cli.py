@@ -9,9 +9,12 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from launch.commands import LaunchOptions
 
 app = typer.Typer(
     name="nd",
@@ -29,8 +32,16 @@ Overrides = Annotated[
 Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
 Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
 LauncherName = Annotated[
-    str, typer.Option("--launcher", help="auto, local, deepspeed-pdsh (train) or mpirun (pack, evaluate, sweep).")
+    str,
+    typer.Option(
+        "--launcher",
+        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
+    ),
 ]
+Include = Annotated[
+    str, typer.Option("--include", help="Use only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
+]
+Exclude = Annotated[str, typer.Option("--exclude", help="Leave these hosts and slots out (same form).")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print configuration, hosts and the exact command; run nothing.")
 ]
@@ -83,10 +94,14 @@ def pack(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
-    _launch("pack", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("pack", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -109,10 +124,14 @@ def train(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    _launch("train", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("train", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -122,10 +141,14 @@ def evaluate(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
-    _launch("evaluate", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("evaluate", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -135,10 +158,14 @@ def sweep(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Reconstruct and score the whole kappa x eta grid of the recipe."""
-    _launch("sweep", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("sweep", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -171,21 +198,12 @@ def conformance(
     raise typer.Exit(run_conformance_table(directory))
 
 
-def _launch(
-    command: str,
-    recipe: str,
-    overrides: list[str] | None,
-    ranks: int | None,
-    hostfile: Path | None,
-    launcher: str,
-    dry_run: bool,
-) -> None:
+def _launch(command: str, recipe: str, overrides: list[str] | None, options: LaunchOptions, dry_run: bool) -> None:
     """Start a launching command, or show what it would start."""
-    from launch.commands import LaunchOptions, dry_run_command, launch_command
+    from launch.commands import dry_run_command, launch_command
     from launch.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    options = LaunchOptions(ranks, hostfile, launcher)
     if dry_run:
         dry_run_command(command, config, options)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launch.networks import device_of
 from launch.preflight import decoder_dir
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.networks import ModelFolders
@@ -30,7 +30,3 @@ def evaluate_points(rank: Rank, points: tuple[Point, ...]) -> None:
 def work(rank: Rank) -> None:
     """Reconstruct with and without guidance."""
     evaluate_points(rank, config_points(rank.config))
-
-
-if __name__ == "__main__":
-    run_rank("evaluate", work)

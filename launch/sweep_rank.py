@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from launch.evaluate_rank import evaluate_points
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from nd_dist.evaluation.units import grid_points
 
 
 def work(rank: Rank) -> None:
     """Reconstruct at every point of the grid."""
     evaluate_points(rank, grid_points(rank.config))
-
-
-if __name__ == "__main__":
-    run_rank("sweep", work)

@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
-from nd_dist.errors import CheckpointError, ConfigError, WorldError
+from nd_dist.errors import CheckpointError, ConfigError, StorageError, WorldError
 from nd_dist.models.decoder import VOXEL_PREFIX
 from nd_dist.schema import Batch
 from nd_dist.training.finite import raise_not_finite
@@ -275,12 +275,12 @@ class Engine:
         """Write DeepSpeed's state of every rank to ``folder / tag``.
 
         Raises:
-            CheckpointError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
+            StorageError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
         """
         try:
             self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            raise CheckpointError(
+            raise StorageError(
                 "A checkpoint could not be written; the one before is still valid.",
                 where=f"{folder / tag}, rank {self.world.rank}",
                 found=str(error).splitlines()[0],

@@ -1,8 +1,8 @@
 """Process 1 of a simulated host, started in fresh namespaces: ``python host_init.py SPEC.json``.
 
 It waits for ``go`` on standard input (its network card exists then), makes itself a host (name, address, private /tmp,
-/root, /run and /dev/shm with the shared folders kept), starts sshd, writes ``ready`` and reaps orphans for ever. Killing
-it is the host's crash: the kernel then ends everything on the host at once.
+/root, /run and /dev/shm with the shared folders kept), starts sshd, writes ``ready`` and reaps orphans for ever.
+Killing it is the host's crash: the kernel then ends everything on the host at once.
 """
 
 import json
@@ -28,7 +28,11 @@ def keep_shared(paths: list[str]) -> None:
         run("mount", "-t", "tmpfs", "-o", "mode=1777,size=2g", "host", place)
     for path, descriptor in zip(hidden, descriptors, strict=True):
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{descriptor}", path], check=True, pass_fds=[descriptor])
+        subprocess.run(
+            ["mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{descriptor}", path],
+            check=True,
+            pass_fds=[descriptor],
+        )
         os.close(descriptor)
 
 
@@ -71,7 +75,7 @@ def main() -> None:
     for command in spec["daemons"]:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     wait_for_port(spec["address"], 22)
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     while True:  # a process 1 gets every orphan of the host
         try:
             os.waitpid(-1, 0)

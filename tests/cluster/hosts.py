@@ -1,8 +1,8 @@
 """Several hosts on one machine: each a process tree with its own network, process ids, name, sshd, /tmp and /dev/shm.
 
 The hosts hang on a switch in a network namespace of its own, so nothing is added to the machine's network, and they
-reach nothing but each other. Namespaces have no names: they end with the processes that live in them, and those end with
-the process that made the cluster, however it ends. The disk is shared, as a cluster file system is.
+reach nothing but each other. Namespaces have no names: they end with the processes that live in them, and those end
+with the process that made the cluster, however it ends. The disk is shared, as a cluster file system is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,11 +114,8 @@ class Host:
 
     def leftovers(self) -> dict[int, str]:
         """Return what a launch left on the host: every process but the host's own daemons."""
-        own = ("/usr/sbin/sshd -D", "sshd: /usr/sbin/sshd", "munged", "slurmd", "slurmctld")
-        return {
-            pid: words for pid, words in self.processes().items() if not words.removeprefix("/usr/sbin/").startswith(own)
-            and not words.startswith(own)
-        }  # fmt: skip
+        own = re.compile(r"(sshd: )?/usr/sbin/(sshd -D|munged|slurmd|slurmctld)|slurmctld: slurmscriptd")
+        return {pid: words for pid, words in self.processes().items() if not own.match(words)}
 
 
 def _link(pid: int, kind: str) -> str:
@@ -207,7 +205,9 @@ class Cluster:
         given: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environment()}
         return subprocess.Popen([*enter, "--", *words], text=True, **{**given, **options})  # type: ignore[call-overload,no-any-return]
 
-    def run(self, name: str, words: Sequence[str], timeout_s: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, words: Sequence[str], timeout_s: float = 120, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host to its end."""
         process = self.popen(name, words, **options)
         try:

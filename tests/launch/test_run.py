@@ -33,17 +33,16 @@ def config(tmp_path: Path) -> Config:
 
 
 def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
-    options = ("--behaviour", behaviour)
-    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, options)
+    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, (behaviour,))
     tools = find_tools()
     if ranks == 1:
         return single_plan(program, tools, {})
-    return mpirun_plan(program, tools, {}, (Host("localhost", ranks),), None)
+    return mpirun_plan(program, tools, {}, (Host("localhost", ranks),))
 
 
 def run(config: Config, plan: LaunchPlan, launch_id: str = "L") -> str:
     text = io.StringIO()
-    run_plan(Launch("sleepy", config.run_dir, launch_id, plan), Watcher(Console(file=text)), environment())
+    run_plan(Launch("rank_program", config.run_dir, launch_id, plan), Watcher(Console(file=text)), environment())
     return text.getvalue()
 
 
@@ -90,14 +89,14 @@ def test_a_completion_record_of_an_earlier_launch_is_not_believed(config: Config
         run(config, LaunchPlan((sys.executable, "-c", "pass"), {}, 1), launch_id="L2")
 
 
-def start_launcher(config: Config) -> subprocess.Popen[bytes]:
-    words = json.dumps(list(plan_of(config, "hang", 2).argv))
+def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[bytes]:
+    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
         "from launch.commands import environment\nfrom launch.plan import LaunchPlan\n"
         "from launch.run import Launch, run_plan\nfrom launch.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"run_plan(Launch('sleepy', Path({str(config.run_dir)!r}), 'L', plan), Watcher(Console()), environment())\n"
+        f"run_plan(Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2), Watcher(Console()), environment())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
@@ -113,6 +112,43 @@ def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(conf
     _, text = process.communicate(timeout=40)
     assert b"Requeue" in text
     assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_rank_that_ignores_the_stop_is_killed_after_the_grace(config: Config) -> None:
+    process = start_launcher(config, "deaf")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_second_signal_does_not_wait_for_the_grace(config: Config) -> None:
+    process = start_launcher(config, "deaf")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> None:
+    with pytest.raises(RankFailure, match=r"Rank 0 on .* killed by SIGABRT") as caught:
+        run(config, plan_of(config, "abort", 1))
+    assert caught.value.exit_code == 4
+
+
+def test_a_rank_that_is_stopped_for_good_is_ended_and_named(config: Config) -> None:
+    with pytest.raises(RankFailure, match=r"Rank 1 on .* stopped \(SIGSTOP\)"):
+        run(config, plan_of(config, "pause", 2))
+    assert_gone(rank_pids(config, 2))
+
+
+def test_ranks_work_in_the_callers_folder_with_the_plans_variables(config: Config) -> None:
+    plan = plan_of(config, "environment", 1)
+    hostile = "two words; $HOME 'quotes' %h"
+    argv = (*plan.argv, "NCCL_NOTE")
+    run(config, LaunchPlan(argv, {"NCCL_NOTE": hostile}, 1))
+    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
+    assert (found["cwd"], found["variables"]) == (os.getcwd(), {"NCCL_NOTE": hostile})
 
 
 def test_kill_9_of_the_launcher_takes_its_ranks_with_it(config: Config) -> None:
