@@ -150,6 +150,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(request["packages"]),
         "shared": _shared(Path(request["token_path"]), request["token"]),
         "address": _address(request["interface"]),
+        "own_address": _own_address(),
         "port": free_port_from(request["port"]),
         "gpus": sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev")),
     }
@@ -195,6 +196,14 @@ def _address(interface: str) -> str:
         except OSError:
             return f"no interface {interface}"
     return socket.inet_ntoa(answer[20:24])
+
+
+def _own_address() -> str:
+    """Return the address that this host's own name means to it, an empty text if none: gloo listens there."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
 
 
 def free_port_from(first: int) -> int:

@@ -91,8 +91,7 @@ def _openmpi(
     require_first_devices(hosts, "deepspeed-openmpi")
     words = [word for name in ("MASTER_ADDR", "MASTER_PORT") for word in ("-x", f"{name}={env[name]}")]
     interface = env.get("GLOO_SOCKET_IFNAME", "")
-    # ranks talk through gloo or NCCL; MPI only starts them, so any interface but loopback will do
-    words += ["--mca", "btl_tcp_if_include", interface] if interface else ["--mca", "btl", "^openib"]
+    words += ["--mca", "btl_tcp_if_include", interface] if interface else []
     words += ["--mca", "plm_rsh_args", SSH_OPTIONS]
     return ("--launcher", "openmpi", f"--launcher_args={shlex.join(words)}"), _mpi_environment(tools, tools.openmpi)
 

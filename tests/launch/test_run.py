@@ -16,7 +16,8 @@ from rich.console import Console
 from launch.commands import environment, find_tools
 from launch.hosts import Host
 from launch.liveness import RunFolder
-from launch.plan import LaunchPlan, RankProgram, mpirun_plan, single_plan
+from launch.mpi_plan import mpirun_plan
+from launch.plan import LaunchPlan, RankProgram, single_plan
 from launch.recipe import load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
@@ -79,7 +80,7 @@ def test_a_crash_is_a_rank_failure_with_the_tail_of_its_log(config: Config) -> N
 
 def test_exit_code_zero_without_a_completion_record_is_a_failure(config: Config) -> None:
     silent = LaunchPlan((sys.executable, "-c", "pass"), {}, 1)
-    with pytest.raises(RankFailure, match="without finishing"):
+    with pytest.raises(RankFailure, match="never started"):
         run(config, silent)
 
 
