@@ -1,8 +1,8 @@
 """What runs on every host beside the ranks: ``python -m launch.agent``, started over ssh by the launching machine.
 
 It reads one JSON request from standard input and answers with what the host has (Python, packages, this code, whether
-it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it kills
-whatever the launch left on its host: a cut-off host is cleared by its own agent. Standard library only.
+it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it
+kills whatever the launch left on its host: a cut-off host is cleared by its own agent. Standard library only.
 """
 
 from __future__ import annotations

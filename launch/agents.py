@@ -138,7 +138,8 @@ class HostAgents:
     def facts(self) -> tuple[HostFacts, ...]:
         """Return what every host answered, with what is wrong there."""
         own = versions(list(PACKAGES))
-        return tuple(agent.host_facts(own) for agent in self._agents)
+        is_alone = len(self._agents) == 1
+        return tuple(agent.host_facts(own, is_alone, self._inquiry.interface) for agent in self._agents)
 
     def lost(self) -> tuple[str, ...]:
         """Return the names of the hosts that do not answer any more."""
@@ -249,7 +250,7 @@ class _Agent:
         if isinstance(answer, dict) and "versions" in answer:
             self.facts = answer
 
-    def host_facts(self, own: Mapping[str, str]) -> HostFacts:
+    def host_facts(self, own: Mapping[str, str], is_alone: bool, interface: str) -> HostFacts:
         """Return what the host answered and what is wrong there, compared with this machine's versions."""
         if not self.facts:
             said = " ".join(line for line in self._said if line)[-300:]
@@ -264,6 +265,11 @@ class _Agent:
             problems.append(f"does not see the shared folder ({found['shared']})")
         if found["address"].startswith("no interface"):
             problems.append(found["address"])
+        if not is_alone and not interface and found["own_address"].startswith("127."):
+            problems.append(
+                f"its own name {found['host']} means {found['own_address']}, where gloo would listen for the others: "
+                "set launch.interface, or correct its /etc/hosts"
+            )
         return HostFacts(self.host, tuple(problems), found["address"], found["port"], found["gpus"], found["versions"])
 
     def close(self) -> None:

@@ -68,11 +68,16 @@ def _common(
 @app.command()
 def doctor(
     hostfile: Hostfile = None,
+    shared: Annotated[
+        Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
+    ] = Path(),
 ) -> None:
-    """Say what is installed, what is missing, and the command that installs it."""
+    """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
+    from rich.console import Console
+
     from launch.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile))
+    raise typer.Exit(run_doctor(hostfile, shared, Console()))
 
 
 @app.command()
@@ -166,6 +171,30 @@ def sweep(
     from launch.commands import LaunchOptions
 
     _launch("sweep", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+
+
+@app.command()
+def submit(
+    command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    array: Annotated[
+        bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
+) -> None:
+    """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    from launch.submit import submit_command
+
+    submit_command(command, recipe, overrides or [], array, dry_run)
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Say where a run stands: stage, step, speed, hosts, last error, age of the last event."""
+    from launch.status import print_status
+
+    print_status(run_dir)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Faults in the middle of a training over two hosts: it ends in bounded time, says why, and goes on when run again.
 
-``ND_FAULT_TIMES=FILE pytest tests/cluster/test_failures.py -m ''`` appends the measured seconds of every fault to FILE.
+``ND_FAULT_TIMES=FILE pytest tests/cluster/test_failures.py -m ''`` appends the measured seconds of faults to FILE.
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def test_evaluation_and_sweep_over_two_hosts_give_the_metrics_of_one(hosts: Clus
     assert metrics_points(other / "run") == metrics_points(evaluated / "run")
 
 
-@pytest.mark.parametrize(
-    "launcher", ["deepspeed-openmpi", pytest.param("deepspeed-mpich", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("launcher", ["deepspeed-openmpi", pytest.param("deepspeed-mpich", marks=pytest.mark.slow)])
 def test_other_deepspeed_launchers_train_the_same(
     launcher: str, healthy: Cluster, trained: Path, broken: Path
 ) -> None:
@@ -102,7 +100,7 @@ def test_three_hosts_with_unequal_slots_train_and_evaluate_the_same(
 def test_a_run_folder_with_a_hostile_name_and_a_working_folder_like_it_work(
     healthy: Cluster, trained: Path, broken: Path
 ) -> None:
-    hostile = broken / "it's $HOME %h & \"more\""
+    hostile = broken / 'it\'s $HOME %h & "more"'
     hostile.mkdir()
     words = ["train", "demo", *words_of(broken, run_dir="'relative run'"), "--hostfile", str(broken / "hosts")]
     run_nd(healthy, "node1", *words, cwd=hostile)
