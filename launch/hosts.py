@@ -189,7 +189,10 @@ def expand_nodelist(text: str) -> tuple[str, ...]:
         ConfigError: the list is of another form.
     """
     names: list[str] = []
-    for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+    words = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
+    if ",".join(words) != text:
+        raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)
+    for word in words:
         match = re.fullmatch(r"([^\[\]\s]*)(?:\[([\d,-]+)\])?([^\[\]\s]*)", word)
         if match is None:
             raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)

@@ -97,7 +97,8 @@ def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[
         "from launch.commands import environment\nfrom launch.plan import LaunchPlan\n"
         "from launch.run import Launch, run_plan\nfrom launch.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"run_plan(Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2), Watcher(Console()), environment())\n"
+        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"
+        "run_plan(launch, Watcher(Console()), environment())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30

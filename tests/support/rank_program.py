@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import psutil
+
 from launch.rank import Rank
 from nd_dist.errors import DataError, Requeue
 
@@ -19,7 +21,11 @@ def work(rank: Rank) -> None:
         os.kill(os.getpid(), signal.SIGABRT)
     if behaviour == "pause" and is_last:
         os.kill(os.getpid(), signal.SIGSTOP)
-    if behaviour == "deaf":
+    if behaviour == "kill-launcher" and is_last:
+        guard = psutil.Process().parent()
+        assert guard is not None
+        os.kill(guard.ppid(), signal.SIGKILL)
+    if behaviour in ("deaf", "kill-launcher"):
         while True:
             time.sleep(0.05)
     if behaviour in ("raise", "crash", "hang", "abort", "pause"):
