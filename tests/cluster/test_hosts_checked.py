@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-from launch.agent import free_port_from
 from tests.cluster.hosts import ROOT, Cluster
 from tests.cluster.jobs import ND, hostfile, run_nd, words_of
 
@@ -63,12 +62,3 @@ def test_a_launch_on_hosts_that_differ_is_refused_before_ranks_start(
     assert not (broken / "run" / "events").exists()
     words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"), "--include", "node7"]
     assert healthy.run("node1", [*ND, *words]).returncode == 2
-
-
-def test_a_busy_port_is_passed_over(healthy: Cluster) -> None:
-    import socket
-
-    with socket.socket() as busy:
-        busy.bind(("", 0))
-        port = busy.getsockname()[1]
-        assert port < free_port_from(port) <= port + 50

@@ -6,7 +6,6 @@ Two more traps need hosts: torn quoting under pdsh, and ranks without their laun
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,9 +22,7 @@ from launch.hosts import Host
 from launch.plan import RankProgram
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
-from nd_dist.config import TrainingConfig
 from nd_dist.errors import RankFailure
-from nd_dist.events import events_path, read_events
 from tests.launch.test_run import assert_gone, config, rank_pids
 from tests.ranks.launching import free_port
 
