@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from launch.agent import versions
+from launch.agent import PORTS_TRIED, versions
 from launch.deepspeed_plan import SSH_OPTIONS
 from launch.hosts import Host
 from nd_dist.errors import WorldError
@@ -66,12 +66,14 @@ class Inquiry:
         shared_dir: A folder that all hosts must see.
         interface: Network interface of the rendezvous; empty: the one that ssh uses.
         port: First port to try; 0: any.
+        python: Interpreter of the agents.
     """
 
     launch_id: str
     shared_dir: Path
     interface: str = ""
     port: int = 0
+    python: str = sys.executable
 
 
 class HostAgents:
@@ -147,7 +149,7 @@ class HostAgents:
 
     def _command(self, host: Host) -> list[str]:
         """Return the words that start the agent of a host."""
-        python = [sys.executable, "-m", "launch.agent"]
+        python = [self._inquiry.python, "-m", "launch.agent"]
         if host.is_local and not self._always_ssh:
             return python
         path = f"PYTHONPATH={self._environ.get('PYTHONPATH', '')}"
@@ -283,6 +285,22 @@ class _Agent:
             assert stream is not None
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def require_port(port: int, first: int, host: str = "this machine") -> int:
+    """Return the port that was found.
+
+    Raises:
+        WorldError: none was free.
+    """
+    if port == 0:
+        raise WorldError(
+            "No port for the rendezvous is free.",
+            where=host,
+            expected=f"a free one of {first} to {first + PORTS_TRIED - 1}",
+            todo="set launch.port to another first port, or to 0 for any",
+        )
+    return port
 
 
 def require_hosts(facts: Sequence[HostFacts]) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.agents import HostAgents, Inquiry, require_hosts
+from launch.agent import free_port_from
+from launch.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.deepspeed_plan import deepspeed_plan
-from launch.hosts import Host, filter_hosts, free_port, limit_slots, num_local_gpus, num_slots, read_hostfile
+from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
 from launch.mpi_plan import mpirun_plan
 from launch.plan import (
@@ -33,10 +34,11 @@ from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
-from nd_dist.config import Config
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import ConfigError, DataError
 
 LEASED = ("evaluate", "sweep")
+DEFAULT_LAUNCH = LaunchConfig()
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
 
@@ -51,13 +53,18 @@ class LaunchOptions:
     exclude: str = ""
 
 
-def find_tools() -> Tools:
-    """Return what this machine has for starting ranks; the environment's own mpirun comes first."""
+def find_tools(launch: LaunchConfig = DEFAULT_LAUNCH) -> Tools:
+    """Return what this machine has for starting ranks; the environment's own mpirun comes first.
+
+    Raises:
+        WorldError: no port is free where the recipe wants one.
+    """
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.is_file() else shutil.which("mpirun") or ""
     flavour = _mpi_flavour(mpirun)
     openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
-    return Tools(sys.executable, mpirun, flavour, free_port(), openmpi=openmpi, path=os.environ.get("PATH", ""))
+    python, path = launch.python or sys.executable, os.environ.get("PATH", "")
+    return Tools(python, mpirun, flavour, require_port(free_port_from(launch.port), launch.port), "", openmpi, path)
 
 
 def _mpi_flavour(mpirun: str) -> MpiFlavour:
@@ -165,7 +172,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
         NdDistError: see ``launch.run.run_plan``, ``launch.preflight`` and ``launch.agents``.
     """
     console = console or Console()
-    launch_id, tools = new_launch_id(command), find_tools()
+    launch_id, tools = new_launch_id(command), find_tools(config.launch)
     plan = make_plan(command, config, options, tools, launch_id)
     preflight(command, config, plan.ranks)
     write_config(config)
@@ -176,7 +183,8 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
             stack.enter_context(agents)
             facts = agents.facts()
             require_hosts(facts)
-            tools = replace(tools, address=facts[0].address, port=facts[0].port)
+            port = require_port(facts[0].port, config.launch.port, plan.hosts[0].name)
+            tools = replace(tools, address=facts[0].address, port=port)
             plan = make_plan(command, config, options, tools, launch_id)
         if plan.note:
             console.print(f"  note: {plan.note}", highlight=False)
@@ -192,7 +200,9 @@ def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -
     """Return agents for the hosts of a plan that ssh reaches; under Slurm and on this machine none are needed."""
     if not plan.hosts or plan.argv[0] == "srun":
         return None
-    inquiry = Inquiry(launch_id, state_dir(config.run_dir).resolve(), config.launch.interface, config.launch.port)
+    wanted = config.launch
+    shared_dir = state_dir(config.run_dir).resolve()
+    inquiry = Inquiry(launch_id, shared_dir, wanted.interface, wanted.port, wanted.python or sys.executable)
     logs = config.run_dir / "logs" / command
     return HostAgents(plan.hosts, inquiry, logs, environment(), always_ssh="pdsh" in plan.argv)
 
@@ -213,8 +223,7 @@ def result_of(command: str, config: Config) -> Path:
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
     """Print what a command would run: configuration, hosts and the exact command line; start nothing."""
     console = Console(soft_wrap=True)
-    tools = find_tools()
-    plan = make_plan(command, config, options, tools, f"{command}-LAUNCH_ID")
+    plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
     console.print(f"# {config.run_dir / 'config.yaml'}", highlight=False)
     console.print(config_yaml(config), highlight=False, markup=False)
     hosts = ", ".join(host.describe() for host in _hosts(config, options, choose_launcher(command, options)))

@@ -216,10 +216,3 @@ def num_local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on this machine now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])

@@ -257,6 +257,8 @@ class LaunchConfig(Section):
     """Network interface of the rendezvous and of gloo, NCCL and MPI, e.g. ib0 (empty: each chooses)."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """First port to try for the rendezvous on the first host; 0 takes any free one."""
+    python: str = ""
+    """Interpreter of ranks and agents, e.g. a script that runs Python in a container (empty: the one `nd` runs in)."""
 
 
 class SlurmConfig(Section):

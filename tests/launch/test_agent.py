@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from launch.agent import Leftovers, free_port_from
-from launch.agents import HostAgents, Inquiry, require_hosts
+from launch.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.commands import environment
 from launch.hosts import Host
 from nd_dist.errors import WorldError
@@ -114,3 +114,9 @@ def test_a_busy_port_is_passed_over() -> None:
         busy.bind(("", 0))
         port = busy.getsockname()[1]
         assert port < free_port_from(port) <= port + 50
+
+
+def test_no_free_port_in_reach_is_one_clear_error() -> None:
+    assert require_port(5000, 5000) == 5000
+    with pytest.raises(WorldError, match=r"launch\.port"):
+        require_port(0, 5000)

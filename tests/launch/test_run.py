@@ -21,7 +21,7 @@ from launch.plan import LaunchPlan, RankProgram, single_plan
 from launch.recipe import load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
-from nd_dist.config import Config
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
 
@@ -169,3 +169,20 @@ def test_two_launchers_do_not_work_in_one_run_folder(config: Config) -> None:
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=40)
+
+
+@pytest.mark.slow
+def test_sixteen_ranks_on_a_small_machine_meet_and_finish(config: Config) -> None:
+    run(config, plan_of(config, "meet", 16))
+    met = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "met"]
+    assert met[0]["ranks"] == list(range(16))
+
+
+def test_a_wrapper_given_as_the_ranks_python_runs_every_rank(config: Config, tmp_path: Path) -> None:
+    wrapper = tmp_path / "python-in-a-box"
+    wrapper.write_text(f'#!/bin/sh\nDS_BOX=inside exec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", "L", ("environment", "DS_BOX"))
+    run(config, single_plan(program, find_tools(LaunchConfig(python=str(wrapper))), {}))
+    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
+    assert found["variables"] == {"DS_BOX": "inside"}

@@ -7,6 +7,7 @@ import time
 import psutil
 
 from launch.rank import Rank
+from nd_dist.comm import connect
 from nd_dist.errors import DataError, Requeue
 
 
@@ -34,4 +35,8 @@ def work(rank: Rank) -> None:
         raise Requeue("saved")
     if behaviour == "environment":
         rank.events.write("environment", cwd=os.getcwd(), variables={k: os.environ.get(k) for k in rank.options[1:]})
+    if behaviour == "meet":
+        comm = connect(rank.world)
+        rank.events.write("met", ranks=comm.gather(comm.rank))
+        comm.finish()
     rank.events.progress("sleepy", 1, 1)
