@@ -115,7 +115,7 @@ def _options(submission: Submission, slurm: SlurmConfig) -> list[str]:
         f"--job-name=nd-{submission.command}",
         f"--nodes={slurm.nodes}",
         f"--ntasks-per-node={slurm.ranks_per_node}",
-        f"--time={slurm.time}",
+        f"--time={slurm.time_min}",
         f"--signal=B:TERM@{slurm.signal_s}",
         "--open-mode=append",
         f"--output={_quoted(str(submission.log_path))}",

@@ -272,8 +272,8 @@ class SlurmConfig(Section):
     """GPUs of a node; 0 asks for none."""
     cpus_per_rank: Positive = 1
     """CPU cores of a rank."""
-    time: Annotated[str, Field(pattern=r"^[0-9:-]+$")] = "24:00:00"
-    """Time limit in Slurm's form (minutes, H:M:S or D-H:M:S)."""
+    time_min: Positive = 1440
+    """Time limit in minutes."""
     signal_s: Positive = 120
     """Seconds before the time limit at which the ranks are asked to save."""
     requeue: bool = True

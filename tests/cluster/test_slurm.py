@@ -26,7 +26,7 @@ from tests.cluster.slurm import (
 )
 
 pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
-NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time=10"]
+NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time_min=10"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_cancelled_job_is_gone_and_stays_cancelled(slurm: Cluster, folder: Pat
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_requeues_itself_and_goes_on_exactly(slurm: Cluster, folder: Path) -> None:
-    limits = ("slurm.time=1", "slurm.signal_s=30")
+    limits = ("slurm.time_min=1", "slurm.signal_s=30")
     job = submit(slurm, "train", folder, *limits, training__steps="[3000,4]")
     wait_for_step(folder, 8)
     run_queued_now(slurm, job)  # waits until it is back in the queue

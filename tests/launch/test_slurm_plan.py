@@ -20,7 +20,7 @@ GOLDEN = """\
 #SBATCH --job-name=nd-train
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
-#SBATCH --time=12:00:00
+#SBATCH --time=720
 #SBATCH --signal=B:TERM@300
 #SBATCH --open-mode=append
 #SBATCH --output=/runs/a/slurm/train-%j.out
@@ -47,7 +47,7 @@ exit $code
 
 def test_the_script_of_a_training_is_the_documented_one() -> None:
     slurm = SlurmConfig(
-        nodes=4, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=12, time="12:00:00", signal_s=300, partition="gpu",
+        nodes=4, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=12, time_min=720, signal_s=300, partition="gpu",
         account="brain", options=("--constraint=a100",), setup=("module load cuda/12.4",),
     )  # fmt: skip
     assert sbatch_text(TRAIN, slurm) == GOLDEN

@@ -6,7 +6,6 @@ Two more traps need hosts: torn quoting under pdsh, and ranks without their laun
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -189,20 +188,16 @@ def test_trap_4_sigterm_to_plain_deepspeed_leaves_its_ranks_running(tmp_path: Pa
                 process.kill()
 
 
-def test_trap_5_an_mpirun_of_another_mpi_makes_worlds_of_one_which_connect_refuses() -> None:
-    other = shutil.which("mpirun.openmpi")
-    if other is None:
-        pytest.skip("needs an MPI other than mpi4py's (package openmpi-bin)")
+def test_trap_5_tasks_that_no_mpi_wired_up_are_worlds_of_one_which_connect_refuses() -> None:
     code = (
         "import os\nfrom mpi4py import MPI\nprint('size', MPI.COMM_WORLD.size, flush=True)\n"
         "from nd_dist.comm import connect\nfrom nd_dist.world import World\nconnect(World.from_env(os.environ))\n"
     )
-    words = [other, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-c", code]
-    result = subprocess.run(words, env=PLAIN, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert "size 1" in result.stdout
-    assert "size 2" not in result.stdout
-    assert result.returncode != 0
-    assert "MPI does not see the ranks that the launcher started" in result.stderr
+    for task in range(2):  # what `srun --mpi=none -n 2` sets; tests/cluster/test_slurm has the real one
+        result = python(code, SLURM_PROCID=str(task), SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID=str(task))
+        assert result.stdout.splitlines() == ["size 1"]
+        assert result.returncode != 0
+        assert "MPI does not see the ranks that the launcher started" in result.stderr
 
 
 JOIN = """
