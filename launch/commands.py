@@ -29,7 +29,7 @@ from launch.plan import (
     carried_environment,
     single_plan,
 )
-from launch.preflight import preflight
+from launch.preflight import preflight, require_starters
 from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
@@ -175,6 +175,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     launch_id, tools = new_launch_id(command), find_tools(config.launch)
     plan = make_plan(command, config, options, tools, launch_id)
     preflight(command, config, plan.ranks)
+    require_starters(plan, Path.home())
     write_config(config)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:

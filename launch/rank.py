@@ -9,6 +9,7 @@ code), and its guard ends it when the launcher is gone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -126,7 +127,8 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
     """Watch the rank; return its exit code."""
 
     def report(cause: str) -> None:
-        events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
+        with contextlib.suppress(OSError):
+            events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
 
     heartbeat = Heartbeat(start.run_dir, start.launch_id)
     return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
@@ -169,14 +171,9 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
     else:
         events.write("rank_done", launch=launch)
         return 0
-    events.write(
-        "rank_failed",
-        launch=launch,
-        kind=kind,
-        exit_code=code,
-        message=message,
-        host=socket.gethostname(),
-    )
+    host = socket.gethostname()
+    with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
+        events.write("rank_failed", launch=launch, kind=kind, exit_code=code, message=message, host=host)
     return code
 
 

@@ -25,7 +25,7 @@ def test_doctor_finds_equal_hosts_ready(healthy: Cluster) -> None:
 
 def test_doctor_names_what_is_wrong_on_every_host_at_once(healthy: Cluster, tmp_path: Path) -> None:
     fake = healthy.folder / "METADATA"
-    fake.write_text(metadata_of("webdataset").read_text().replace("Version: ", "Version: 9.", 1))
+    fake.write_text(metadata_of("webdataset").read_text().replace("\nVersion: ", "\nVersion: 9.", 1))
     mounted = str(metadata_of("webdataset"))
     assert healthy.run("node2", ["mount", "--bind", str(fake), mounted]).returncode == 0
     healthy.cut("node3")

@@ -11,6 +11,7 @@ from launch.deepspeed_plan import SSH_OPTIONS, deepspeed_plan
 from launch.hosts import Host, host_of_rank
 from launch.mpi_plan import mpirun_plan
 from launch.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
+from launch.preflight import require_starters
 from launch.recipe import load_recipe
 from launch.slurm_plan import srun_deepspeed_plan, srun_plan
 from nd_dist.errors import ConfigError
@@ -264,3 +265,17 @@ def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: 
             host.name for host in hosts for _ in range(slots)
         ]
         assert sum(map(len, plan.argv)) < 100_000  # a line that Linux takes
+
+
+def test_a_line_of_the_users_deepspeed_env_that_breaks_deepspeed_is_named(tmp_path: Path) -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-openmpi")
+    require_starters(plan, tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n# note\n")
+    with pytest.raises(ConfigError, match="line 2"):
+        require_starters(plan, tmp_path)
+
+
+def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="apt-get install pdsh"):
+        require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"), tmp_path)
