@@ -15,17 +15,20 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, wait_until
-from tests.cluster.jobs import Job, losses, wait_until_clear, words_of
+from tests.cluster.jobs import Job, losses, run_nd, wait_until_clear, words_of
 
 BOUND_S = 60
 FAULT_STEP = 16
-LONG = {"training.steps": "[3000,4]"}
+
+
+def long_words(folder: Path, more: dict[str, object]) -> list[str]:
+    """Return the words of a training that lasts long enough to be broken."""
+    return [*words_of(folder, training__steps="[3000,4]", **more), "--hostfile", str(folder / "hosts")]
 
 
 def start(cluster: Cluster, folder: Path, *options: str, host: str = "node1", **more: object) -> Job:
-    """Start a training that lasts long enough to be broken, and wait until it has saved something."""
-    words = [*words_of(folder, **{"training__steps": "[3000,4]", **more}), "--hostfile", str(folder / "hosts")]
-    job = Job(cluster, host, ["train", "demo", *words, *options], folder / "run")
+    """Start a training and wait until it has saved something and gone on."""
+    job = Job(cluster, host, ["train", "demo", *long_words(folder, more), *options], folder / "run")
     job.wait_for(0, "checkpoint_saved", step=8)
     job.wait_for(1, "train_step", step=FAULT_STEP)
     return job
@@ -48,8 +51,7 @@ def end_of(job: Job, fault: str, since: float) -> tuple[int, str]:
 def assert_goes_on(cluster: Cluster, folder: Path, **more: object) -> None:
     """Run the same command again: it resumes, repeats the losses bit for bit, and ctrl-C lets it save and leave."""
     before = losses(list(read_events(events_path(folder / "run", 0))))
-    words = [*words_of(folder, **{"training__steps": "[3000,4]", **more}), "--hostfile", str(folder / "hosts")]
-    job = Job(cluster, "node1", ["train", "demo", *words], folder / "run")
+    job = Job(cluster, "node1", ["train", "demo", *long_words(folder, more)], folder / "run")
     loaded = job.wait_for(0, "checkpoint_loaded")
     assert loaded["step"] >= 8
     job.wait_for(0, "train_step", step=loaded["step"] + 4)
@@ -72,6 +74,9 @@ def test_kill_9_of_a_rank_is_named_and_the_same_command_goes_on(healthy: Cluster
     assert code == 4, text
     assert "Rank 1 on node2: it was killed by SIGKILL" in text
     assert "rank-0001.log" in text
+    status = run_nd(healthy, "node3", "status", str(broken / "run"))
+    assert "failed train" in status
+    assert "rank 1 on node2: it was killed by SIGKILL" in status
     assert_goes_on(healthy, broken)
 
 
@@ -83,6 +88,7 @@ def test_a_host_whose_processes_are_all_killed_is_named(healthy: Cluster, broken
     assert "Host node2 with rank(s) 1 does not answer" in text
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_and_ended(healthy: Cluster, broken: Path) -> None:
     job = start(healthy, broken)
     os.kill(job.pid_of(1), signal.SIGSTOP)
@@ -147,6 +153,7 @@ def end_of_start(job: Job) -> tuple[int, str]:
     return end_of(job, "full disk on one host", time.monotonic())
 
 
+@pytest.mark.slow
 def test_sigterm_at_the_head_lets_the_ranks_save(healthy: Cluster, broken: Path) -> None:
     job = start(healthy, broken)
     job.signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.agent import Leftovers, free_port_from
+from launch.agent import Leftovers, facts, free_port_from
 from launch.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.commands import environment
 from launch.hosts import Host
@@ -48,11 +48,11 @@ def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: P
     left = sleeper("evaluate-3-3")
     try:
         with HostAgents(HERE, Inquiry("evaluate-3-3", tmp_path), tmp_path / "logs", environment()) as agents:
-            (facts,) = agents.facts()
-            assert facts.problems == ()
-            assert facts.versions is not None
-            assert facts.versions["python"].startswith("3.")
-            assert facts.port > 0
+            (answer,) = agents.facts()
+            assert answer.problems == ()
+            assert answer.versions is not None
+            assert answer.versions["python"].startswith("3.")
+            assert answer.port > 0
             assert agents.lost() == ()
             assert left.poll() is None
         assert has_ended(left)
@@ -120,3 +120,10 @@ def test_no_free_port_in_reach_is_one_clear_error() -> None:
     assert require_port(5000, 5000) == 5000
     with pytest.raises(WorldError, match=r"launch\.port"):
         require_port(0, 5000)
+
+
+def test_an_interface_is_looked_up_by_name(tmp_path: Path) -> None:
+    request = {"packages": [], "token": "x", "token_path": str(tmp_path / "none"), "port": 0}
+    assert facts({**request, "interface": "lo"})["address"] == "127.0.0.1"
+    assert facts({**request, "interface": "nope0"})["address"] == "no interface nope0"
+    assert "No such file" in facts({**request, "interface": ""})["shared"]
