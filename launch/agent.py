@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CODE = "nd_dist code"
 LOOK_S = 1.0
 LOST_LOOKS = 30  # looks without a beat: the link is cut, or the launching machine is gone
 PORTS_TRIED = 50
@@ -158,7 +159,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
 
 def versions(packages: list[str]) -> dict[str, str]:
     """Return the versions that must be equal on all hosts: Python, packages, and this very code."""
-    found = {"python": platform.python_version(), "nd_dist code": code_digest()}
+    found = {"python": platform.python_version(), CODE: code_digest()}
     for name in packages:
         try:
             found[name] = importlib.metadata.version(name)

@@ -115,15 +115,22 @@ class AgentLink:
         if isinstance(answer, dict) and "versions" in answer:
             self.facts = answer
 
-    def host_facts(self, own: Mapping[str, str], is_alone: bool, interface: str) -> HostFacts:
-        """Return what the host answered and what is wrong there, compared with this machine's versions."""
+    def host_facts(self, wanted: Mapping[str, str], where: str, is_alone: bool, interface: str) -> HostFacts:
+        """Return what the host answered and what is wrong there.
+
+        Args:
+            wanted: Versions that it should have.
+            where: Who has these versions, for messages.
+            is_alone: Whether it is the only host.
+            interface: The chosen network interface, if one was.
+        """
         if not self.facts:
             said = " ".join(line for line in self._said if line)[-300:]
             return HostFacts(self.host, (said or "no answer over ssh in time",))
         found = self.facts
         problems = [
-            f"{name} is {found['versions'].get(name)} there and {version} here"
-            for name, version in own.items()
+            f"{name} is {found['versions'].get(name)} there and {version} {where}"
+            for name, version in wanted.items()
             if found["versions"].get(name) != version
         ]
         if found["shared"]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from launch.agent import PORTS_TRIED, versions
+from launch.agent import CODE, PORTS_TRIED, versions
 from launch.agent_link import AgentLink, HostFacts
 from launch.deepspeed_plan import SSH_OPTIONS
 from launch.hosts import Host
@@ -113,10 +113,17 @@ class HostAgents:
             agent.close()
 
     def facts(self) -> tuple[HostFacts, ...]:
-        """Return what every host answered, with what is wrong there."""
-        own = versions(list(PACKAGES))
+        """Return what every host answered, with what is wrong there.
+
+        Versions are compared with this machine's; with those of the first host where the ranks have an interpreter of
+        their own, but for this very code, which is always compared.
+        """
+        wanted, where = versions(list(PACKAGES)), "here"
+        first = self._agents[0]
+        if self._inquiry.python != sys.executable and first.facts:
+            wanted, where = {**first.facts["versions"], CODE: wanted[CODE]}, f"on {first.host.name}"
         is_alone = len(self._agents) == 1
-        return tuple(agent.host_facts(own, is_alone, self._inquiry.interface) for agent in self._agents)
+        return tuple(agent.host_facts(wanted, where, is_alone, self._inquiry.interface) for agent in self._agents)
 
     def lost(self) -> tuple[str, ...]:
         """Return the names of the hosts that do not answer any more."""
