@@ -97,8 +97,9 @@ class AgentLink:
             text = os.read(self.output, 65536)
         except BlockingIOError:
             return
-        with open(self._log, "ab") as log:
-            log.write(text.replace(b'{"beat": true}\n', b""))
+        if said := text.replace(b'{"beat": true}\n', b""):
+            with contextlib.suppress(OSError), open(self._log, "ab") as log:  # a full disk must not end the beats
+                log.write(said)
         *lines, self._rest = (self._rest + text).split(b"\n")
         for line in lines:
             self._take(line.decode(errors="replace").strip())
