@@ -125,6 +125,25 @@ def wait_until_clear(cluster: Cluster, within_s: float = 60) -> float:
         raise AssertionError(f"{error}: {left}") from None
 
 
+def record(**facts: object) -> None:
+    """Append measured facts to the file that ND_FAULT_TIMES names, with the machine's load."""
+    if path := os.environ.get("ND_FAULT_TIMES"):
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**facts, "load": round(os.getloadavg()[0], 1)}) + "\n")
+
+
+def record_start(what: str, run_dir: Path, command: str, ranks: int) -> None:
+    """Record how long a finished launch took until every rank ran, and until the last one was done."""
+    events = [event for rank in range(ranks) for event in read_events(events_path(run_dir, rank))]
+    starts = [event for event in events if event["event"] == "rank_start" and event["command"] == command]
+    launch = starts[-1]["launch"]
+    began = int(launch.split("-")[1]) / 1e9  # the launch's id holds its time
+    mine = [event for event in events if event.get("launch") == launch]
+    all_run = max(event["time"] for event in mine if event["event"] == "rank_start") - began
+    all_done = max(event["time"] for event in mine if event["event"] == "rank_done") - began
+    record(start=what, all_ranks_run_s=round(all_run, 1), all_ranks_done_s=round(all_done, 1))
+
+
 def metrics_points(run_dir: Path) -> Any:
     """Return the numbers of a run's metrics.json."""
     return json.loads((run_dir / "metrics.json").read_text())["points"]

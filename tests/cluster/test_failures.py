@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, wait_until
-from tests.cluster.jobs import Job, losses, run_nd, wait_until_clear, words_of
+from tests.cluster.jobs import Job, losses, record, run_nd, wait_until_clear, words_of
 
 BOUND_S = 60
 FAULT_STEP = 16
@@ -40,10 +39,7 @@ def end_of(job: Job, fault: str, since: float) -> tuple[int, str]:
     ended = time.monotonic() - since
     wait_until_clear(job.cluster)
     cleared = time.monotonic() - since
-    if path := os.environ.get("ND_FAULT_TIMES"):
-        record = {"fault": fault, "nd_ends_s": round(ended, 1), "all_gone_s": round(cleared, 1), "exit_code": code}
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({**record, "load": os.getloadavg()[0]}) + "\n")
+    record(fault=fault, nd_ends_s=round(ended, 1), all_gone_s=round(cleared, 1), exit_code=code)
     assert cleared < BOUND_S, f"{fault}: {cleared:.0f} s"
     return code, text
 

@@ -9,7 +9,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster
-from tests.cluster.jobs import losses, metrics_points, run_nd, words_of
+from tests.cluster.jobs import losses, metrics_points, record_start, run_nd, words_of
 
 THREE_HOSTS = ["node1 slots=1", "node2 slots=2", "node3 slots=1"]
 
@@ -34,6 +34,8 @@ def evaluated(hosts: Cluster, trained: Path) -> Path:
 def test_every_command_ran_on_both_hosts_and_left_nothing(hosts: Cluster, evaluated: Path) -> None:
     for command in ("pack", "train", "evaluate", "sweep"):
         assert hosts_of(evaluated / "run", command, 2) == ["node1", "node2"], command
+        if command != "train":
+            record_start(f"{command}, mpirun", evaluated / "run", command, 2)
     for host in hosts.hosts.values():
         assert host.leftovers() == {}
 
@@ -53,6 +55,8 @@ def test_training_over_two_hosts_follows_the_curve_of_one(hosts: Cluster, traine
     run_nd(hosts, "node3", "train", "demo", *words_of(other, shards_dir=trained / "shards"), "--ranks", "2")
     assert hosts_of(other / "run", "train", 2) == ["node3", "node3"]
     assert curve(trained / "run") == curve(other / "run")
+    record_start("train, local", other / "run", "train", 2)
+    record_start("train, deepspeed-pdsh", trained / "run", "train", 2)
 
 
 def test_evaluation_and_sweep_over_two_hosts_give_the_metrics_of_one(hosts: Cluster, evaluated: Path) -> None:
@@ -74,6 +78,7 @@ def test_other_deepspeed_launchers_train_the_same(
     run_nd(healthy, "node1", *words)
     assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
     assert curve(broken / "run") == curve(trained / "run")
+    record_start(f"train, {launcher}", broken / "run", "train", 2)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, cluster, wait_until
-from tests.cluster.jobs import ND, losses, metrics_points, run_nd, wait_until_clear, words_of
+from tests.cluster.jobs import ND, losses, metrics_points, record_start, run_nd, wait_until_clear, words_of
 from tests.cluster.slurm import (
     job_state,
     query,
@@ -75,6 +75,7 @@ def test_a_submitted_training_is_the_training_over_ssh(slurm: Cluster, trained: 
     hosts = [event["host"] for rank in (0, 1) for event in read_events(events_path(folder / "run", rank))
              if event["event"] == "rank_start"]  # fmt: skip
     assert hosts == ["node1", "node2"]
+    record_start("train, srun", folder / "run", "train", 2)
     wait_until_clear(slurm)
 
 
