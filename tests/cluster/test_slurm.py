@@ -109,8 +109,8 @@ def test_a_cancelled_job_is_gone_and_stays_cancelled(slurm: Cluster, folder: Pat
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_requeues_itself_and_goes_on_exactly(slurm: Cluster, folder: Path) -> None:
-    limits = ("slurm.time_min=1", "slurm.signal_s=30")
-    job = submit(slurm, "train", folder, *limits, training__steps="[3000,4]")
+    limits = ("slurm.time_min=3", "slurm.signal_s=30")  # Slurm warns up to a minute earlier than it was asked to
+    job = submit(slurm, "train", folder, *limits, training__steps="[60000,4]")
     wait_for_step(folder, 8)
     run_queued_now(slurm, job)  # waits until it is back in the queue
     saved = max(step for _, step in curve(folder)) + 1
