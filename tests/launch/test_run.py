@@ -9,54 +9,24 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
 from launch.commands import environment, find_tools
-from launch.hosts import Host
 from launch.liveness import RunFolder
-from launch.mpi_plan import mpirun_plan
 from launch.plan import LaunchPlan, RankProgram, single_plan
-from launch.recipe import load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = load_recipe("demo", [f"run_dir={tmp_path / 'run'}"])
-    write_config(config)
-    return config
-
-
-def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
-    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, (behaviour,))
-    tools = find_tools()
-    if ranks == 1:
-        return single_plan(program, tools, {})
-    return mpirun_plan(program, tools, {}, (Host("localhost", ranks),))
+from tests.support.rank_processes import assert_gone, plan_of, rank_pids
 
 
 def run(config: Config, plan: LaunchPlan, launch_id: str = "L") -> str:
     text = io.StringIO()
     run_plan(Launch("rank_program", config.run_dir, launch_id, plan), Watcher(Console(file=text)), environment())
     return text.getvalue()
-
-
-def rank_pids(config: Config, ranks: int) -> list[int]:
-    events = [event for rank in range(ranks) for event in read_events(events_path(config.run_dir, rank))]
-    return [event["pid"] for event in events if event["event"] == "rank_start"]
-
-
-def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-        assert time.monotonic() < deadline, "ranks were left behind"
-        time.sleep(0.1)
 
 
 def test_ranks_that_finish_are_believed_and_their_progress_is_shown(config: Config) -> None:

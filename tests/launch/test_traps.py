@@ -1,6 +1,6 @@
 """What DeepSpeed, MPI and torch do wrong around launches, reproduced, and that nd_dist does not fall into it.
 
-Two more traps need hosts: torn quoting under pdsh, and ranks without their launcher (``tests/cluster``).
+Trap 8 (what pdsh makes of words) needs hosts: ``tests/cluster/test_traps.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from launch.commands import environment, find_tools
 from launch.deepspeed_plan import deepspeed_plan
@@ -21,11 +22,13 @@ from launch.hosts import Host
 from launch.plan import RankProgram
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
+from nd_dist.checkpoint import read_manifest, read_pointer
+from nd_dist.config import Config
 from nd_dist.errors import RankFailure
-from tests.launch.test_run import assert_gone, config, rank_pids
 from tests.ranks.launching import free_port
+from tests.ranks.recipe import small_recipe
+from tests.support.rank_processes import assert_gone, rank_pids
 
-__all__ = ["config"]  # the fixture
 PLAIN = {name: value for name, value in environment().items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 LIMIT_S = 240
 
@@ -116,8 +119,6 @@ os._exit(0)
 
 @pytest.mark.slow
 def test_trap_2_a_rank_killed_while_saving_tears_deepspeeds_latest_but_not_ours(tmp_path: Path) -> None:
-    from tests.ranks.recipe import small_recipe
-
     stages = {}
     for how in ("plain", "ours"):
         recipe = small_recipe(tmp_path / how, stages=(1,))
@@ -140,22 +141,15 @@ def test_trap_2_a_rank_killed_while_saving_tears_deepspeeds_latest_but_not_ours(
     torn = (stages["plain"] / "latest").read_text()
     assert torn == "step-0000004"
     assert not list((stages["plain"] / torn).glob("*zero_pp_rank_1*"))  # named as the latest, and not whole
-    from nd_dist.checkpoint import read_manifest, read_pointer
-
     assert read_pointer(stages["ours"]) == "step-0000002"
     assert read_manifest(stages["ours"] / "step-0000002")["step"] == 2
 
 
 def test_traps_3_and_4_deepspeed_says_0_for_a_job_without_launcher_and_nd_neither_believes_it_nor_leaves_ranks(
-    config: object,
+    config: Config,
 ) -> None:
-    from nd_dist.config import Config
-
-    assert isinstance(config, Config)
     program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", "L", ("kill-launcher",))
     plan = deepspeed_plan(program, find_tools(), {}, (Host("localhost", 2),), "local")
-    from rich.console import Console
-
     with pytest.raises(RankFailure, match="exit code 0 of the launcher") as caught:
         run_plan(Launch("rank_program", config.run_dir, "L", plan), Watcher(Console()), environment())
     assert caught.value.exit_code == 4
