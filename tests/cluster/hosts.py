@@ -113,8 +113,8 @@ class Host:
         return found
 
     def leftovers(self) -> dict[int, str]:
-        """Return what a launch left on the host: every process but the host's own daemons."""
-        own = re.compile(r"(sshd: )?/usr/sbin/(sshd -D|munged|slurmd|slurmctld)|slurmctld: slurmscriptd")
+        """Return what a launch left on the host: every process but the daemons and sshd's ends of connections."""
+        own = re.compile(r"sshd: |/usr/sbin/(sshd -D|munged|slurmd|slurmctld)|slurmctld: slurmscriptd")
         return {pid: words for pid, words in self.processes().items() if not own.match(words)}
 
 
