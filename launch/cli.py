@@ -9,9 +9,12 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from launch.commands import LaunchOptions
 
 app = typer.Typer(
     name="nd",
@@ -29,8 +32,16 @@ Overrides = Annotated[
 Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
 Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
 LauncherName = Annotated[
-    str, typer.Option("--launcher", help="auto, local, deepspeed-pdsh (train) or mpirun (pack, evaluate, sweep).")
+    str,
+    typer.Option(
+        "--launcher",
+        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
+    ),
 ]
+Include = Annotated[
+    str, typer.Option("--include", help="Use only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
+]
+Exclude = Annotated[str, typer.Option("--exclude", help="Leave these hosts and slots out (same form).")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print configuration, hosts and the exact command; run nothing.")
 ]
@@ -57,11 +68,16 @@ def _common(
 @app.command()
 def doctor(
     hostfile: Hostfile = None,
+    shared: Annotated[
+        Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
+    ] = Path(),
 ) -> None:
-    """Say what is installed, what is missing, and the command that installs it."""
+    """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
+    from rich.console import Console
+
     from launch.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile))
+    raise typer.Exit(run_doctor(hostfile, shared, Console()))
 
 
 @app.command()
@@ -83,10 +99,14 @@ def pack(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
-    _launch("pack", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("pack", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -122,6 +142,8 @@ def train(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
     stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
     subjects: Annotated[
@@ -137,10 +159,12 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
+    from launch.commands import LaunchOptions
+
     words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
     if not (all_targets or subjects):
         words += [f"training.stages=[{stages}]"] if stages else []
-        _launch("train", recipe, words, ranks, hostfile, launcher, dry_run)
+        _launch("train", recipe, words, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
         return
     from launch.grid import GridRequest, numbers
     from launch.grid_run import grid_command
@@ -159,10 +183,14 @@ def evaluate(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
 ) -> None:
     """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
-    _launch("evaluate", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    _launch("evaluate", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
 
 @app.command()
@@ -172,13 +200,42 @@ def sweep(
     ranks: Ranks = None,
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
+    include: Include = "",
+    exclude: Exclude = "",
     dry_run: DryRun = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Time a few units, print what the sweep costs, and stop.")
     ] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
-    _launch("estimate" if estimate else "sweep", recipe, overrides, ranks, hostfile, launcher, dry_run)
+    from launch.commands import LaunchOptions
+
+    command = "estimate" if estimate else "sweep"
+    _launch(command, recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+
+
+@app.command()
+def submit(
+    command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    array: Annotated[
+        bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
+) -> None:
+    """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    from launch.submit import submit_command
+
+    submit_command(command, recipe, overrides or [], array, dry_run)
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Say where a run stands: stage, step, speed, hosts, last error, age of the last event."""
+    from launch.status import print_status
+
+    print_status(run_dir)
 
 
 @app.command()
@@ -227,21 +284,12 @@ def conformance(
     raise typer.Exit(run_conformance_table(directory))
 
 
-def _launch(
-    command: str,
-    recipe: str,
-    overrides: list[str] | None,
-    ranks: int | None,
-    hostfile: Path | None,
-    launcher: str,
-    dry_run: bool,
-) -> None:
+def _launch(command: str, recipe: str, overrides: list[str] | None, options: LaunchOptions, dry_run: bool) -> None:
     """Start a launching command, or show what it would start."""
-    from launch.commands import LaunchOptions, dry_run_command, launch_command
+    from launch.commands import dry_run_command, launch_command
     from launch.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    options = LaunchOptions(ranks, hostfile, launcher)
     if dry_run:
         dry_run_command(command, config, options)
     else:

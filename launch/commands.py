@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from launch.hosts import Host, free_port, limit_slots, num_local_gpus, num_slots, read_hostfile
+from launch.agent import free_port_from
+from launch.agents import HostAgents, Inquiry, require_hosts, require_port
+from launch.deepspeed_plan import deepspeed_plan
+from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
+from launch.liveness import state_dir
+from launch.mpi_plan import mpirun_plan
 from launch.plan import (
     LAUNCHERS,
     LaunchPlan,
     MpiFlavour,
     RankProgram,
     Tools,
-    deepspeed_plan,
-    mpirun_plan,
+    carried_environment,
     single_plan,
 )
-from launch.preflight import preflight
+from launch.preflight import preflight, require_starters
 from launch.recipe import config_yaml, load_recipe, write_config, write_pack_recipe
 from launch.run import Launch, run_plan
+from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
-from nd_dist.config import Config
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import ConfigError
 
 LEASED = ("evaluate", "sweep", "estimate")
+DEFAULT_LAUNCH = LaunchConfig()
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
 
@@ -42,13 +49,22 @@ class LaunchOptions:
     ranks: int | None = None
     hostfile: Path | None = None
     launcher: str = "auto"
+    include: str = ""
+    exclude: str = ""
 
 
-def find_tools() -> Tools:
-    """Return what this machine has for starting ranks; the environment's own mpirun comes first."""
+def find_tools(launch: LaunchConfig = DEFAULT_LAUNCH) -> Tools:
+    """Return what this machine has for starting ranks; the environment's own mpirun comes first.
+
+    Raises:
+        WorldError: no port is free where the recipe wants one.
+    """
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.is_file() else shutil.which("mpirun") or ""
-    return Tools(sys.executable, mpirun, _mpi_flavour(mpirun), free_port())
+    flavour = _mpi_flavour(mpirun)
+    openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
+    python, path = launch.python or sys.executable, os.environ.get("PATH", "")
+    return Tools(python, mpirun, flavour, require_port(free_port_from(launch.port), launch.port), "", openmpi, path)
 
 
 def _mpi_flavour(mpirun: str) -> MpiFlavour:
@@ -59,50 +75,88 @@ def _mpi_flavour(mpirun: str) -> MpiFlavour:
     return "openmpi" if "Open MPI" in answer else "mpich"
 
 
+def _find_openmpi() -> str:
+    """Return the path of an Open MPI mpirun that is not the first on PATH, empty if there is none."""
+    known = shutil.which("ompi_info")
+    beside = str(Path(known).with_name("mpirun")) if known else ""
+    return beside if beside and _mpi_flavour(beside) == "openmpi" else ""
+
+
 def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools, launch_id: str) -> LaunchPlan:
     """Return the plan of a command: which launcher starts how many ranks where.
 
     Raises:
         ConfigError: unknown launcher, one that cannot start this command, or fewer slots than ranks.
     """
-    if options.launcher not in LAUNCHERS:
-        raise ConfigError("Unknown launcher.", where=options.launcher, expected=", ".join(LAUNCHERS))
-    wrong = "mpirun" if command == "train" else "deepspeed-pdsh"
-    if options.launcher == wrong:
-        raise ConfigError(f"`{wrong}` does not start `nd {command}`.", todo="leave --launcher out")
-    if options.launcher == "local" and options.hostfile is not None:
-        raise ConfigError("The launcher `local` uses this machine only.", todo="leave --hostfile or --launcher out")
-    hosts = _hosts(config, options)
+    launcher = choose_launcher(command, options)
+    hosts = _hosts(config, options, launcher)
     config_path = (config.run_dir / "config.yaml").resolve()
     program = RankProgram(f"launch.{command}_rank", config_path, launch_id, is_leased=command in LEASED)
-    env = rank_environment(config)
-    if options.hostfile is None and num_slots(hosts) == 1:
+    env = rank_environment(config, environment())
+    is_train = command == "train"
+    if launcher == "srun":
+        return srun_deepspeed_plan(program, tools, env, hosts) if is_train else srun_plan(program, tools, env, hosts)
+    if launcher == "local" and num_slots(hosts) == 1 and not hosts[0].devices:
         return single_plan(program, tools, env)
-    if command == "train":
-        return deepspeed_plan(program, tools, env, hosts, options.hostfile)
-    if not tools.mpirun and options.hostfile is None and options.launcher != "mpirun":
+    if is_train:
+        return deepspeed_plan(program, tools, env, hosts, launcher)
+    if not tools.mpirun and options.launcher == "auto" and launcher == "local":
         return single_plan(program, tools, env, note=NO_MPI_NOTE)
-    return mpirun_plan(program, tools, env, hosts, options.hostfile)
+    return mpirun_plan(program, tools, env, hosts, is_remote=launcher == "mpirun" and options.hostfile is not None)
 
 
-def _hosts(config: Config, options: LaunchOptions) -> tuple[Host, ...]:
+def choose_launcher(command: str, options: LaunchOptions) -> str:
+    """Return the launcher to use; ``auto`` takes this machine without a hostfile, pdsh or mpirun with one.
+
+    Raises:
+        ConfigError: unknown launcher, one that cannot start this command, or options that contradict each other.
+    """
+    if options.launcher not in LAUNCHERS:
+        raise ConfigError("Unknown launcher.", where=options.launcher, expected=", ".join(LAUNCHERS))
+    is_train, has_hosts = command == "train", options.hostfile is not None
+    if (options.launcher == "mpirun" and is_train) or (options.launcher.startswith("deepspeed-") and not is_train):
+        raise ConfigError(f"`{options.launcher}` does not start `nd {command}`.", todo="leave --launcher out")
+    if options.launcher in ("local", "srun") and has_hosts:
+        raise ConfigError(
+            f"The launcher `{options.launcher}` takes no hostfile.", todo="leave --hostfile or --launcher out"
+        )
+    if options.launcher.startswith("deepspeed-") and not has_hosts:
+        raise ConfigError(f"The launcher `{options.launcher}` needs hosts.", todo="give --hostfile")
+    if (options.include or options.exclude) and not has_hosts and options.launcher != "srun":
+        raise ConfigError("--include and --exclude choose among the hosts of a hostfile.", todo="give --hostfile")
+    if options.launcher != "auto":
+        return options.launcher
+    if not has_hosts:
+        return "local"
+    return "deepspeed-pdsh" if is_train else "mpirun"
+
+
+def _hosts(config: Config, options: LaunchOptions, launcher: str) -> tuple[Host, ...]:
     """Return the hosts and slots to use: --ranks, then launch.ranks, then every slot or GPU."""
     ranks = options.ranks or config.launch.ranks
-    if options.hostfile is not None:
+    if launcher == "srun":
+        hosts = allocated_hosts(os.environ, config.slurm.ranks_per_node)
+    elif options.hostfile is not None:
         hosts = read_hostfile(options.hostfile)
-        return limit_slots(hosts, ranks) if ranks else hosts
-    return (Host("localhost", ranks or max(1, num_local_gpus())),)
+    else:
+        return (Host("localhost", ranks or max(1, num_local_gpus())),)
+    hosts = filter_hosts(hosts, options.include, options.exclude)
+    return limit_slots(hosts, ranks) if ranks else hosts
 
 
-def rank_environment(config: Config) -> dict[str, str]:
-    """Return the variables that every rank is given in addition to the caller's."""
-    threads = str(config.launch.threads_per_rank)
+def rank_environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that every rank is given, on every host, in addition to its host's own."""
+    threads, interface = str(config.launch.threads_per_rank), config.launch.interface
+    chosen = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
     return {
+        **carried_environment(environ),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": environ.get("PYTHONPATH", ""),
+        **chosen,
     }
 
 
@@ -115,30 +169,52 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     """Check, write the config, start the ranks of a command and follow them to the end.
 
     Raises:
-        NdDistError: see ``launch.run.run_plan`` and ``launch.preflight``.
+        NdDistError: see ``launch.run.run_plan``, ``launch.preflight`` and ``launch.agents``.
     """
     console = console or Console()
-    launch_id = new_launch_id(command)
-    plan = make_plan(command, config, options, find_tools(), launch_id)
+    launch_id, tools = new_launch_id(command), find_tools(config.launch)
+    plan = make_plan(command, config, options, tools, launch_id)
     preflight(command, config, plan.ranks)
+    require_starters(plan, Path.home())
     write_config(config)
     if command == "pack":
         write_pack_recipe(config)
-    if plan.note:
-        console.print(f"  note: {plan.note}", highlight=False)
     started = time.monotonic()
-    lost = run_plan(Launch(command, config.run_dir, launch_id, plan), Watcher(console), environment())
+    with contextlib.ExitStack() as stack:
+        agents = _agents_of(command, config, plan, launch_id)
+        if agents is not None:
+            stack.enter_context(agents)
+            facts = agents.facts()
+            require_hosts(facts)
+            port = require_port(facts[0].port, config.launch.port, plan.hosts[0].name)
+            tools = replace(tools, address=facts[0].address, port=port)
+            plan = make_plan(command, config, options, tools, launch_id)
+        if plan.note:
+            console.print(f"  note: {plan.note}", highlight=False)
+        launch = Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s)
+        lost = run_plan(launch, Watcher(console), environment(), agents)
     if lost:
         console.print(f"  note: ranks {lost} died on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started
     console.print(f"  {command}: done by {plan.ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
 
 
+def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -> HostAgents | None:
+    """Return agents for the hosts of a plan that ssh reaches; under Slurm and on this machine none are needed."""
+    if not plan.hosts or plan.argv[0] == "srun":
+        return None
+    wanted = config.launch
+    shared_dir = state_dir(config.run_dir).resolve()
+    inquiry = Inquiry(launch_id, shared_dir, wanted.interface, wanted.port, wanted.python or sys.executable)
+    logs = config.run_dir / "logs" / command
+    return HostAgents(plan.hosts, inquiry, logs, environment(), always_ssh="pdsh" in plan.argv)
+
+
 def environment() -> Mapping[str, str]:
     """Return the environment for child processes: the caller's, with this package importable from anywhere."""
     root = str(Path(__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (root, path) if part)}
+    others = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *others]))}
 
 
 def result_of(command: str, config: Config) -> Path | str:
@@ -152,12 +228,13 @@ def result_of(command: str, config: Config) -> Path | str:
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
     """Print what a command would run: configuration, hosts and the exact command line; start nothing."""
     console = Console(soft_wrap=True)
-    tools = find_tools()
-    plan = make_plan(command, config, options, tools, f"{command}-LAUNCH_ID")
+    plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
     console.print(f"# {config.run_dir / 'config.yaml'}", highlight=False)
     console.print(config_yaml(config), highlight=False, markup=False)
-    hosts = ", ".join(f"{host.name} slots={host.slots}" for host in _hosts(config, options))
+    hosts = ", ".join(host.describe() for host in _hosts(config, options, choose_launcher(command, options)))
     console.print(f"# hosts: {hosts}", highlight=False)
+    for path, text in plan.files.items():
+        console.print(f"# file {path}:\n{text}", end="", highlight=False, markup=False)
     if plan.note:
         console.print(f"# note: {plan.note}", highlight=False)
     console.print(plan.shell(), highlight=False, markup=False)

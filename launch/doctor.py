@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.commands import find_tools
+from launch.agents import HostAgents, Inquiry
+from launch.commands import environment, find_tools
 from launch.hosts import read_hostfile
 from nd_dist.comm import load_mpi
 
@@ -49,20 +51,43 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None) -> int:
-    """Print every check as a table; return 0, or 3 if something required is missing."""
+def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console) -> int:
+    """Print every check as a table; return 0, or 3 if something required is missing.
+
+    Args:
+        hostfile: Hosts to check as well, all in parallel.
+        shared_dir: A folder that all hosts must see (runs and shards lie below it).
+        console: Where to print.
+    """
     checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
     if hostfile is not None:
-        hosts = read_hostfile(hostfile)
-        checks.append(Check("hostfile", "ok", ", ".join(f"{host.name} slots={host.slots}" for host in hosts)))
+        checks += _hosts(hostfile, shared_dir)
     table = Table(title="nd doctor", title_justify="left")
     for heading in ("what", "state", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
     for check in checks:
         table.add_row(check.name, f"[{colours[check.state]}]{check.state}[/]", check.found, check.todo)
-    Console().print(table)
+    console.print(table)
     return 3 if any(check.state == "missing" for check in checks) else 0
+
+
+def _hosts(hostfile: Path, shared_dir: Path) -> Iterator[Check]:
+    """Yield a check for each host: ssh, Python, packages, this code, the shared folder, GPUs for its slots."""
+    hosts = read_hostfile(hostfile)
+    inquiry = Inquiry("", shared_dir.resolve())
+    with tempfile.TemporaryDirectory() as logs, HostAgents(hosts, inquiry, Path(logs), environment()) as agents:
+        for facts in agents.facts():
+            name = f"host {facts.host.name}"
+            todo = "see docs/operations.md, messages about hosts"
+            for problem in facts.problems:
+                yield Check(name, "missing", problem, todo)
+            if facts.problems:
+                continue
+            same = f"slots={facts.host.slots}, {facts.gpus} GPUs; Python, packages and code as here"
+            fits = facts.gpus in (0, facts.host.slots)
+            todo = "" if fits else "a rank per GPU is usual"
+            yield Check(name, "ok" if fits else "note", same, todo)
 
 
 def _python() -> Iterator[Check]:

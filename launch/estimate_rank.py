@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from launch.sweep_rank import run_sweep
 
 
 def work(rank: Rank) -> None:
     """Measure; what was made for it counts when the sweep is started."""
     run_sweep(rank, only_estimate=True)
-
-
-if __name__ == "__main__":
-    run_rank("estimate", work)

@@ -6,7 +6,7 @@ import numpy as np
 
 from launch.networks import device_of
 from launch.preflight import decoder_dir
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
@@ -62,7 +62,3 @@ def work(rank: Rank) -> None:
     """Reconstruct with and without guidance, and the controls where asked for."""
     job = make_job(rank, (*config_points(rank.config), *control_points(rank.config)))
     evaluate(job, connect(rank.world), rank.events, rank.should_stop)
-
-
-if __name__ == "__main__":
-    run_rank("evaluate", work)

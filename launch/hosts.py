@@ -1,28 +1,52 @@
-"""Hosts and slots: DeepSpeed's hostfile grammar as pure values, and what this machine offers."""
+"""Hosts and slots: DeepSpeed's hostfile grammar and filters, Slurm's node lists, and what this machine offers."""
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nd_dist.errors import ConfigError
 
-_LINE = re.compile(r"^(?P<name>[^\s=#]+)\s+slots=(?P<slots>\d+)$")
+_LINE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>\d+)$")
+_FILTER = "NAME or NAME:SLOT,SLOT, several joined by @"
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host and how many ranks it takes (one per GPU)."""
+    """A host and how many ranks it takes (one per GPU).
+
+    Args:
+        name: As ssh knows it.
+        slots: Ranks.
+        devices: Numbers of the GPUs to use, ascending; empty for the first ``slots``.
+    """
 
     name: str
     slots: int
+    devices: tuple[int, ...] = ()
+
+    @property
+    def device_ids(self) -> tuple[int, ...]:
+        """Numbers of the GPUs that the ranks use."""
+        return self.devices or tuple(range(self.slots))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the name means this machine."""
+        own = socket.gethostname()
+        return self.name in {"localhost", "127.0.0.1", own, own.split(".")[0]}
+
+    def describe(self) -> str:
+        """Return the host as a hostfile writes it."""
+        chosen = f" (GPUs {','.join(map(str, self.devices))})" if self.devices else ""
+        return f"{self.name} slots={self.slots}{chosen}"
 
 
 def parse_hostfile(text: str, source: str) -> tuple[Host, ...]:
-    """Return the hosts of a hostfile: one ``name slots=N`` a line, ``#`` begins a comment.
+    """Return the hosts of a hostfile: one ``NAME slots=N`` a line, ``#`` begins a comment.
 
     Raises:
         ConfigError: a line of another form, slots=0, a host named twice, or no host at all.
@@ -55,9 +79,70 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("The hostfile cannot be read.", where=str(path), found=error.strerror or "") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("The hostfile cannot be read.", where=str(path), found=str(error)) from error
     return parse_hostfile(text, str(path))
+
+
+def hostfile_text(hosts: Iterable[Host]) -> str:
+    """Return the text of a hostfile."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") -> tuple[Host, ...]:
+    """Return the hosts and slots that a filter leaves, in the hostfile's order (DeepSpeed's grammar).
+
+    Args:
+        hosts: What there is.
+        include: Take only these: ``node1@node2:0,2`` is all of node1 and two GPUs of node2; empty: all.
+        exclude: Leave these out.
+
+    Raises:
+        ConfigError: both filters, a host or slot that does not exist, a word of another form, or nothing is left.
+    """
+    if not include and not exclude:
+        return hosts
+    option = "--include" if include else "--exclude"
+    if include and exclude:
+        raise ConfigError("--include and --exclude exclude each other.", todo="give one of them")
+    named = _parse_filter(include or exclude, option, {host.name: host.device_ids for host in hosts})
+    kept: list[Host] = []
+    for host in hosts:
+        chosen = named.get(host.name, set())
+        devices = tuple(number for number in host.device_ids if (number in chosen) == bool(include))
+        if devices == host.device_ids:
+            kept.append(host)
+        elif devices:
+            plain = devices == tuple(range(len(devices)))
+            kept.append(replace(host, slots=len(devices), devices=() if plain else devices))
+    if not kept:
+        raise ConfigError("The filter leaves no host.", where=f"{option} {include or exclude}")
+    return tuple(kept)
+
+
+def _parse_filter(text: str, option: str, known: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    """Return the slots that a filter names, by host."""
+    named: dict[str, set[int]] = {}
+    for word in text.split("@"):
+        name, colon, numbers = word.partition(":")
+        if name not in known:
+            raise ConfigError(
+                "A filter names a host that the hostfile does not have.",
+                where=f"{option} {text}",
+                expected=f"{_FILTER}; hosts: {', '.join(known)}",
+                found=name or "an empty name",
+            )
+        if colon and not re.fullmatch(r"\d+(,\d+)*", numbers):
+            raise ConfigError("A filter is wrong.", where=f"{option} {text}", expected=_FILTER, found=word)
+        slots = {int(number) for number in numbers.split(",")} if colon else set(known[name])
+        if unknown := sorted(slots - set(known[name])):
+            raise ConfigError(
+                f"A filter names slots {unknown} that host {name} does not have.",
+                where=f"{option} {text}",
+                expected=f"some of {list(known[name])}",
+            )
+        named.setdefault(name, set()).update(slots)
+    return named
 
 
 def num_slots(hosts: Iterable[Host]) -> int:
@@ -74,7 +159,7 @@ def limit_slots(hosts: tuple[Host, ...], ranks: int) -> tuple[Host, ...]:
     if ranks > num_slots(hosts):
         raise ConfigError(
             "There are fewer slots than ranks.",
-            where=", ".join(f"{host.name} slots={host.slots}" for host in hosts),
+            where=", ".join(host.describe() for host in hosts),
             expected=f"at least {ranks}",
             found=num_slots(hosts),
         )
@@ -82,8 +167,48 @@ def limit_slots(hosts: tuple[Host, ...], ranks: int) -> tuple[Host, ...]:
     for host in hosts:
         left = ranks - num_slots(taken)
         if left > 0:
-            taken.append(Host(host.name, min(host.slots, left)))
+            slots = min(host.slots, left)
+            taken.append(Host(host.name, slots, host.devices[:slots]))
     return tuple(taken)
+
+
+def host_of_rank(hosts: tuple[Host, ...], rank: int) -> str:
+    """Return the name of the host that a rank runs on: every launcher here fills the hosts in order."""
+    first = 0
+    for host in hosts:
+        first += host.slots
+        if rank < first:
+            return host.name
+    return "an unknown host"
+
+
+def expand_nodelist(text: str) -> tuple[str, ...]:
+    """Return the node names of a Slurm node list: ``gpu[01-03,7],login`` is gpu01, gpu02, gpu03, gpu7, login.
+
+    Raises:
+        ConfigError: the list is of another form.
+    """
+    names: list[str] = []
+    words = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
+    if ",".join(words) != text:
+        raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)
+    for word in words:
+        match = re.fullmatch(r"([^\[\]\s]*)(?:\[([\d,-]+)\])?([^\[\]\s]*)", word)
+        if match is None:
+            raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)
+        head, ranges, tail = match.groups()
+        middles = [""] if ranges is None else [number for part in ranges.split(",") for number in _numbers(part)]
+        names += [f"{head}{middle}{tail}" for middle in middles]
+    if not names:
+        raise ConfigError("A node list of Slurm is empty.", where="SLURM_JOB_NODELIST")
+    return tuple(names)
+
+
+def _numbers(part: str) -> Iterator[str]:
+    """Yield the numbers of ``01-03`` as texts of the same width."""
+    first, dash, last = part.partition("-")
+    for number in range(int(first), int(last if dash else first) + 1):
+        yield str(number).zfill(len(first))
 
 
 def num_local_gpus() -> int:
@@ -91,10 +216,3 @@ def num_local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on this machine now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])

@@ -1,30 +1,44 @@
-"""Who is alive: the launcher's heartbeat, and locks that the kernel drops when their holder dies.
+"""Who is alive and what is wanted: the launcher's heartbeat file, and locks that the kernel drops with their holder.
 
 One launcher works in a run folder at a time; its ranks end when it is gone, also after kill -9 and on other hosts.
+The heartbeat file also carries what a rank must be told whatever started it: working folder, environment, and whether
+to go on, to save and stop, or to end at once. No signal has to find its way through pdsh, mpirun or srun.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from nd_dist.errors import DataError, WorldError
 from nd_dist.files import read_json, write_json
 
 BEAT_INTERVAL_S = 2.0
-STALE_AFTER_S = 30.0
+LOOK_INTERVAL_S = 1.0
+STALE_LOOKS = 30  # looks of LOOK_INTERVAL_S without a change: counted, so that a suspended machine is no dead launcher
+UNREADABLE_LOOKS = 6
 RANKS_GONE_WITHIN_S = 60.0
 
+Wanted = Literal["run", "stop", "end"]
 
-def _state_dir(run_dir: Path) -> Path:
+
+def state_dir(run_dir: Path) -> Path:
     """Return the folder of the liveness files."""
     path = run_dir / ".state"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def launch_record_path(run_dir: Path) -> Path:
+    """Return the file that a launcher keeps fresh."""
+    return run_dir / ".state" / "launcher.json"
 
 
 def _lock(path: Path, kind: int, wait_s: float) -> int | None:
@@ -48,7 +62,7 @@ def hold_rank_lock(run_dir: Path) -> int:
     Raises:
         WorldError: a launcher holds the folder exclusively (a rank of a launch that was given up).
     """
-    descriptor = _lock(_state_dir(run_dir) / "ranks.lock", fcntl.LOCK_SH, wait_s=5.0)
+    descriptor = _lock(state_dir(run_dir) / "ranks.lock", fcntl.LOCK_SH, wait_s=5.0)
     if descriptor is None:
         raise WorldError("Another launch owns this run folder.", where=str(run_dir))
     return descriptor
@@ -60,18 +74,20 @@ class RunFolder:
     Args:
         run_dir: Folder of the run.
         launch_id: This launch.
+        env: Variables that every rank is given.
 
     Raises:
         WorldError: another launcher works in the folder, or ranks of an earlier one do not end.
     """
 
-    def __init__(self, run_dir: Path, launch_id: str) -> None:
-        state = _state_dir(run_dir)
+    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None) -> None:
+        state = state_dir(run_dir)
         self._lock = _lock(state / "launcher.lock", fcntl.LOCK_EX, wait_s=1.0)
         if self._lock is None:
             raise WorldError(
                 "Another command works in this run folder.",
                 where=str(run_dir),
+                found=_holder(run_dir),
                 todo="wait for it, stop it, or choose another run_dir=",
             )
         leftover = _lock(state / "ranks.lock", fcntl.LOCK_EX, wait_s=RANKS_GONE_WITHIN_S)
@@ -79,22 +95,34 @@ class RunFolder:
             raise WorldError(
                 "Ranks of an earlier launch still run in this run folder.",
                 where=str(run_dir),
-                todo="end them (their pids stand in events/*.jsonl, event rank_start)",
+                todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
             )
         os.close(leftover)
-        self._path = state / "launcher.json"
-        self._launch_id = launch_id
+        self._path = launch_record_path(run_dir)
+        self._record: dict[str, Any] = {
+            "launch": launch_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "cwd": os.getcwd(),
+            "env": dict(env or {}),
+            "wanted": "run",
+        }
         self._stop = threading.Event()
-        self._beat()
+        self._writing = threading.Lock()
+        self.tell("run")
         self._thread = threading.Thread(target=self._beat_forever, daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
-        write_json(self._path, {"launch": self._launch_id, "host": socket.gethostname(), "pid": os.getpid()})
+    def tell(self, wanted: Wanted) -> None:
+        """Say what the ranks shall do from now on."""
+        with self._writing:
+            self._record["wanted"] = wanted
+            write_json(self._path, self._record)
 
     def _beat_forever(self) -> None:
         while not self._stop.wait(BEAT_INTERVAL_S):
-            os.utime(self._path)
+            with self._writing:
+                os.utime(self._path)
 
     def release(self) -> None:
         """End the heartbeat and give the folder back."""
@@ -106,6 +134,15 @@ class RunFolder:
             self._lock = None
 
 
+def _holder(run_dir: Path) -> str:
+    """Return who works in a run folder, as far as its record says."""
+    try:
+        record = read_json(launch_record_path(run_dir))
+    except DataError:
+        return "unknown"
+    return f"launch {record['launch']} (pid {record['pid']} on {record['host']})"
+
+
 class Heartbeat:
     """A rank's view of its launcher: on the same host by process id as well, anywhere by the heartbeat file's changes.
 
@@ -115,25 +152,30 @@ class Heartbeat:
     """
 
     def __init__(self, run_dir: Path, launch_id: str) -> None:
-        self._path = run_dir / ".state" / "launcher.json"
+        self._path = launch_record_path(run_dir)
         self._launch_id = launch_id
-        self._changed = time.monotonic()
+        self._looks_unchanged = 0
+        self._looks_unreadable = 0
         self._mtime = 0.0
 
-    def is_alive(self) -> bool:
-        """Whether the launcher of this rank still works."""
+    def look(self) -> Wanted:
+        """Return what the launcher wants; ``end`` when it is gone. Called every ``LOOK_INTERVAL_S``."""
         try:
-            mtime = self._path.stat().st_mtime
-            record = read_json(self._path)
-        except (OSError, DataError):  # given back, or a moment of a network file system: believe it after a while
-            return time.monotonic() - self._changed < 3 * BEAT_INTERVAL_S
-        if record["launch"] != self._launch_id:
-            return False
-        if mtime != self._mtime:
-            self._mtime, self._changed = mtime, time.monotonic()
+            with open(self._path, encoding="utf-8") as stream:  # opening makes a network file system ask its server
+                mtime = os.fstat(stream.fileno()).st_mtime
+                record = json.load(stream)
+        except (OSError, json.JSONDecodeError):  # given back, or a moment of a network file system
+            self._looks_unreadable += 1
+            return "end" if self._looks_unreadable > UNREADABLE_LOOKS else "run"
+        self._looks_unreadable = 0
+        self._looks_unchanged = 0 if mtime != self._mtime else self._looks_unchanged + 1
+        self._mtime = mtime
+        if record["launch"] != self._launch_id or self._looks_unchanged > STALE_LOOKS:
+            return "end"
         if record["host"] == socket.gethostname() and not _process_runs(record["pid"]):
-            return False
-        return time.monotonic() - self._changed < STALE_AFTER_S
+            return "end"
+        wanted: Wanted = record["wanted"]
+        return wanted
 
 
 def _process_runs(pid: int) -> bool:

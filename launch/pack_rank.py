@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.networks import load_extractor
-from launch.rank import Rank, run_rank
+from launch.rank import Rank, interrupt_on_stop
 from nd_dist.comm import connect
 
 
@@ -11,10 +11,7 @@ def work(rank: Rank) -> None:
     """Pack this rank's share of the shards; rank 0 writes the index last."""
     from shards.pack import pack
 
+    interrupt_on_stop()  # every finished shard is kept, so there is nothing to save
     comm = connect(rank.world)
     pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
     comm.finish()
-
-
-if __name__ == "__main__":
-    run_rank("pack", work)

@@ -1,19 +1,34 @@
-"""Launch plans: what would run, as a pure value. Nothing here starts a process or reads the environment."""
+"""Launch plans: what would run, as a pure value. Nothing here starts a process or reads the environment.
+
+What every planner relies on: the ranks of a launch run ``python -m launch.rank MODULE CONFIG LAUNCH_ID``; whatever
+else they need (working folder, environment) stands in a file beside the config, where no launcher or shell changes it.
+"""
 
 from __future__ import annotations
 
+import base64
+import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.hosts import Host
+from launch.hosts import Host, num_slots
 from nd_dist.errors import ConfigError
 
-Launcher = Literal["auto", "local", "deepspeed-pdsh", "mpirun"]
+Launcher = Literal[
+    "auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich", "mpirun", "srun"
+]  # fmt: skip
 LAUNCHERS: tuple[str, ...] = get_args(Launcher)
 MpiFlavour = Literal["mpich", "openmpi"]
+RANK_MODULE = "launch.rank"
+ENCODED = "base64:"
+
+# Variables that the ranks on other hosts are given: everything that can move a number or a packet
+CARRIED_PREFIXES = ("CUDA_LAUNCH_", "DS_", "FI_", "GLOO_", "HF_", "MKL_", "MPICH_", "NCCL_", "OMP_", "TORCH_", "UCX_")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY")
+_PLAIN = re.compile(r"[A-Za-z0-9_./=+,@:-]+")
 
 
 @dataclass(frozen=True)
@@ -22,11 +37,14 @@ class LaunchPlan:
 
     Args:
         argv: The command, one word each (never through a shell).
-        env: Variables set in addition to the caller's.
+        env: Variables that every rank is given, on every host.
         ranks: How many ranks it starts.
         note: What a user should know about it; empty if nothing.
         is_leased: Whether ranks take work from a shared pool, so that one that finishes proves that all work is
             done, and one that dies costs only its unit.
+        hosts: Where the ranks run, in rank order; empty for this machine.
+        own_env: Variables of the starting process alone.
+        files: Text files that must be on disk first.
     """
 
     argv: tuple[str, ...]
@@ -34,10 +52,13 @@ class LaunchPlan:
     ranks: int
     note: str = ""
     is_leased: bool = False
+    hosts: tuple[Host, ...] = ()
+    own_env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)
 
     def shell(self) -> str:
         """Return the command as a line for a POSIX shell, every word quoted."""
-        words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
+        words = [f"{name}={shlex.quote(value)}" for name, value in sorted({**self.env, **self.own_env}.items())]
         return " ".join([*words, shlex.join(self.argv)])
 
 
@@ -49,24 +70,30 @@ class Tools:
         python: The interpreter that the ranks run.
         mpirun: Path of mpirun, empty if there is no MPI.
         mpi_flavour: Which mpirun it is.
-        port: A free port for the rendezvous.
+        port: A free port for the rendezvous, on the first host.
+        address: Address of the first host for the rendezvous; empty: its name.
+        openmpi: Path of an Open MPI mpirun, for DeepSpeed's launcher of that name; empty if there is none.
+        path: The PATH to search programs in.
     """
 
     python: str
     mpirun: str = ""
     mpi_flavour: MpiFlavour = "mpich"
     port: int = 29500
+    address: str = ""
+    openmpi: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class RankProgram:
-    """The module that every rank runs, with the one config file that it is given.
+    """The module whose ``work`` every rank runs, with the one config file that it is given.
 
     Args:
-        module: ``python -m`` name, e.g. ``launch.train_rank``.
+        module: Name of the module, e.g. ``launch.train_rank``.
         config_path: The run's config file.
         launch_id: Names this launch in the events, so that its completion records can be told from older ones.
-        options: Further words.
+        options: Further words for the module.
         is_leased: See ``LaunchPlan``.
     """
 
@@ -78,51 +105,83 @@ class RankProgram:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Arguments after the module name; positional, because DeepSpeed's parser also tries options that follow."""
-        return (str(self.config_path), self.launch_id, *self.options)
+        """Words after ``python -m launch.rank``; positional, because DeepSpeed's parser also tries options."""
+        return (self.module, plain_word(str(self.config_path)), self.launch_id, *map(plain_word, self.options))
+
+    @property
+    def hostfile_path(self) -> Path:
+        """Where a plan puts the hostfile that holds exactly the chosen hosts."""
+        return self.config_path.parent / ".state" / "hostfile"
+
+
+def plain_word(text: str) -> str:
+    """Return a text as a word that no shell, pdsh (``%h``) or launcher on the way to the rank can change."""
+    if _PLAIN.fullmatch(text) and not text.startswith(ENCODED):
+        return text
+    return ENCODED + base64.urlsafe_b64encode(text.encode("utf-8")).decode("ascii")
+
+
+def text_of_word(word: str) -> str:
+    """Return the text of ``plain_word``."""
+    if not word.startswith(ENCODED):
+        return word
+    return base64.urlsafe_b64decode(word.removeprefix(ENCODED)).decode("utf-8")
+
+
+def require_plain(text: str, what: str, launcher: str) -> str:
+    """Return a text that a launcher sends through a remote shell as it is.
+
+    Raises:
+        ConfigError: it holds characters that the shell or pdsh would change.
+    """
+    if not _PLAIN.fullmatch(text):
+        raise ConfigError(
+            f"{launcher} sends {what} through a shell that would change it.",
+            found=text,
+            expected="letters, digits and _ . / = + , @ : - only",
+            todo="move it to another path, or use another --launcher",
+        )
+    return text
+
+
+def carried_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the caller's variables that the ranks on every host are given; nothing that looks like a secret."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name.startswith(CARRIED_PREFIXES) and not SECRET.search(name)
+    }
 
 
 def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note: str = "") -> LaunchPlan:
     """Return the plan of one process without any launcher."""
-    return LaunchPlan((tools.python, "-m", program.module, *program.arguments), env, 1, note, program.is_leased)
+    return LaunchPlan((tools.python, "-m", RANK_MODULE, *program.arguments), env, 1, note, program.is_leased)
 
 
-def deepspeed_plan(
-    program: RankProgram, tools: Tools, env: Mapping[str, str], hosts: tuple[Host, ...], hostfile: Path | None
-) -> LaunchPlan:
-    """Return the plan of DeepSpeed's launcher: on this machine, or over ssh with pdsh where a hostfile is given."""
-    ranks = sum(host.slots for host in hosts)
-    runner = (tools.python, "-m", "deepspeed.launcher.runner")
-    if hostfile is None:
-        where: tuple[str, ...] = ("--num_gpus", str(ranks))
-    else:
-        include = "@".join(f"{host.name}:{','.join(str(slot) for slot in range(host.slots))}" for host in hosts)
-        where = ("--hostfile", str(hostfile), "--include", include, "--launcher", "pdsh", "--force_multi")
-    common = ("--master_port", str(tools.port), "--no_local_rank", "--module", program.module)
-    return LaunchPlan((*runner, *where, *common, *program.arguments), env, ranks)
-
-
-def mpirun_plan(
-    program: RankProgram, tools: Tools, env: Mapping[str, str], hosts: tuple[Host, ...], hostfile: Path | None
-) -> LaunchPlan:
-    """Return the plan of mpirun (MPICH's or Open MPI's): on this machine, or over the hosts of a hostfile.
+def equal_slots(hosts: tuple[Host, ...], launcher: str) -> int:
+    """Return the number of slots that every host has.
 
     Raises:
-        ConfigError: there is no mpirun.
+        ConfigError: the hosts have different numbers of slots, which the launcher cannot express.
     """
-    if not tools.mpirun:
-        raise ConfigError("There is no mpirun on this machine.", todo="install one: pip install mpich (extra `mpi`)")
-    ranks = sum(host.slots for host in hosts)
-    words: list[str] = [tools.mpirun, "-n", str(ranks)]
-    if program.is_leased:  # the other ranks live on when one dies
-        words.append("--enable-recovery" if tools.mpi_flavour == "openmpi" else "-disable-auto-cleanup")
-    if tools.mpi_flavour == "openmpi":
-        words += ["--allow-run-as-root", "--oversubscribe"]
-        if hostfile is not None:
-            words += ["--host", ",".join(f"{host.name}:{host.slots}" for host in hosts)]
-        words += [part for name in sorted(env) for part in ("-x", name)]
-    elif hostfile is not None:
-        words += ["-hosts", ",".join(f"{host.name}:{host.slots}" for host in hosts)]
-        words += [part for name, value in sorted(env.items()) for part in ("-genv", name, value)]
-    argv = (*words, tools.python, "-m", program.module, *program.arguments)
-    return LaunchPlan(argv, env, ranks, is_leased=program.is_leased)
+    if len({host.slots for host in hosts}) > 1:
+        raise ConfigError(
+            f"{launcher} needs the same number of slots on every host.",
+            found=", ".join(host.describe() for host in hosts),
+            todo="use --include, --exclude or another --launcher",
+        )
+    return num_slots(hosts) // len(hosts)
+
+
+def require_first_devices(hosts: tuple[Host, ...], launcher: str) -> None:
+    """Refuse chosen GPUs where the launcher counts slots only.
+
+    Raises:
+        ConfigError: a host is to use other GPUs than its first ones.
+    """
+    if chosen := [host.describe() for host in hosts if host.devices]:
+        raise ConfigError(
+            f"{launcher} cannot choose GPUs of a host.",
+            found=", ".join(chosen),
+            todo="include the first slots of each host, or train with --launcher deepspeed-pdsh",
+        )

@@ -1,31 +1,37 @@
-"""The rank boundary: what every rank program does around its own work. One of the two places that catch errors.
+"""What every rank does around its own work: ``python -m launch.rank MODULE CONFIG LAUNCH_ID``.
 
-A rank is given one config file and the launch's id. It writes its output to its own log, its facts to its own event
-file, says at the end that it is done (the launcher believes only that, never an exit code), and goes away when the
-launcher is gone.
+The rank boundary, one of the two places that catch errors. A rank is given one config file and the launch's id; its
+working folder and environment stand in the launcher's record beside the config. It writes its output to its own log
+and its facts to its own event file, says at the end that it is done (the launcher believes only that, never an exit
+code), and its guard ends it when the launcher is gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.liveness import Heartbeat, hold_rank_lock
-from nd_dist.config import Config
+from launch.guard import Guard, fork_rank
+from launch.liveness import Heartbeat, hold_rank_lock, launch_record_path
+from launch.plan import text_of_word
 from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog
+from nd_dist.files import read_json
 from nd_dist.world import World
 
-WATCH_INTERVAL_S = 1.0
+if TYPE_CHECKING:
+    from nd_dist.config import Config
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,39 @@ class Rank:
         config: The validated recipe.
         world: Who this rank is.
         events: This rank's event file.
-        should_stop: Whether the scheduler or the user asked to save and stop (SIGTERM, SIGUSR1, SIGINT).
+        should_stop: Whether the scheduler or the user asked to save and stop.
+        options: Further words of the launch.
     """
 
     config: Config
     world: World
     events: EventLog
     should_stop: Callable[[], bool]
+    options: tuple[str, ...] = ()
+
+
+Work = Callable[[Rank], None]
+"""What a rank program's ``work`` does; returns when done, raises an ``NdDistError`` when it cannot."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What this process was started with."""
+
+    module: str
+    config_path: Path
+    launch_id: str
+    options: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The command whose rank this is: ``launch.train_rank`` -> ``train``."""
+        return self.module.rpartition(".")[2].removesuffix("_rank")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run: the config lies in it."""
+        return self.config_path.parent
 
 
 def log_path(run_dir: Path, command: str, rank: int) -> Path:
@@ -50,64 +82,98 @@ def log_path(run_dir: Path, command: str, rank: int) -> Path:
     return run_dir / "logs" / command / f"rank-{rank:04d}.log"
 
 
-def run_rank(command: str, work: Callable[[Rank], None], arguments: Sequence[str] | None = None) -> None:
-    """Run one rank of a command and end the process with its exit code.
+def interrupt_on_stop() -> None:
+    """Let a stop end this rank at once: for work that is kept piece by piece and has nothing to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _raise_exit)
 
-    Args:
-        command: Name of the command (``pack``, ``train``, ...).
-        work: What this rank does; returns when done, raises an ``NdDistError`` when it cannot.
-        arguments: Command line (default: this process's).
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m launch.{command}_rank")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("launch", help="id of the launch that this rank belongs to")
-    options = parser.parse_args(arguments)
 
-    from launch.recipe import load_recipe
+def _raise_exit(*_: object) -> None:
+    raise SystemExit(Requeue.exit_code)
 
-    config = load_recipe(str(options.config))
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one rank and end the process with its exit code."""
+    start = _parse(arguments)
+    record = read_json(launch_record_path(start.run_dir))
+    os.chdir(record["cwd"])
+    os.environ.update(record["env"])
     world = World.from_env(os.environ)
-    _redirect_output(log_path(config.run_dir, command, world.rank))
-    events = EventLog(config.run_dir, world.rank, command)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    lock = hold_rank_lock(config.run_dir)
-    heartbeat = Heartbeat(config.run_dir, options.launch)
-    threading.Thread(target=_leave_with_launcher, args=(heartbeat, events), daemon=True).start()
-    events.write("rank_start", launch=options.launch, host=socket.gethostname(), pid=os.getpid(), size=world.size)
-    code = _guarded(work, Rank(config, world, events, stop.is_set), options.launch)
-    os.close(lock)
+    events = EventLog(start.run_dir, world.rank, start.command)
+    _redirect_output(log_path(start.run_dir, start.command, world.rank))
+    pid = fork_rank()
+    if pid:
+        code = _guard(pid, start, world, events)
+    else:
+        code = _run(start, world, events)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
 
 
-def _guarded(work: Callable[[Rank], None], rank: Rank, launch: str) -> int:
+def _parse(arguments: Sequence[str] | None) -> _Start:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m launch.rank")
+    parser.add_argument("module", help="module whose function work(rank) this rank runs")
+    parser.add_argument("config", help="the run's config.yaml")
+    parser.add_argument("launch", help="id of the launch that this rank belongs to")
+    parser.add_argument("options", nargs="*", help="further words for the module")
+    words = parser.parse_args(arguments)
+    options = tuple(text_of_word(word) for word in words.options)
+    return _Start(words.module, Path(text_of_word(words.config)), words.launch, options)
+
+
+def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
+    """Watch the rank; return its exit code."""
+
+    def report(cause: str) -> None:
+        with contextlib.suppress(OSError):
+            events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
+
+    heartbeat = Heartbeat(start.run_dir, start.launch_id)
+    return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
+
+
+def _run(start: _Start, world: World, events: EventLog) -> int:
+    """Do the rank's work; return its exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def work() -> None:
+        from launch.recipe import load_recipe
+
+        lock = hold_rank_lock(start.run_dir)
+        host, pid = socket.gethostname(), os.getpid()
+        events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
+        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
+        program: Work = importlib.import_module(start.module).work
+        program(rank)
+        os.close(lock)
+
+    return _guarded(work, events, start.launch_id)
+
+
+def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
     """Return the exit code of the rank's work, after writing how it ended to the events."""
     try:
-        work(rank)
+        work()
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
-    except (KeyboardInterrupt, SystemExit) as error:
-        kind, code, message = type(error).__name__, Requeue.exit_code, "the rank was interrupted"
+    except (KeyboardInterrupt, SystemExit):
+        kind, code, message = Requeue.__name__, Requeue.exit_code, "the rank was asked to stop"
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
         kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     else:
-        rank.events.write("rank_done", launch=launch)
+        events.write("rank_done", launch=launch)
         return 0
-    rank.events.write(
-        "rank_failed",
-        launch=launch,
-        kind=kind,
-        exit_code=code,
-        message=message,
-        host=socket.gethostname(),
-    )
+    host = socket.gethostname()
+    with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
+        events.write("rank_failed", launch=launch, kind=kind, exit_code=code, message=message, host=host)
     return code
 
 
@@ -120,9 +186,5 @@ def _redirect_output(path: Path) -> None:
     os.close(descriptor)
 
 
-def _leave_with_launcher(heartbeat: Heartbeat, events: EventLog) -> None:
-    """End this process when the launcher is gone, so that nothing trains on unwatched."""
-    while heartbeat.is_alive():
-        time.sleep(WATCH_INTERVAL_S)
-    events.write("launcher_gone")
-    os._exit(RankFailure.exit_code)
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.evaluate_rank import make_job
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.evaluation.run import sweep
 from nd_dist.evaluation.units import control_points, grid_points
@@ -20,7 +20,3 @@ def run_sweep(rank: Rank, only_estimate: bool = False) -> None:
 def work(rank: Rank) -> None:
     """Do the whole sweep."""
     run_sweep(rank)
-
-
-if __name__ == "__main__":
-    run_rank("sweep", work)

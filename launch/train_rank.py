@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from launch.rank import Rank, run_rank
+from launch.rank import Rank
 from nd_dist.config import Config
 from nd_dist.schema import INITIAL, TargetSpec
 from nd_dist.training.run import train
@@ -86,7 +86,3 @@ class ShardSource:
 def work(rank: Rank) -> None:
     """Train this rank's share of every global batch."""
     train(rank.config, rank.world, ShardSource(rank.config, rank.world), rank.events, rank.should_stop)
-
-
-if __name__ == "__main__":
-    run_rank("train", work)

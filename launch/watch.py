@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 
 from nd_dist.evaluation.costs import duration
+from nd_dist.events import parse_event
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -41,7 +41,7 @@ class EventTail:
             fresh = stream.read()
         self._offset += len(fresh)
         *lines, self._rest = (self._rest + fresh).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        return [event for line in lines for event in parse_event(line)]
 
 
 class Watcher:

@@ -45,6 +45,12 @@ class DataError(NdDistError):
     exit_code = 3
 
 
+class StorageError(DataError):
+    """A file could not be written on a rank's host: disk full, quota, read-only. The data is not to blame."""
+
+    exit_code = 4
+
+
 class WorldError(NdDistError):
     """The launcher's environment contradicts itself, or ranks do not see each other."""
 

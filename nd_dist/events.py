@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,16 @@ def _plain(value: Any) -> Any:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of one file; a last line that is still being written is left out."""
+    """Yield the events of one file; what a full disk tore, or is still being written, is left out."""
     if not path.exists():
         return
     with open(path, "rb") as stream:
         for line in stream:
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                yield from parse_event(line)
+
+
+def parse_event(line: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the event of a line; nothing if a full disk tore it."""
+    with suppress(ValueError):
+        yield json.loads(line)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nd_dist.errors import DataError
+from nd_dist.errors import DataError, StorageError
 
 PART_SUFFIX = ".part"
 
@@ -27,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success fsync it and rename it to ``path``, on failure remove it.
 
     Raises:
-        DataError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full or the folder cannot be written.
     """
     part = part_path(path)
     try:
@@ -44,9 +44,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def write_error(path: Path, error: OSError) -> DataError:
+def write_error(path: Path, error: OSError) -> StorageError:
     """Return the error that tells a user why ``path`` could not be written."""
-    return DataError(
+    return StorageError(
         "A file could not be written; nothing was left half-written.",
         where=str(path),
         found=error.strerror or str(error),

@@ -52,6 +52,7 @@ class World:
             WorldError: a family is incomplete, not a number, out of range, or two families disagree on rank or size.
         """
         found = [world for family in _FAMILIES if (world := _read_family(family, environ)) is not None]
+        found = [world for world in found if not _is_outer(world, environ)]
         if not found:
             return World()
         sizes = {(world.rank, world.size) for world in found if world.size > 1} or {(0, 1)}
@@ -62,6 +63,12 @@ class World:
                 todo="start the program with one launcher only, or unset the variables of the other",
             )
         return max(found, key=lambda world: world.size)
+
+
+def _is_outer(world: World, environ: Mapping[str, str]) -> bool:
+    """Return whether a scheduler's world is that of the nodes, on each of which DeepSpeed started its own ranks."""
+    nodes = (environ.get("CROSS_RANK"), environ.get("CROSS_SIZE"))  # set by deepspeed's per-node launcher
+    return world.family != "torch" and "RANK" in environ and nodes == (str(world.rank), str(world.size))
 
 
 def _read_family(family: Family, environ: Mapping[str, str]) -> World | None:

@@ -55,7 +55,7 @@ class StageCheckpoints:
         """Save the state after ``progress.step`` optimizer steps.
 
         Raises:
-            CheckpointError: this rank could not write (disk full); the checkpoint before stays valid.
+            StorageError: this rank could not write (disk full); the checkpoint before stays valid.
         """
         tag = f"{PREFIX}{progress.step:07d}"
         on_main(lambda: shutil.rmtree(self._folder / tag, ignore_errors=True))  # left by a crash, never committed

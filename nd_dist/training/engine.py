@@ -26,7 +26,7 @@ from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
-from nd_dist.errors import CheckpointError, ConfigError, DataError, WorldError
+from nd_dist.errors import CheckpointError, ConfigError, DataError, StorageError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.collective import on_main
 from nd_dist.training.finite import raise_not_finite
@@ -250,13 +250,13 @@ class Engine:
         """Write the state of every rank to ``folder / tag``.
 
         Raises:
-            CheckpointError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
+            StorageError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
         """
         try:
             self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
             self._shards.save(folder / tag)
         except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
-            raise CheckpointError(
+            raise StorageError(
                 "A checkpoint could not be written; the one before is still valid.",
                 where=f"{folder / tag}, rank {self.world.rank}",
                 found=str(error).splitlines()[0],

@@ -1,8 +1,19 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch.hosts import Host, limit_slots, num_slots, parse_hostfile, read_hostfile
+from launch.hosts import (
+    Host,
+    expand_nodelist,
+    filter_hosts,
+    limit_slots,
+    num_slots,
+    parse_hostfile,
+    read_hostfile,
+)
 from nd_dist.errors import ConfigError
 
 
@@ -42,3 +53,80 @@ def test_limited_slots_add_up_to_the_ranks_and_fill_hosts_in_order(ranks: int) -
 def test_more_ranks_than_slots_is_refused() -> None:
     with pytest.raises(ConfigError, match="fewer slots"):
         limit_slots((Host("a", 2),), 3)
+
+
+POOL = (Host("node1", 2), Host("node2", 4), Host("node3", 1))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ("", "", POOL),
+        ("node2", "", (Host("node2", 4),)),
+        ("node3@node1", "", (Host("node1", 2), Host("node3", 1))),
+        ("node2:1,3", "", (Host("node2", 2, (1, 3)),)),
+        ("node2:0@node2:1", "", (Host("node2", 2),)),
+        ("", "node1", (Host("node2", 4), Host("node3", 1))),
+        ("", "node2:0@node3", (Host("node1", 2), Host("node2", 3, (1, 2, 3)))),
+    ],
+)
+def test_filters_follow_deepspeeds_grammar(include: str, exclude: str, expected: tuple[Host, ...]) -> None:
+    assert filter_hosts(POOL, include, exclude) == expected
+
+
+@pytest.mark.parametrize(("include", "exclude"), [("node2:1,3", ""), ("node3@node1", ""), ("", "node2:0@node3")])
+def test_filters_leave_what_deepspeed_would_leave(include: str, exclude: str) -> None:
+    code = (
+        "import json, sys\nfrom deepspeed.launcher.runner import parse_inclusion_exclusion\n"
+        "pool = {'node1': 2, 'node2': 4, 'node3': 1}\n"
+        "print(json.dumps(parse_inclusion_exclusion(pool, sys.argv[1], sys.argv[2])))\n"
+    )
+    words = [sys.executable, "-c", code, include, exclude]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert {host.name: list(host.device_ids) for host in filter_hosts(POOL, include, exclude)} == json.loads(answer)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "fragment"),
+    [
+        ("node9", "", "node9"),
+        ("node1:2", "", "slots [2]"),
+        ("node1:a", "", "node1:a"),
+        ("node1@", "", "empty name"),
+        ("node1", "node2", "exclude each other"),
+        ("", "node1@node2@node3", "leaves no host"),
+    ],
+)
+def test_a_wrong_filter_says_what_is_wrong(include: str, exclude: str, fragment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        filter_hosts(POOL, include, exclude)
+    assert fragment in str(caught.value)
+
+
+def test_limited_slots_keep_chosen_gpus() -> None:
+    assert limit_slots((Host("a", 3, (1, 2, 5)), Host("b", 1)), 2) == (Host("a", 2, (1, 2)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("node1", ("node1",)),
+        ("gpu[01-03,7],login", ("gpu01", "gpu02", "gpu03", "gpu7", "login")),
+        ("r[1-2]-n", ("r1-n", "r2-n")),
+        ("a[098-101]", ("a098", "a099", "a100", "a101")),
+    ],
+)
+def test_slurms_node_lists_are_expanded(text: str, expected: tuple[str, ...]) -> None:
+    assert expand_nodelist(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "gpu[", "gpu[a-b]"])
+def test_a_node_list_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        expand_nodelist(text)
+
+
+@pytest.mark.parametrize("line", ["user@node1 slots=1", "a,b slots=1", "$(x) slots=1", "-o slots=1", "a slots=-1"])
+def test_names_that_a_launcher_would_read_as_something_else_are_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match="line 1"):
+        parse_hostfile(line + "\n", "hosts")

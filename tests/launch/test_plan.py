@@ -1,48 +1,195 @@
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch.commands import NO_MPI_NOTE, LaunchOptions, make_plan, rank_environment
-from launch.hosts import Host
-from launch.plan import RankProgram, Tools, deepspeed_plan, mpirun_plan, single_plan
+from launch.commands import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan, rank_environment
+from launch.deepspeed_plan import SSH_OPTIONS, deepspeed_plan
+from launch.hosts import Host, host_of_rank
+from launch.mpi_plan import mpirun_plan
+from launch.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
+from launch.preflight import require_starters
 from launch.recipe import load_recipe
+from launch.slurm_plan import srun_deepspeed_plan, srun_plan
 from nd_dist.errors import ConfigError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
-PROGRAM = RankProgram("launch.train_rank", HOSTILE, "L1")
-TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501)
-TWO_HOSTS = (Host("node1", 2), Host("node2", 1))
+PROGRAM = RankProgram("launch.train_rank", Path("/runs/a/config.yaml"), "L1")
+HOSTILE_PROGRAM = RankProgram("launch.train_rank", HOSTILE, "L1")
+RANK = ["launch.rank", "launch.train_rank", "/runs/a/config.yaml", "L1"]
+TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501, "10.0.0.1", "/usr/bin/mpirun", "/usr/bin:/bin")
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/code"}
+TWO_HOSTS = (Host("node1", 2), Host("node2", 2))
+DEEPSPEED = ["/env/bin/python", "-m", "deepspeed.launcher.runner"]
+MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
+DEEPSPEED_LAUNCHERS = ["deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich"]
 
 
 def test_a_local_deepspeed_plan_is_the_documented_command() -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, {}, (Host("localhost", 2),), None)
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, (Host("localhost", 2),), "local")
     assert plan.ranks == 2
     assert list(plan.argv) == [
-        "/env/bin/python", "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29501",
-        "--no_local_rank", "--module", "launch.train_rank", str(HOSTILE), "L1",
+        *DEEPSPEED, "--num_gpus", "2", "--master_port", "29501", "--no_local_rank", "--module", *RANK,
     ]  # fmt: skip
 
 
-def test_a_deepspeed_plan_over_hosts_names_each_slot() -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, {}, TWO_HOSTS, Path("hosts"))
-    assert plan.ranks == 3
-    assert plan.argv[plan.argv.index("--include") + 1] == "node1:0,1@node2:0"
-    assert plan.argv[plan.argv.index("--launcher") + 1] == "pdsh"
+def test_a_pdsh_plan_names_each_slot_and_where_to_meet() -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh")
+    assert list(plan.argv) == [
+        *DEEPSPEED, "--hostfile", "/runs/a/.state/hostfile", "--force_multi", "--master_addr", "10.0.0.1",
+        "--launcher", "pdsh", "--include", "node1:0,1@node2:0,1", "--master_port", "29501", "--no_local_rank",
+        "--module", *RANK,
+    ]  # fmt: skip
+    assert plan.ranks == 4
+    assert plan.env == {**ENV, **MEETING}
+    assert plan.own_env == {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS}
+    assert plan.files == {Path("/runs/a/.state/hostfile"): "node1 slots=2\nnode2 slots=2\n"}
+
+
+def test_chosen_gpus_reach_deepspeed_and_its_hostfile_has_enough_slots_for_them() -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, (Host("node1", 2, (1, 3)), Host("node2", 1)), "deepspeed-pdsh")
+    assert plan.argv[plan.argv.index("--include") + 1] == "node1:1,3@node2:0"
+    assert plan.files == {Path("/runs/a/.state/hostfile"): "node1 slots=4\nnode2 slots=1\n"}
+
+
+def test_an_openmpi_plan_carries_the_rendezvous_that_deepspeed_forgets() -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-openmpi")
+    (given,) = [word for word in plan.argv if word.startswith("--launcher_args=")]
+    assert shlex.split(given.removeprefix("--launcher_args=")) == [
+        "-x", "MASTER_ADDR=10.0.0.1", "-x", "MASTER_PORT=29501", "--mca", "plm_rsh_args", SSH_OPTIONS,
+    ]  # fmt: skip
+    assert plan.own_env["PATH"] == "/usr/bin:/usr/bin:/bin"
+    assert "--include" not in plan.argv
+
+
+def test_an_mpich_plan_starts_the_rank_from_a_file_because_deepspeeds_helper_cannot_start_a_module() -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-mpich")
+    assert plan.argv[-4:] == ("/runs/a/.state/rank.py", *RANK[1:])
+    assert "--module" not in plan.argv
+    assert "launch.rank" in plan.files[Path("/runs/a/.state/rank.py")]
+
+
+@pytest.mark.parametrize("launcher", DEEPSPEED_LAUNCHERS)
+def test_deepspeeds_own_parser_reads_every_plan_back(launcher: str) -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, launcher)
+    code = (
+        "import json, sys\nfrom deepspeed.launcher.runner import parse_args\n"
+        "a = parse_args(json.loads(sys.argv[1]))\n"
+        "print(json.dumps([a.launcher, a.master_addr, a.master_port, a.user_script, a.user_args]))\n"
+    )
+    words = [sys.executable, "-c", code, json.dumps(list(plan.argv[3:]))]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    name, address, port, script, arguments = json.loads(answer)
+    assert (name, address, port) == (launcher.removeprefix("deepspeed-"), "10.0.0.1", 29501)
+    assert (script, arguments[-3:]) == (plan.argv[-4], RANK[1:])
 
 
 def test_mpich_and_openmpi_get_their_own_flags() -> None:
-    mpich = mpirun_plan(PROGRAM, TOOLS, {"A": "1"}, TWO_HOSTS, Path("hosts"))
-    assert mpich.argv[:8] == ("/env/bin/mpirun", "-n", "3", "-hosts", "node1:2,node2:1", "-genv", "A", "1")
-    openmpi = mpirun_plan(PROGRAM, Tools("p", "mpirun", "openmpi"), {"A": "1"}, TWO_HOSTS, Path("hosts"))
-    assert "--oversubscribe" in openmpi.argv
-    assert openmpi.argv[openmpi.argv.index("-x") + 1] == "A"
+    mpich = mpirun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, is_remote=True)
+    assert mpich.argv == (
+        "/env/bin/mpirun", "-n", "4", "-hosts", "node1:2,node2:2", "/env/bin/python", "-m", *RANK,
+    )  # fmt: skip
+    openmpi = mpirun_plan(PROGRAM, Tools("python", "mpirun", "openmpi"), ENV, TWO_HOSTS, is_remote=True)
+    assert openmpi.argv == (
+        "mpirun", "-n", "4", "--allow-run-as-root", "--oversubscribe", "-x", "PYTHONPATH",
+        "--host", "node1:2,node2:2", "python", "-m", *RANK,
+    )  # fmt: skip
+
+
+def test_a_chosen_interface_reaches_mpi_gloo_and_nccl() -> None:
+    env = rank_environment(load_recipe("demo", ["launch.interface=ib0"]), {})
+    assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib0")
+    mpich = mpirun_plan(PROGRAM, TOOLS, env, TWO_HOSTS, is_remote=True).argv
+    assert mpich[mpich.index("-iface") + 1] == "ib0"
+    openmpi = deepspeed_plan(PROGRAM, TOOLS, env, TWO_HOSTS, "deepspeed-openmpi").argv
+    assert any("btl_tcp_if_include ib0" in word for word in openmpi)
+
+
+def test_srun_starts_one_mpi_rank_per_slot() -> None:
+    assert srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS).argv == (
+        "srun", "--nodes", "2", "--ntasks", "4", "--ntasks-per-node", "2", "--mpi=pmi2", "--kill-on-bad-exit=1",
+        "--cpu-bind=none", "--overlap", "/env/bin/python", "-m", *RANK,
+    )  # fmt: skip
+
+
+def test_srun_starts_deepspeeds_launcher_once_per_node_and_the_node_fills_in_its_number() -> None:
+    plan = srun_deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS)
+    assert plan.argv[:11] == (
+        "srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--mpi=none", "--kill-on-bad-exit=1",
+        "--cpu-bind=none", "--overlap",
+    )  # fmt: skip
+    script = plan.argv[plan.argv.index("-c") + 1]
+    shown = subprocess.run(
+        ["bash", "-c", script.replace("exec", "printf '%s\\n'"), *plan.argv[plan.argv.index("-c") + 2 :]],
+        env={"SLURM_NODEID": "1"}, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert shown == [
+        *DEEPSPEED, "--hostfile", "/runs/a/.state/hostfile", "--no_ssh", "--master_addr", "10.0.0.1",
+        "--master_port", "29501", "--no_local_rank", "--node_rank", "1", "--module", *RANK,
+    ]  # fmt: skip
+    assert plan.ranks == 4
+
+
+@pytest.mark.parametrize("text", ["/plain/path-1.yaml", str(HOSTILE), "", "base64:x", "ü", "a\nb", "%n", "$(reboot)"])
+def test_a_word_on_its_way_to_a_rank_survives_every_shell(text: str) -> None:
+    word = plain_word(text)
+    assert text_of_word(word) == text
+    assert shlex.split(word) == [word]
+    assert not set(word) & set("%$'\" \\;&|<>()*?#~`\n")
+
+
+@pytest.mark.parametrize("launcher", ["local", *DEEPSPEED_LAUNCHERS])
+def test_a_hostile_run_folder_is_one_plain_word_for_the_rank(launcher: str) -> None:
+    plan = deepspeed_plan(HOSTILE_PROGRAM, TOOLS, ENV, TWO_HOSTS, launcher)
+    assert text_of_word(plan.argv[-2]) == str(HOSTILE)
+
+
+def test_a_python_that_pdshs_shell_would_change_is_refused() -> None:
+    with pytest.raises(ConfigError, match="through a shell"):
+        deepspeed_plan(PROGRAM, Tools("/my env/bin/python"), ENV, TWO_HOSTS, "deepspeed-pdsh")
+    with pytest.raises(ConfigError, match="PYTHONPATH"):
+        deepspeed_plan(PROGRAM, TOOLS, {"PYTHONPATH": "/co%de"}, TWO_HOSTS, "deepspeed-pdsh")
+
+
+def test_unequal_hosts_and_chosen_gpus_are_refused_where_the_launcher_cannot_express_them() -> None:
+    unequal, chosen = (Host("a", 2), Host("b", 1)), (Host("a", 1, (3,)), Host("b", 1))
+    with pytest.raises(ConfigError, match="same number of slots"):
+        deepspeed_plan(PROGRAM, TOOLS, ENV, unequal, "deepspeed-mpich")
+    with pytest.raises(ConfigError, match="same number of slots"):
+        srun_plan(PROGRAM, TOOLS, ENV, unequal)
+    for launcher in ("deepspeed-openmpi", "deepspeed-mpich"):
+        with pytest.raises(ConfigError, match="cannot choose GPUs"):
+            deepspeed_plan(PROGRAM, TOOLS, ENV, chosen, launcher)
+    with pytest.raises(ConfigError, match="cannot choose GPUs"):
+        mpirun_plan(PROGRAM, TOOLS, ENV, chosen, is_remote=True)
+
+
+def test_a_missing_mpi_is_said_with_how_to_install_it() -> None:
+    bare = Tools("python")
+    for launcher in ("deepspeed-openmpi", "deepspeed-mpich"):
+        with pytest.raises(ConfigError, match="install one"):
+            deepspeed_plan(PROGRAM, bare, ENV, TWO_HOSTS, launcher)
+    with pytest.raises(ConfigError, match="install one"):
+        mpirun_plan(PROGRAM, bare, ENV, TWO_HOSTS)
+
+
+def test_the_environment_that_is_carried_over_is_explicit_and_holds_no_secret() -> None:
+    given = {
+        "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu", "HF_HOME": "/hf", "HF_TOKEN": "hf_x", "OMP_PROC_BIND": "true",
+        "UCX_TLS": "tcp", "HOME": "/root", "PATH": "/bin", "WANDB_API_KEY": "k", "DS_SECRET": "s",
+    }  # fmt: skip
+    assert carried_environment(given) == {
+        "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu", "HF_HOME": "/hf", "OMP_PROC_BIND": "true", "UCX_TLS": "tcp",
+    }  # fmt: skip
 
 
 def test_the_printed_line_splits_back_into_the_same_words_whatever_the_path_holds() -> None:
-    plan = single_plan(PROGRAM, TOOLS, {"NOTE": "two words"})
+    plan = single_plan(HOSTILE_PROGRAM, TOOLS, {"NOTE": "two $words"})
     words = shlex.split(plan.shell())
-    assert words == ["NOTE=two words", *plan.argv]
+    assert words == ["NOTE=two $words", *plan.argv]
 
 
 @pytest.mark.parametrize("command", ["pack", "evaluate", "sweep"])
@@ -55,7 +202,7 @@ def test_without_mpi_one_process_does_the_work_and_says_so(command: str) -> None
 def test_one_rank_needs_no_launcher() -> None:
     for command in ("pack", "train", "evaluate"):
         plan = make_plan(command, load_recipe("demo"), LaunchOptions(ranks=1), TOOLS, "L")
-        assert plan.argv[:3] == ("/env/bin/python", "-m", f"launch.{command}_rank")
+        assert plan.argv[:4] == ("/env/bin/python", "-m", "launch.rank", f"launch.{command}_rank")
 
 
 def test_ranks_come_from_the_option_then_from_the_recipe(tmp_path: Path) -> None:
@@ -66,21 +213,69 @@ def test_ranks_come_from_the_option_then_from_the_recipe(tmp_path: Path) -> None
     hostfile.write_text("a slots=4\nb slots=4\n")
     assert make_plan("pack", load_recipe("demo"), LaunchOptions(hostfile=hostfile), TOOLS, "L").ranks == 8
     assert make_plan("pack", config, LaunchOptions(ranks=5, hostfile=hostfile), TOOLS, "L").ranks == 5
+    left = LaunchOptions(hostfile=hostfile, exclude="a")
+    assert make_plan("pack", load_recipe("demo"), left, TOOLS, "L").argv[4] == "b:4"
+
+
+def test_auto_takes_pdsh_for_training_and_mpirun_for_the_rest_where_there_are_hosts() -> None:
+    hosts = LaunchOptions(hostfile=Path("hosts"))
+    assert [choose_launcher(command, hosts) for command in ("train", "pack")] == ["deepspeed-pdsh", "mpirun"]
+    assert choose_launcher("train", LaunchOptions()) == "local"
 
 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
         ("train", LaunchOptions(launcher="mpirun")),
-        ("pack", LaunchOptions(launcher="deepspeed-pdsh")),
+        ("pack", LaunchOptions(launcher="deepspeed-pdsh", hostfile=Path("hosts"))),
         ("pack", LaunchOptions(launcher="bsub")),
         ("pack", LaunchOptions(launcher="local", hostfile=Path("hosts"))),
+        ("train", LaunchOptions(launcher="srun", hostfile=Path("hosts"))),
+        ("train", LaunchOptions(launcher="deepspeed-openmpi")),
+        ("train", LaunchOptions(include="node1")),
+        ("train", LaunchOptions(launcher="srun")),
     ],
 )
-def test_a_launcher_that_cannot_start_a_command_is_refused(command: str, options: LaunchOptions) -> None:
+def test_a_launcher_that_cannot_start_a_command_is_refused(
+    command: str, options: LaunchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     with pytest.raises(ConfigError):
         make_plan(command, load_recipe("demo"), options, TOOLS, "L")
 
 
 def test_ranks_are_told_how_many_threads_to_use_so_that_numbers_do_not_follow_the_machine() -> None:
-    assert rank_environment(load_recipe("demo", ["launch.threads_per_rank=3"]))["OMP_NUM_THREADS"] == "3"
+    env = rank_environment(load_recipe("demo", ["launch.threads_per_rank=3"]), {"OMP_NUM_THREADS": "64"})
+    assert env["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("num_hosts", "slots"), [(8, 8), (64, 8)])
+def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: int) -> None:
+    hosts = tuple(Host(f"gpu{number:03d}", slots) for number in range(num_hosts))
+    ranks = num_hosts * slots
+    plans = [
+        *(deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, launcher) for launcher in DEEPSPEED_LAUNCHERS),
+        mpirun_plan(PROGRAM, TOOLS, ENV, hosts, is_remote=True),
+        srun_plan(PROGRAM, TOOLS, ENV, hosts),
+        srun_deepspeed_plan(PROGRAM, TOOLS, ENV, hosts),
+    ]
+    for plan in plans:
+        assert plan.ranks == ranks
+        assert [host_of_rank(plan.hosts, rank) for rank in range(ranks)] == [
+            host.name for host in hosts for _ in range(slots)
+        ]
+        assert sum(map(len, plan.argv)) < 100_000  # a line that Linux takes
+
+
+def test_a_line_of_the_users_deepspeed_env_that_breaks_deepspeed_is_named(tmp_path: Path) -> None:
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-openmpi")
+    require_starters(plan, tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n# note\n")
+    with pytest.raises(ConfigError, match="line 2"):
+        require_starters(plan, tmp_path)
+
+
+def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="apt-get install pdsh"):
+        require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"), tmp_path)

@@ -9,54 +9,24 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
 from launch.commands import environment, find_tools
-from launch.hosts import Host
 from launch.liveness import RunFolder
-from launch.plan import LaunchPlan, RankProgram, mpirun_plan, single_plan
-from launch.recipe import load_recipe, write_config
+from launch.plan import LaunchPlan, RankProgram, single_plan
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
-from nd_dist.config import Config
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = load_recipe("demo", [f"run_dir={tmp_path / 'run'}"])
-    write_config(config)
-    return config
-
-
-def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
-    options = ("--behaviour", behaviour)
-    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, options)
-    tools = find_tools()
-    if ranks == 1:
-        return single_plan(program, tools, {})
-    return mpirun_plan(program, tools, {}, (Host("localhost", ranks),), None)
+from tests.support.rank_processes import assert_gone, plan_of, rank_pids
 
 
 def run(config: Config, plan: LaunchPlan, launch_id: str = "L") -> str:
     text = io.StringIO()
-    run_plan(Launch("sleepy", config.run_dir, launch_id, plan), Watcher(Console(file=text)), environment())
+    run_plan(Launch("rank_program", config.run_dir, launch_id, plan), Watcher(Console(file=text)), environment())
     return text.getvalue()
-
-
-def rank_pids(config: Config, ranks: int) -> list[int]:
-    events = [event for rank in range(ranks) for event in read_events(events_path(config.run_dir, rank))]
-    return [event["pid"] for event in events if event["event"] == "rank_start"]
-
-
-def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-        assert time.monotonic() < deadline, "ranks were left behind"
-        time.sleep(0.1)
 
 
 def test_ranks_that_finish_are_believed_and_their_progress_is_shown(config: Config) -> None:
@@ -80,7 +50,7 @@ def test_a_crash_is_a_rank_failure_with_the_tail_of_its_log(config: Config) -> N
 
 def test_exit_code_zero_without_a_completion_record_is_a_failure(config: Config) -> None:
     silent = LaunchPlan((sys.executable, "-c", "pass"), {}, 1)
-    with pytest.raises(RankFailure, match="without finishing"):
+    with pytest.raises(RankFailure, match="never started"):
         run(config, silent)
 
 
@@ -90,14 +60,15 @@ def test_a_completion_record_of_an_earlier_launch_is_not_believed(config: Config
         run(config, LaunchPlan((sys.executable, "-c", "pass"), {}, 1), launch_id="L2")
 
 
-def start_launcher(config: Config) -> subprocess.Popen[bytes]:
-    words = json.dumps(list(plan_of(config, "hang", 2).argv))
+def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[bytes]:
+    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
         "from launch.commands import environment\nfrom launch.plan import LaunchPlan\n"
         "from launch.run import Launch, run_plan\nfrom launch.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"run_plan(Launch('sleepy', Path({str(config.run_dir)!r}), 'L', plan), Watcher(Console()), environment())\n"
+        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"
+        "run_plan(launch, Watcher(Console()), environment())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
@@ -113,6 +84,43 @@ def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(conf
     _, text = process.communicate(timeout=40)
     assert b"Requeue" in text
     assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_rank_that_ignores_the_stop_is_killed_after_the_grace(config: Config) -> None:
+    process = start_launcher(config, "deaf")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_second_signal_does_not_wait_for_the_grace(config: Config) -> None:
+    process = start_launcher(config, "deaf")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> None:
+    with pytest.raises(RankFailure, match=r"Rank 0 on .* killed by SIGABRT") as caught:
+        run(config, plan_of(config, "abort", 1))
+    assert caught.value.exit_code == 4
+
+
+def test_a_rank_that_is_stopped_for_good_is_ended_and_named(config: Config) -> None:
+    with pytest.raises(RankFailure, match=r"Rank 1 on .* stopped \(SIGSTOP\)"):
+        run(config, plan_of(config, "pause", 2))
+    assert_gone(rank_pids(config, 2))
+
+
+def test_ranks_work_in_the_callers_folder_with_the_plans_variables(config: Config) -> None:
+    plan = plan_of(config, "environment", 1)
+    hostile = "two words; $HOME 'quotes' %h"
+    argv = (*plan.argv, "NCCL_NOTE")
+    run(config, LaunchPlan(argv, {"NCCL_NOTE": hostile}, 1))
+    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
+    assert (found["cwd"], found["variables"]) == (os.getcwd(), {"NCCL_NOTE": hostile})
 
 
 def test_kill_9_of_the_launcher_takes_its_ranks_with_it(config: Config) -> None:
@@ -131,3 +139,20 @@ def test_two_launchers_do_not_work_in_one_run_folder(config: Config) -> None:
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=40)
+
+
+@pytest.mark.slow
+def test_sixteen_ranks_on_a_small_machine_meet_and_finish(config: Config) -> None:
+    run(config, plan_of(config, "meet", 16))
+    met = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "met"]
+    assert met[0]["ranks"] == list(range(16))
+
+
+def test_a_wrapper_given_as_the_ranks_python_runs_every_rank(config: Config, tmp_path: Path) -> None:
+    wrapper = tmp_path / "python-in-a-box"
+    wrapper.write_text(f'#!/bin/sh\nDS_BOX=inside exec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", "L", ("environment", "DS_BOX"))
+    run(config, single_plan(program, find_tools(LaunchConfig(python=str(wrapper))), {}))
+    found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
+    assert found["variables"] == {"DS_BOX": "inside"}

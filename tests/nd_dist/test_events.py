@@ -21,5 +21,14 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     assert [event["event"] for event in read_events(events_path(tmp_path, 0))] == ["one"]
 
 
+def test_a_line_that_a_full_disk_tore_is_left_out(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, 0, "pack")
+    log.write("one")
+    with open(events_path(tmp_path, 0), "ab") as stream:
+        stream.write(b'{"event": "tw\n')
+    log.write("three")
+    assert [event["event"] for event in read_events(events_path(tmp_path, 0))] == ["one", "three"]
+
+
 def test_a_missing_event_file_has_no_events(tmp_path: Path) -> None:
     assert list(read_events(events_path(tmp_path, 0))) == []

@@ -22,7 +22,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No space left") as caught, atomic_path(tmp_path / "a.txt") as part:
         part.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 4
     assert os.listdir(tmp_path) == []
 
 

@@ -25,6 +25,13 @@ def test_one_slurm_task_that_runs_mpirun_belongs_to_mpirun() -> None:
     assert World.from_env(environ) == World(2, 4, 0, "pmi")
 
 
+def test_deepspeeds_ranks_below_one_slurm_task_per_node_belong_to_deepspeed() -> None:
+    nodes = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+    assert World.from_env({**nodes, "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == World(3, 4, 1, "torch")
+    with pytest.raises(WorldError):
+        World.from_env({**nodes, "SLURM_STEP_NUM_TASKS": "4", "RANK": "3", "WORLD_SIZE": "6"})
+
+
 def test_families_that_agree_are_accepted() -> None:
     environ = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "2", "PMI_SIZE": "4"}
     assert (World.from_env(environ).rank, World.from_env(environ).size) == (2, 4)

@@ -1,25 +1,42 @@
-"""A rank program whose behaviour the tests choose: ``--behaviour NAME`` before the usual rank arguments."""
+"""A rank program whose behaviour the tests choose by its first option."""
 
-import sys
+import os
+import signal
 import time
 
-from launch.rank import Rank, run_rank
+import psutil
+
+from launch.rank import Rank
+from nd_dist.comm import connect
 from nd_dist.errors import DataError, Requeue
 
 
 def work(rank: Rank) -> None:
-    if BEHAVIOUR == "raise" and rank.world.rank == 1:
+    behaviour = rank.options[0]
+    is_last = rank.world.rank == rank.world.size - 1
+    if behaviour == "raise" and is_last:
         raise DataError("A shard is damaged.", where="trials/x.tar")
-    if BEHAVIOUR == "crash" and rank.world.rank == 1:
+    if behaviour == "crash" and is_last:
         raise RuntimeError("boom")
-    if BEHAVIOUR in ("raise", "crash", "hang"):
+    if behaviour == "abort" and is_last:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if behaviour == "pause" and is_last:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if behaviour == "kill-launcher" and is_last:
+        guard = psutil.Process().parent()
+        assert guard is not None
+        os.kill(guard.ppid(), signal.SIGKILL)
+    if behaviour in ("deaf", "kill-launcher"):
+        while True:
+            time.sleep(0.05)
+    if behaviour in ("raise", "crash", "hang", "abort", "pause"):
         while not rank.should_stop():
             time.sleep(0.05)
         raise Requeue("saved")
+    if behaviour == "environment":
+        rank.events.write("environment", cwd=os.getcwd(), variables={k: os.environ.get(k) for k in rank.options[1:]})
+    if behaviour == "meet":
+        comm = connect(rank.world)
+        rank.events.write("met", ranks=comm.gather(comm.rank))
+        comm.finish()
     rank.events.progress("sleepy", 1, 1)
-
-
-if __name__ == "__main__":
-    BEHAVIOUR = sys.argv[sys.argv.index("--behaviour") + 1]
-    position = sys.argv.index("--behaviour")
-    run_rank("sleepy", work, sys.argv[1:position] + sys.argv[position + 2 :])

@@ -1,0 +1,193 @@
+"""How a launch ended, from what its ranks said, which hosts were lost, and how the starting process left. Pure.
+
+One message comes out: the rank and host to blame, the cause, where the log is, and what to do next.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.hosts import host_of_rank
+from launch.plan import LaunchPlan
+from nd_dist.errors import ConfigError, DataError, NdDistError, RankFailure, Requeue, StorageError
+
+_BY_CODE: dict[int, type[NdDistError]] = {2: ConfigError, 3: DataError, 5: Requeue}
+NAMED_CODES = (2, 3)  # errors that nd_dist itself names: configuration, data, world, checkpoint
+STORAGE = StorageError.__name__
+# what a rank meets when *another* one is gone: gloo's, NCCL's and the rendezvous' words
+ECHO = re.compile(
+    r"closed by peer|[Cc]onnection (reset|refused|closed|was likely closed)|[Tt]imed? ?out|Broken pipe|NCCL|"
+    r"DistBackendError|DistNetworkError|remote process exited"
+)
+AGAIN = "run the same command again; it goes on from what is valid"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where the texts of a launch stand.
+
+    Args:
+        log_of: Path of a rank's log.
+        launcher_log: What the starting process printed.
+        tail_of: Last lines of a file, indented.
+    """
+
+    log_of: Callable[[int], Path]
+    launcher_log: Path
+    tail_of: Callable[[Path], str]
+
+
+@dataclass
+class Outcome:
+    """What the ranks and hosts of one launch said so far.
+
+    Args:
+        launch_id: Events of other launches are left out.
+        plan: What was started.
+    """
+
+    launch_id: str
+    plan: LaunchPlan
+    done: set[int] = field(default_factory=set)
+    ends: list[dict[str, Any]] = field(default_factory=list)  # Any: events
+    lost_hosts: list[str] = field(default_factory=list)
+    _last: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _units: dict[int, str] = field(default_factory=dict)  # what a rank of a leased plan took last
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take one event into account, in the order in which they arrive here (hosts' clocks differ)."""
+        if event["event"] == "rank_start" and event["launch"] != self.launch_id:
+            return
+        self._last[event["rank"]] = (event["event"], time.monotonic())
+        if event["event"] == "unit_began":
+            self._units[event["rank"]] = f" in unit {event['unit']}"
+        if event.get("launch") != self.launch_id:
+            return
+        if event["event"] == "rank_done":
+            self.done.add(event["rank"])
+        elif event["event"] in ("rank_failed", "rank_lost"):
+            self.ends.append(event)
+
+    def lose(self, host: str) -> None:
+        """Take into account that a host does not answer any more."""
+        if host not in self.lost_hosts:
+            self.lost_hosts.append(host)
+
+    @property
+    def open_ranks(self) -> list[int]:
+        """Ranks that have not said how they ended and whose host still answers."""
+        ended = self.done | {event["rank"] for event in self.ends}
+        return [rank for rank in range(self.plan.ranks) if rank not in ended and not self._is_cut_off(rank)]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the work cannot be finished any more. Ranks of a leased plan may be lost."""
+        if self.plan.is_leased:
+            return any(event["exit_code"] in NAMED_CODES for event in self.ends if event["event"] == "rank_failed")
+        return bool(self.ends) or any(self._is_cut_off(rank) for rank in range(self.plan.ranks))
+
+    def _host(self, rank: int) -> str:
+        return host_of_rank(self.plan.hosts, rank) if self.plan.hosts else "this machine"
+
+    def _is_cut_off(self, rank: int) -> bool:
+        return rank not in self.done and self._host(rank) in self.lost_hosts
+
+    def judge(self, evidence: Evidence, returncode: int | None, stopped_by: str) -> list[int]:
+        """Return the ranks that are missing if the work is done, raise the error that explains the end otherwise.
+
+        Args:
+            evidence: Where logs are.
+            returncode: Of the starting process; shown, never believed.
+            stopped_by: Signal that asked the launcher to stop; empty if none did.
+
+        Raises:
+            RankFailure: a rank failed, was killed, or never said that it was done.
+            Requeue: the launcher was asked to stop.
+            NdDistError: the error that a rank reported, of its own class.
+        """
+        missing = sorted(set(range(self.plan.ranks)) - self.done)
+        if not missing or (self.done and self.plan.is_leased):
+            return missing
+        if stopped_by:
+            raise Requeue(
+                f"Stopped by {stopped_by}; what was finished is on disk.", todo="run the same command again to go on"
+            )
+        raise self._blame(missing, evidence, returncode)
+
+    def _blame(self, missing: list[int], evidence: Evidence, returncode: int | None) -> NdDistError:
+        """Return the error that explains the end: first causes before the failures that follow from them."""
+        failed = [event for event in self.ends if event["event"] == "rank_failed"]
+        if named := [event for event in failed if event["exit_code"] in NAMED_CODES or event["kind"] == STORAGE]:
+            return self._reported(named[0], evidence)
+        if cut_off := [rank for rank in missing if self._is_cut_off(rank)]:
+            return self._host_lost(cut_off, evidence)
+        stopped = [event for event in failed if event["exit_code"] == Requeue.exit_code]
+        echoes = [event for event in failed if event not in stopped and ECHO.search(event["message"])]
+        causes = [event for event in self.ends if event not in stopped and event not in echoes]
+        if causes and causes[0]["event"] == "rank_lost":
+            return self._failure(causes[0]["rank"], causes[0]["host"], causes[0]["cause"], evidence)
+        if causes:
+            return self._reported(causes[0], evidence)
+        silent = [rank for rank in missing if rank not in {event["rank"] for event in self.ends}]
+        if silent:
+            return self._silent(silent, echoes, evidence, returncode)
+        return self._reported((echoes or stopped)[0], evidence)
+
+    def _reported(self, event: dict[str, Any], evidence: Evidence) -> NdDistError:
+        """Return the error of a rank's ``rank_failed`` event, with its exit code."""
+        kinds = {kind.__name__: kind for kind in NdDistError.__subclasses__()}
+        kind = kinds.get(event["kind"]) or _BY_CODE.get(event["exit_code"], RankFailure)
+        if kind is RankFailure:
+            return self._failure(event["rank"], event["host"], event["message"], evidence)
+        message = f"Rank {event['rank']} on {event['host']}: {event['message']}"
+        return kind(message, where=f"log {evidence.log_of(event['rank'])}")
+
+    def _failure(self, rank: int, host: str, cause: str, evidence: Evidence) -> RankFailure:
+        """Return the error that names a rank, its host, the cause and the tail of its log."""
+        log = evidence.log_of(rank)
+        return RankFailure(
+            f"Rank {rank} on {host}{self._units.get(rank, '')}: {cause}",
+            where=str(log),
+            found="\n" + evidence.tail_of(log),
+            todo=AGAIN,
+        )
+
+    def _host_lost(self, ranks: list[int], evidence: Evidence) -> RankFailure:
+        """Return the error of a host that does not answer."""
+        host, log = self._host(ranks[0]), evidence.log_of(ranks[0])
+        own = [rank for rank in ranks if self._host(rank) == host]
+        return RankFailure(
+            f"Host {host} with rank(s) {', '.join(map(str, own))} does not answer any more "
+            "(switched off, cut off the network, or all its processes were killed).",
+            where=str(log),
+            found="\n" + evidence.tail_of(log),
+            todo=f"repair {host} or leave it out with --exclude {host}; {AGAIN}",
+        )
+
+    def _silent(
+        self, silent: list[int], echoes: list[dict[str, Any]], evidence: Evidence, returncode: int | None
+    ) -> RankFailure:
+        """Return the error of ranks that said nothing about their end, with what the others met."""
+        rank = silent[0]
+        log = evidence.log_of(rank)
+        facts = [f"exit code {returncode} of the launcher"]
+        if rank in self._last:
+            name, at = self._last[rank]
+            facts.append(f"its last event was {name}, {time.monotonic() - at:.0f} s ago")
+        if echoes:
+            first = echoes[0]
+            facts.append(f"rank {first['rank']} on {first['host']} then met: {first['message'].splitlines()[0][:300]}")
+        others = f" (and ranks {silent[1:]})" if len(silent) > 1 else ""
+        verb = "went silent" if rank in self._last else "never started"
+        used = log if log.exists() else evidence.launcher_log
+        return RankFailure(
+            f"Rank {rank} on {self._host(rank)}{self._units.get(rank, '')}{others} {verb}: hung, killed, or without a way to report.",
+            where=str(used),
+            found="; ".join(facts) + "\n" + (evidence.tail_of(used) or evidence.tail_of(evidence.launcher_log)),
+            todo=AGAIN,
+        )

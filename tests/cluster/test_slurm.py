@@ -1,0 +1,156 @@
+"""A small Slurm (slurmctld, two slurmd): submitted commands, cancellation, the warning before the time limit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nd_dist.events import events_path, read_events
+from tests.cluster.hosts import Cluster, cluster, wait_until
+from tests.cluster.jobs import ND, losses, metrics_points, record_start, run_nd, wait_until_clear, words_of
+from tests.cluster.slurm import (
+    job_state,
+    query,
+    reason_against_slurm,
+    run_queued_now,
+    sbatch,
+    wait_for_nodes,
+    wait_for_state,
+    write_slurm,
+)
+
+pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
+NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time_min=10"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two hosts with Slurm."""
+    folder = tmp_path_factory.mktemp("slurm")
+    boot = folder / "slurm" / "boot"
+    plain = Cluster(folder, 2)
+    write_slurm(folder / "slurm", plain.names, [plain.address(name) for name in plain.names])
+    with cluster(folder, 2, lambda name: [[str(boot), name]]) as made:
+        wait_for_nodes(made)
+        yield made
+
+
+@pytest.fixture
+def folder(slurm: Cluster, packed: Path, tmp_path: Path) -> Path:
+    """A folder on Slurm's hosts with the packed shards."""
+    own = slurm.folder / tmp_path.name
+    own.mkdir()
+    for name in ("nsd", "shards"):
+        shutil.copytree(packed / name, own / name)
+    return own
+
+
+def submit(slurm: Cluster, command: str, folder: Path, *more: str, **changes: object) -> str:
+    result = sbatch(slurm, [*ND, "submit", command, "demo", *words_of(folder, **changes), *NODES, *more])
+    assert result.returncode == 0, result.stdout + result.stderr
+    match = re.search(r"submitted job (\d+)", result.stdout)
+    assert match is not None, result.stdout
+    return match[1]
+
+
+def output(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted((folder / "run" / "slurm").glob("*.out")))
+
+
+def curve(folder: Path) -> dict[tuple[int, int], float]:
+    return losses(list(read_events(events_path(folder / "run", 0))))
+
+
+def test_a_submitted_training_is_the_training_over_ssh(slurm: Cluster, trained: Path, folder: Path) -> None:
+    job = submit(slurm, "train", folder)
+    state = wait_for_state(slurm, job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert state == "COMPLETED", output(folder)
+    assert curve(folder) == curve(trained)
+    hosts = [event["host"] for rank in (0, 1) for event in read_events(events_path(folder / "run", rank))
+             if event["event"] == "rank_start"]  # fmt: skip
+    assert hosts == ["node1", "node2"]
+    record_start("train, srun", folder / "run", "train", 2)
+    wait_until_clear(slurm)
+
+
+@pytest.mark.slow
+def test_a_submitted_sweep_array_gives_the_numbers_of_one_sweep(
+    slurm: Cluster, hosts: Cluster, trained: Path, folder: Path
+) -> None:
+    run_nd(hosts, "node3", "sweep", "demo", *words_of(trained), "--ranks", "1")
+    shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
+    job = submit(slurm, "sweep", folder, "--array", "slurm.nodes=1", "slurm.ranks_per_node=2")
+    for task in (0, 1):
+        state = wait_for_state(slurm, f"{job}_{task}", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        assert state == "COMPLETED", output(folder)
+    parts = sorted((folder / "run" / "sweep").iterdir())
+    assert [path.name for path in parts] == ["kappa-10-eta-0.5", "kappa-10-eta-1"]
+    found = [point for part in parts for point in metrics_points(part) if point["kappa"]]
+    expected = [point for point in metrics_points(trained / "run") if point["kappa"]]
+    assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_is_gone_and_stays_cancelled(slurm: Cluster, folder: Path) -> None:
+    job = submit(slurm, "train", folder, training__steps="[3000,4]")
+    wait_for_step(folder, 8)
+    query(slurm, ["scancel", job])
+    wait_for_state(slurm, job, "CANCELLED", "FAILED", "COMPLETED")
+    wait_until_clear(slurm)
+    time.sleep(5)
+    assert job_state(slurm, job) == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_a_job_at_its_time_limit_saves_requeues_itself_and_goes_on_exactly(slurm: Cluster, folder: Path) -> None:
+    limits = ("slurm.time_min=3", "slurm.signal_s=30")  # Slurm warns up to a minute earlier than it was asked to
+    job = submit(slurm, "train", folder, *limits, training__steps="[60000,4]")
+    wait_for_step(folder, 8)
+    run_queued_now(slurm, job)  # waits until it is back in the queue
+    saved = max(step for _, step in curve(folder)) + 1
+    assert "SIGTERM" in output(folder)
+    wait_for_step(folder, saved + 3)
+    query(slurm, ["scancel", job])
+    events = list(read_events(events_path(folder / "run", 0)))
+    loaded = [event["step"] for event in events if event["event"] == "checkpoint_loaded"]
+    assert loaded == [saved]
+    steps = [event["step"] for event in events if event["event"] == "train_step"]
+    assert steps == list(range(len(steps)))
+
+
+@pytest.mark.slow
+def test_a_lost_node_requeues_the_job(slurm: Cluster, folder: Path) -> None:
+    job = submit(slurm, "train", folder, training__steps="[3000,4]")
+    wait_for_step(folder, 8)
+    slurm.crash("node2")
+    wait_for_state(slurm, job, "PENDING")
+    slurm.boot("node2")
+    wait_for_nodes(slurm)
+    run_queued_now(slurm, job)
+    wait_for_state(slurm, job, "RUNNING")
+    query(slurm, ["scancel", job])
+    wait_until_clear(slurm)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, 240, f"step {step}")
+
+
+def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slurm: Cluster, folder: Path) -> None:
+    code = (
+        "import os\nfrom nd_dist.comm import connect\nfrom nd_dist.world import World\n"
+        "connect(World.from_env(os.environ))\n"
+    )
+    python = ND[0]
+    words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", python, "-c", code]
+    result = slurm.run("node1", ["timeout", "60", *words], 90)
+    assert result.returncode != 0
+    assert "MPI does not see the ranks that the launcher started" in result.stderr
+    good = slurm.run("node1", ["timeout", "60", *words[:1], "--mpi=pmi2", *words[2:]], 90)
+    assert good.returncode == 0, good.stderr

@@ -1,0 +1,129 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.agent import Leftovers, facts, free_port_from
+from launch.agents import HostAgents, Inquiry, require_hosts, require_port
+from launch.commands import environment
+from launch.hosts import Host
+from nd_dist.errors import WorldError
+
+HERE = (Host("localhost", 2),)
+
+
+def sleeper(mark: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark])
+    while mark.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        time.sleep(0.01)
+    return process
+
+
+def has_ended(process: subprocess.Popen[bytes], within_s: float = 60) -> bool:
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def test_leftovers_of_a_launch_are_killed_and_nothing_else() -> None:
+    ours, others = sleeper("train-1-1"), sleeper("train-2-2")
+    try:
+        assert [line.split()[0] for line in Leftovers("train-1-1").kill()] == [str(ours.pid)]
+        assert has_ended(ours)
+        assert others.poll() is None
+    finally:
+        others.kill()
+        ours.kill()
+
+
+def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: Path) -> None:
+    left = sleeper("evaluate-3-3")
+    try:
+        with HostAgents(HERE, Inquiry("evaluate-3-3", tmp_path), tmp_path / "logs", environment()) as agents:
+            (answer,) = agents.facts()
+            assert answer.problems == ()
+            assert answer.versions is not None
+            assert answer.versions["python"].startswith("3.")
+            assert answer.port > 0
+            assert agents.lost() == ()
+            assert left.poll() is None
+        assert has_ended(left)
+    finally:
+        left.kill()
+    assert str(left.pid) in (tmp_path / "logs" / "host-localhost.log").read_text()
+    assert list(tmp_path.glob(".nd-token*")) == []
+
+
+def test_an_agent_that_is_gone_makes_its_host_lost(tmp_path: Path) -> None:
+    with HostAgents(HERE, Inquiry("sweep-4-4", tmp_path), tmp_path, environment()) as agents:
+        (agent,) = [child for child in psutil.Process().children() if "launch.agent" in " ".join(child.cmdline())]
+        agent.kill()
+        deadline = time.monotonic() + 30
+        while not agents.lost():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert agents.lost() == ("localhost",)
+
+
+def test_an_agent_whose_launching_process_is_killed_clears_its_host_and_leaves(tmp_path: Path) -> None:
+    left = sleeper("pack-5-5")
+    request = {"launch": "pack-5-5", "packages": [], "token": "", "token_path": str(tmp_path / "none"),
+               "interface": "", "port": 0}  # fmt: skip
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "launch.agent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
+    try:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write((json.dumps(request) + "\n").encode())
+        agent.stdin.flush()
+        assert json.loads(agent.stdout.readline())["host"] == socket.gethostname()
+        agent.stdin.close()  # what the end of the ssh connection looks like
+        assert has_ended(left)
+        assert has_ended(agent)
+    finally:
+        left.kill()
+        agent.kill()
+
+
+def test_every_problem_of_a_host_is_said(tmp_path: Path) -> None:
+    environ = {**environment(), "PATH": str(tmp_path)}
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'ssh: connect to host gpu9 port 22: No route to host'\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = str(tmp_path)
+    try:
+        with HostAgents((Host("gpu9", 1),), Inquiry("", tmp_path), tmp_path, environ) as agents:
+            with pytest.raises(WorldError, match="gpu9: ssh: connect to host gpu9 port 22: No route") as caught:
+                require_hosts(agents.facts())
+    finally:
+        os.environ["PATH"] = before
+    assert caught.value.exit_code == 3
+
+
+def test_a_busy_port_is_passed_over() -> None:
+    with socket.socket() as busy:
+        busy.bind(("", 0))
+        port = busy.getsockname()[1]
+        assert port < free_port_from(port) <= port + 50
+
+
+def test_no_free_port_in_reach_is_one_clear_error() -> None:
+    assert require_port(5000, 5000) == 5000
+    with pytest.raises(WorldError, match=r"launch\.port"):
+        require_port(0, 5000)
+
+
+def test_an_interface_is_looked_up_by_name(tmp_path: Path) -> None:
+    request = {"packages": [], "token": "x", "token_path": str(tmp_path / "none"), "port": 0}
+    assert facts({**request, "interface": "lo"})["address"] == "127.0.0.1"
+    assert facts({**request, "interface": "nope0"})["address"] == "no interface nope0"
+    assert "No such file" in facts({**request, "interface": ""})["shared"]

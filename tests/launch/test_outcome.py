@@ -1,0 +1,118 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.hosts import Host
+from launch.outcome import Evidence, Outcome
+from launch.plan import LaunchPlan
+from nd_dist.errors import DataError, NdDistError, RankFailure, Requeue
+
+EVIDENCE = Evidence(lambda rank: Path(f"rank-{rank}.log"), Path("launcher.log"), lambda path: f"    | end of {path}")
+PLAN = LaunchPlan((), {}, 4, hosts=(Host("node1", 2), Host("node2", 2)))
+LEASED = LaunchPlan((), {}, 4, is_leased=True, hosts=PLAN.hosts)
+ECHO = "RuntimeError: Connection closed by peer [10.0.0.2]:41000"
+
+
+def failed(rank: int, kind: str, code: int, message: str) -> dict[str, Any]:
+    host = "node1" if rank < 2 else "node2"
+    return {"event": "rank_failed", "launch": "L", "rank": rank, "kind": kind, "exit_code": code, "host": host,
+            "message": message}  # fmt: skip
+
+
+def lost(rank: int, cause: str = "it was killed by SIGKILL") -> dict[str, Any]:
+    return {"event": "rank_lost", "launch": "L", "rank": rank, "host": "node2", "cause": cause}
+
+
+def started(rank: int) -> dict[str, Any]:
+    return {"event": "rank_start", "launch": "L", "rank": rank}
+
+
+def done(rank: int) -> dict[str, Any]:
+    return {"event": "rank_done", "launch": "L", "rank": rank}
+
+
+def outcome(*events: dict[str, Any], plan: LaunchPlan = PLAN, lost_host: str = "") -> Outcome:
+    made = Outcome("L", plan)
+    for event in [*(started(rank) for rank in range(4)), *events]:
+        made.note(event)
+    if lost_host:
+        made.lose(lost_host)
+    return made
+
+
+def error_of(made: Outcome, stopped_by: str = "") -> NdDistError:
+    with pytest.raises(NdDistError) as caught:
+        made.judge(EVIDENCE, 1, stopped_by)
+    return caught.value
+
+
+def test_a_launch_whose_ranks_all_say_so_is_done_whatever_the_exit_code() -> None:
+    assert outcome(*(done(rank) for rank in range(4))).judge(EVIDENCE, 137, "") == []
+
+
+def test_leased_work_is_done_when_one_rank_says_so_and_the_dead_are_named() -> None:
+    made = outcome(done(0), done(1), lost(2), plan=LEASED, lost_host="node2")
+    assert made.judge(EVIDENCE, 1, "") == [2, 3]
+    assert not made.has_failed
+    assert made.open_ranks == []
+
+
+def test_a_killed_rank_is_blamed_and_not_the_peers_that_noticed_first() -> None:
+    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), lost(3)))
+    assert isinstance(error, RankFailure)
+    assert "Rank 3 on node2: it was killed by SIGKILL" in str(error)
+    assert "end of rank-3.log" in str(error)
+
+
+def test_an_error_that_nd_dist_names_keeps_its_class_and_comes_first() -> None:
+    error = error_of(outcome(lost(3), failed(1, "DataError", 3, "A shard is damaged.")))
+    assert isinstance(error, DataError)
+    assert "Rank 1 on node1: A shard is damaged." in str(error)
+
+
+def test_a_crash_is_blamed_before_a_rank_that_hung_because_of_it() -> None:
+    error = error_of(outcome(failed(2, "ValueError", 4, "ValueError: boom"), failed(0, "RuntimeError", 4, ECHO)))
+    assert error.exit_code == 4
+    assert "Rank 2 on node2: ValueError: boom" in str(error)
+
+
+def test_a_silent_rank_is_blamed_where_the_others_only_timed_out() -> None:
+    made = outcome(*(failed(rank, "RuntimeError", 4, "RuntimeError: Timed out waiting 8000ms") for rank in (0, 1, 3)))
+    error = error_of(made)
+    assert "Rank 2 on node2 went silent" in str(error)
+    assert "rank 0 on node1 then met" in str(error)
+
+
+def test_a_lost_host_is_named_with_its_ranks_and_how_to_go_on_without_it() -> None:
+    made = outcome(failed(0, "RuntimeError", 4, ECHO), lost_host="node2")
+    assert made.has_failed
+    assert made.open_ranks == [1]
+    error = error_of(made)
+    assert "Host node2 with rank(s) 2, 3 does not answer" in str(error)
+    assert "--exclude node2" in str(error)
+
+
+def test_a_host_that_leaves_after_its_ranks_were_done_is_no_failure() -> None:
+    assert not outcome(done(2), done(3), lost_host="node2").has_failed
+
+
+def test_a_full_disk_is_exit_code_4_with_rank_host_and_log() -> None:
+    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), failed(3, "StorageError", 4, "No space left")))
+    assert (type(error), error.exit_code) == (RankFailure, 4)
+    assert "Rank 3 on node2: No space left" in str(error)
+
+
+def test_a_stop_is_a_requeue_whatever_the_ranks_met_on_the_way_out() -> None:
+    error = error_of(outcome(failed(0, "Requeue", 5, "saved"), lost(3)), stopped_by="SIGTERM")
+    assert isinstance(error, Requeue)
+    assert "SIGTERM" in str(error)
+
+
+def test_ranks_that_a_scheduler_stopped_by_themselves_are_a_requeue() -> None:
+    assert error_of(outcome(*(failed(rank, "Requeue", 5, "saved") for rank in range(4)))).exit_code == 5
+
+
+def test_events_of_other_launches_are_left_out() -> None:
+    made = outcome({**lost(3), "launch": "older"})
+    assert not made.has_failed

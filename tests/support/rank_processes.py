@@ -1,0 +1,32 @@
+"""Plans of ``rank_program`` with real launchers, and whether its ranks are gone."""
+
+import time
+
+import psutil
+
+from launch.commands import find_tools
+from launch.hosts import Host
+from launch.mpi_plan import mpirun_plan
+from launch.plan import LaunchPlan, RankProgram, single_plan
+from nd_dist.config import Config
+from nd_dist.events import events_path, read_events
+
+
+def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
+    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, (behaviour,))
+    tools = find_tools()
+    if ranks == 1:
+        return single_plan(program, tools, {})
+    return mpirun_plan(program, tools, {}, (Host("localhost", ranks),))
+
+
+def rank_pids(config: Config, ranks: int) -> list[int]:
+    events = [event for rank in range(ranks) for event in read_events(events_path(config.run_dir, rank))]
+    return [event["pid"] for event in events if event["event"] == "rank_start"]
+
+
+def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+        assert time.monotonic() < deadline, "ranks were left behind"
+        time.sleep(0.1)
