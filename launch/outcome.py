@@ -65,7 +65,7 @@ class Outcome:
             return
         self._last[event["rank"]] = (event["event"], time.monotonic())
         if event["event"] == "unit_began":
-            self._units[event["rank"]] = f" in unit {event['unit']}"
+            self._units[event["rank"]] = event["unit"]
         if event.get("launch") != self.launch_id:
             return
         if event["event"] == "rank_done":
@@ -93,6 +93,10 @@ class Outcome:
 
     def _host(self, rank: int) -> str:
         return host_of_rank(self.plan.hosts, rank) if self.plan.hosts else "this machine"
+
+    def _place(self, rank: int, host: str) -> str:
+        """Return a rank's host and, where the work is leased, the unit that it took last."""
+        return host + (f" in unit {self._units[rank]}" if rank in self._units else "")
 
     def _is_cut_off(self, rank: int) -> bool:
         return rank not in self.done and self._host(rank) in self.lost_hosts
@@ -151,7 +155,7 @@ class Outcome:
         """Return the error that names a rank, its host, the cause and the tail of its log."""
         log = evidence.log_of(rank)
         return RankFailure(
-            f"Rank {rank} on {host}{self._units.get(rank, '')}: {cause}",
+            f"Rank {rank} on {self._place(rank, host)}: {cause}",
             where=str(log),
             found="\n" + evidence.tail_of(log),
             todo=AGAIN,
@@ -186,7 +190,8 @@ class Outcome:
         verb = "went silent" if rank in self._last else "never started"
         used = log if log.exists() else evidence.launcher_log
         return RankFailure(
-            f"Rank {rank} on {self._host(rank)}{self._units.get(rank, '')}{others} {verb}: hung, killed, or without a way to report.",
+            f"Rank {rank} on {self._place(rank, self._host(rank))}{others} {verb}: hung, killed, or without a way to "
+            "report.",
             where=str(used),
             found="; ".join(facts) + "\n" + (evidence.tail_of(used) or evidence.tail_of(evidence.launcher_log)),
             todo=AGAIN,

@@ -65,6 +65,12 @@ def test_a_killed_rank_is_blamed_and_not_the_peers_that_noticed_first() -> None:
     assert "end of rank-3.log" in str(error)
 
 
+def test_a_killed_rank_of_leased_work_is_named_with_its_host_and_the_unit_it_had_taken() -> None:
+    took = {"event": "unit_began", "rank": 3, "phase": "reconstruct", "unit": "s01-p1-i7"}
+    error = error_of(outcome(took, *(lost(rank) for rank in range(3, -1, -1)), plan=LEASED))
+    assert "Rank 3 on node2 in unit s01-p1-i7: it was killed by SIGKILL" in str(error)
+
+
 def test_an_error_that_nd_dist_names_keeps_its_class_and_comes_first() -> None:
     error = error_of(outcome(lost(3), failed(1, "DataError", 3, "A shard is damaged.")))
     assert isinstance(error, DataError)
