@@ -264,3 +264,16 @@ def test_without_s3fs_the_error_says_what_to_install(remote: RemoteConfig, monke
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(ConfigError, match=r"nd-dist\[remote\]"):
         ShardReader("s3://bucket/shards", remote)
+
+
+def test_a_cache_that_belongs_to_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from shards.remote import RemoteStore
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if os.getuid():
+        pytest.skip("needs the right to give a folder away")
+    folder = tmp_path / f"nd_dist-cache-{os.getuid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(DataError, match="another user"):
+        RemoteStore.connect("http://127.0.0.1:9/shards", RemoteConfig())
