@@ -30,7 +30,7 @@ PAUSE_S = 0.2  # before the second try; doubles with each
 _PART = re.compile(r"(?P<name>[0-9a-f]{16}-.+)\.(?P<bytes>\d+)\.part")
 _WHOLE = re.compile(r"[0-9a-f]{16}-.+(?<!\.part)")
 
-ReadBlock = Callable[[int, int], bytes]
+ReadBlock = Callable[[int, int], bytes | memoryview]
 
 
 class TransferError(Exception):
