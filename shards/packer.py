@@ -51,6 +51,15 @@ class _Progress:
         self.events.progress("pack", self.done, self.total)
 
 
+@dataclass(frozen=True)
+class _ShardFacts:
+    """What a receipt says beside where the samples lie; see ``ShardInfo`` and ``Receipt``."""
+
+    shape: tuple[int, ...]
+    num_invalid: int = 0
+    peaks: npt.NDArray[np.float32] | None = None
+
+
 class Packer:
     """Does units; knows everything but the ranks.
 
@@ -87,19 +96,20 @@ class Packer:
 
     def run(self, units: Sequence[Unit], finished: set[str]) -> list[Receipt]:
         """Do units and return the receipts of the shards that were written."""
-        progress = _Progress(self._events, sum(self._num_samples(unit) for unit in units))
+        progress = _Progress(self._events, sum(self.num_samples(unit) for unit in units))
         progress.add(0)
         receipts: list[Receipt] = []
         for unit in units:
             if isinstance(unit, TrialUnit):
                 receipts.append(self._write_trials(unit))
-                progress.add(self._num_samples(unit))
+                progress.add(self.num_samples(unit))
             else:
                 stores = [store for store in unit.stores if unit.path(store) not in finished]
                 receipts += self._write_images(unit, stores, progress)
         return receipts
 
-    def _num_samples(self, unit: Unit) -> int:
+    def num_samples(self, unit: Unit) -> int:
+        """Return how many trials or images a unit holds."""
         if isinstance(unit, ImageUnit):
             return len(unit.image_ids)
         return len(self.plan.designs[unit.subject].trials_of(unit.session))
@@ -170,7 +180,7 @@ class Packer:
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
         rows["offset"] = [record.offset for record in writer.records]
         rows["checksum"] = [record.checksum for record in writer.records]
-        return self._finish(unit, TRIALS, writer, (design.num_voxels,), rows, num_invalid)
+        return self._finish(unit, TRIALS, writer, rows, _ShardFacts((design.num_voxels,), num_invalid))
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
         """Write the shards of one unit of images for the stores that lack them, batch by batch."""
@@ -204,7 +214,7 @@ class Packer:
                 rows[name] = [getattr(record, field) for record in writer.records]
             shape = picture_shape if store == PICTURES else self._specs[store].shape
             peak = np.maximum.reduce(peaks[store]) if store in peaks else None
-            receipts.append(self._finish(unit, store, writer, shape, rows, peaks=peak))
+            receipts.append(self._finish(unit, store, writer, rows, _ShardFacts(shape, peaks=peak)))
         return receipts
 
     def _add_targets(
@@ -237,14 +247,7 @@ class Packer:
             peaks.setdefault(name, []).append(channel_peaks(stored))
 
     def _finish(
-        self,
-        unit: Unit,
-        kind: str,
-        writer: ShardWriter,
-        shape: tuple[int, ...],
-        rows: npt.NDArray[np.void],
-        num_invalid: int = 0,
-        peaks: npt.NDArray[np.float32] | None = None,
+        self, unit: Unit, kind: str, writer: ShardWriter, rows: npt.NDArray[np.void], facts: _ShardFacts
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
         path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
@@ -255,8 +258,8 @@ class Packer:
             samples=len(rows),
             bytes=writer.num_bytes,
             sha256=writer.sha256,
-            invalid_voxels=num_invalid,
+            invalid_voxels=facts.num_invalid,
         )
-        receipt = Receipt.make(shard, self._recipes(unit)[path], shape, rows, peaks)
+        receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks)
         write_receipt(self._config.shards_folder, receipt)
         return receipt
