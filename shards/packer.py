@@ -17,6 +17,7 @@ from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
 from shards import normalize
+from shards.checksum import CHECKSUM
 from shards.codec import (
     DTYPES,
     PICTURES,
@@ -137,7 +138,8 @@ class Packer:
             recipes = {
                 unit.path(store): images if store == PICTURES else {**images, **targets} for store in unit.stores
             }
-        return {path: json.loads(canonical_json({**recipe, "format": VERSION})) for path, recipe in recipes.items()}
+        fixed = {"format": VERSION, "checksum": CHECKSUM}
+        return {path: json.loads(canonical_json({**recipe, **fixed})) for path, recipe in recipes.items()}
 
     def fit_session(self, subject: int, session: int) -> normalize.Moments:
         """Return the moments of one session's fitted trials, in percent signal change."""

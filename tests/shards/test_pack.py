@@ -30,7 +30,11 @@ def start_ranks(ranks: int, nsd_root: Path, shards_dir: Path, pause_s: float = 0
     return subprocess.Popen(
         [str(MPIRUN), "-n", str(ranks), *program] if ranks > 1 else program,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
