@@ -33,13 +33,15 @@ from nd_dist.comm import Comm
 from nd_dist.config import RemoteConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS, Batch
-from shards.index import TRIALS, ShardInfo
+from shards.index import TRIALS, Index, ShardInfo
 from shards.pack import pack_from
 from shards.plan import SHARED_GROUP
 from shards.reader import ShardReader
 from shards.stream import StreamConfig, TrialStream
 
 BATCH = 42
+FILL, FIRST_PASS = "filling the cache, sha256 checked", "stream with an empty cache, first pass"
+WARM_PASSES = 3  # of the fast methods, so that starting up does not count
 
 
 def num_bytes(batch: Batch) -> int:
@@ -47,11 +49,11 @@ def num_bytes(batch: Batch) -> int:
     return sum(tensor.nbytes for tensor in (*batch.voxels.values(), *batch.targets.values()))
 
 
-def read_stream(reader: ShardReader, threads: int, dtype: str, targets: Sequence[str] = TARGETS) -> tuple[int, int]:
-    """Read one pass; return bytes and samples."""
-    config = StreamConfig((1,), tuple(targets), BATCH, 3, threads=threads, dtype=dtype)  # type: ignore[arg-type]
+def read_stream(reader: ShardReader, threads: int, dtype: str, passes: int = 1) -> tuple[int, int]:
+    """Read some passes; return bytes and samples."""
+    config = StreamConfig((1,), TARGETS, BATCH, 3, threads=threads, dtype=dtype)  # type: ignore[arg-type]
     with TrialStream(reader, config) as stream:
-        steps = stream.num_items[1] // BATCH
+        steps = passes * stream.num_items[1] // BATCH
         return sum(num_bytes(batch) for batch in islice(stream, steps)), steps * BATCH
 
 
@@ -166,17 +168,20 @@ def run_http(reader: ShardReader, scratch: Path, rounds: int) -> dict[str, dict[
 
     for url in serve(scratch / "shards", scratch):
 
+        def fill(url: str = url) -> tuple[int, int]:
+            store = Index.read(url, RemoteConfig(cache_dir=cache)).store
+            return sum(file.bytes for file in store.prefetch(used)), 0
+
         def first_pass(url: str = url) -> tuple[int, int]:
-            remote = ShardReader(url, RemoteConfig(cache_dir=cache))
-            _, samples = read_stream(remote, 2, "stored")
-            return total, samples
+            return read_stream(ShardReader(url, RemoteConfig(cache_dir=cache)), 2, "stored")
 
         methods = [
             Method("curl to a folder", lambda url=url: (total, curl(url, names, sink) * 0), clear),
             Method("curl to /dev/null", lambda url=url: (total, curl(url, names, None) * 0), clear),
-            Method("stream, empty cache, sha256 checked", first_pass, clear),
+            Method(FILL, fill, clear),
+            Method(FIRST_PASS, first_pass, clear),
         ]
-        return compare(methods, rounds, f"first pass over loopback HTTP, {total / 1e6:.0f} MB on the wire")
+        return compare(methods, rounds, f"loopback HTTP, {total / 1e6:.0f} MB on the wire")
     raise AssertionError("the server yields once")
 
 
@@ -202,10 +207,10 @@ def main() -> None:
         size = sum(path.stat().st_size for path in paths)
         print(f"{size / 1e6:.0f} MB in {len(paths)} shards, {len(ids)} trials a pass")
         warm = [
-            Method("cat", lambda: cat(paths)),
-            Method("stream, 1 thread, stored dtype", lambda: read_stream(reader, 1, "stored")),
-            Method("stream, 2 threads, stored dtype", lambda: read_stream(reader, 2, "stored")),
-            Method("stream, 2 threads, float32", lambda: read_stream(reader, 2, "float32")),
+            Method("cat", lambda: cat(paths * WARM_PASSES)),
+            Method("stream, 1 thread, stored dtype", lambda: read_stream(reader, 1, "stored", WARM_PASSES)),
+            Method("stream, 2 threads, stored dtype", lambda: read_stream(reader, 2, "stored", WARM_PASSES)),
+            Method("stream, 2 threads, float32", lambda: read_stream(reader, 2, "float32", WARM_PASSES)),
             Method("webdataset .npy decode, 0 workers", lambda: read_webdataset(inline, 0)),
             Method("webdataset .npy decode, 2 workers", lambda: read_webdataset(inline, 2)),
             Method("released HDF5 way", lambda: read_hdf5(scratch / "targets.hdf5", ids, voxels_TV)),
@@ -239,11 +244,12 @@ def _judge(
         ("warm, x webdataset .npy (its better one)", stream["samples_s"] / webdataset_rate, 5.0),
         ("warm, x released HDF5 way", stream["samples_s"] / warm["released HDF5 way"]["samples_s"], 5.0),
         ("cold, of cat", cold["stream, 2 threads, stored dtype"]["ratio"], 0.8),
-        ("HTTP first pass, of curl to a folder", http["stream, empty cache, sha256 checked"]["ratio"], 0.5),
+        ("HTTP, filling the cache, of curl to a folder", http[FILL]["ratio"], 0.5),
+        ("HTTP, first pass (delivered), of curl to a folder", http[FIRST_PASS]["ratio"], 0.5),
     ]
     print()
     for name, found, wanted in bars:
-        print(f"{'met   ' if found >= wanted else 'MISSED'} {name:42s} {found:6.2f} (bar {wanted})")
+        print(f"{'met   ' if found >= wanted else 'MISSED'} {name:50s} {found:6.2f} (bar {wanted})")
 
 
 if __name__ == "__main__":

@@ -82,14 +82,17 @@ def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> No
             f"Target stores {missing} are not in the shards.",
             where=str(config.shards_dir),
             found=", ".join(sorted(index.features)),
-            todo=f"run `nd pack` with data.targets=[{','.join(config.data.targets)}]",
+            todo=f"run `nd pack` with data.targets=[{','.join(config.data.targets)}] (int8 stores: data.int8_targets)",
         )
 
 
 def _check_training(config: Config, index: Index, ranks: int) -> None:
     """Refuse stages without subjects and batches that the ranks do not divide."""
-    _check_targets(config, index, config.training.targets)
-    if config.training.teacher is not None and "z" in config.training.targets:
+    from shards.codec import int8_store
+
+    names = config.training.targets
+    _check_targets(config, index, tuple(map(int8_store, names)) if config.training.int8_targets else names)
+    if config.training.teacher is not None and "z" in names:
         _check_teacher(config.training.teacher, index)
     if 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:
         raise ConfigError(

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from launch.recipe import load_recipe, pack_recipe_path
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError, ConfigError, DataError
-from nd_dist.location import parse_location
+from nd_dist.errors import CheckpointError, DataError
 from nd_dist.world import World
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def run_verify(shards_dir: Path | str) -> None:
     from shards.verify import verify
 
     console = Console(soft_wrap=True)
-    problems = verify(_location(shards_dir))
+    problems = verify(shards_dir)
     for problem in problems:
         console.print(f"  {problem}", highlight=False, markup=False)
     if problems:
@@ -75,7 +74,7 @@ def run_export(shards_dir: str, out_dir: Path, subjects: Sequence[int] | None) -
     from shards.reader import ShardReader
 
     console = Console(soft_wrap=True)
-    summary = export(ShardReader(_location(shards_dir)), out_dir, subjects)
+    summary = export(ShardReader(shards_dir), out_dir, subjects)
     for path in summary.files:
         console.print(f"  {path}", highlight=False, markup=False)
     if not summary.has_pictures:
@@ -108,15 +107,3 @@ def _extractor(config: Config) -> TargetExtractor:
     from launch.networks import load_extractor
 
     return load_extractor(config, World())
-
-
-def _location(text: Path | str) -> Path | str:
-    """Return the location that a user named.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        return parse_location(text)
-    except ValueError as error:
-        raise ConfigError("This is neither a folder nor a URL of shards.", found=str(error)) from None

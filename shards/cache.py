@@ -30,7 +30,7 @@ PAUSE_S = 0.2  # before the second try; doubles with each
 _PART = re.compile(r"(?P<name>[0-9a-f]{16}-.+)\.(?P<bytes>\d+)\.part")
 _WHOLE = re.compile(r"[0-9a-f]{16}-.+(?<!\.part)")
 
-ReadBlock = Callable[[int, int], bytes]
+ReadBlock = Callable[[int, int], bytes | memoryview]
 
 
 class TransferError(Exception):
@@ -247,8 +247,15 @@ def _touch(path: Path, num_bytes: int) -> bool:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a path; it ends with the process at the latest. Yields whether it could be had."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """Hold the lock of a path; it ends with the process at the latest. Yields whether it could be had.
+
+    Raises:
+        DataError: the lock file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_error(path, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -20,7 +20,7 @@ from shards.assemble import assemble_index
 from shards.contract import Reader, open_reader
 from shards.index import Index
 from shards.packer import Packer
-from shards.plan import TrialUnit, Unit, plan, plan_pack
+from shards.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
 from shards.quantize import pack_int8
 from shards.receipts import Receipt
 from shards.targets import TargetExtractor
@@ -54,13 +54,31 @@ def pack_from(reader: Reader, config: Config, comm: Comm, events: EventLog, extr
     finished = _on_main(comm, packer.find_finished)
     pending = [unit for unit in packer.plan.units if any(path not in finished for path in unit_paths(unit))]
     _fit_subjects(packer, comm, pending)
-    mine = pending[comm.rank :: comm.size]
+    mine = share(pending, [packer.num_samples(unit) for unit in pending], comm.rank, comm.size)
     receipts = packer.run(mine, set(finished))
     gathered = comm.gather([receipt.model_dump_json() for receipt in receipts])
     new = [Receipt.model_validate_json(text) for part in gathered for text in part]
     packed = {**finished, **{receipt.shard.path: receipt for receipt in new}}
     packed |= pack_int8(config, packer.plan, packed if comm.rank == 0 else None, comm, events)
     return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source))
+
+
+def share(units: Sequence[Unit], sizes: Sequence[int], rank: int, num_ranks: int) -> list[Unit]:
+    """Return a rank's units, in order, so that all ranks get about as many trials and about as many images.
+
+    The largest go first, each to the rank that has least; trials and images are dealt out apart, as their costs have
+    no common measure.
+    """
+    mine = []
+    for kind in (TrialUnit, ImageUnit):
+        loads = [0] * num_ranks
+        numbers = [number for number, unit in enumerate(units) if isinstance(unit, kind)]
+        for number in sorted(numbers, key=lambda number: -sizes[number]):
+            least = loads.index(min(loads))
+            loads[least] += sizes[number]
+            if least == rank:
+                mine.append(number)
+    return [units[number] for number in sorted(mine)]
 
 
 def unit_paths(unit: Unit) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
 from shards import normalize
+from shards.checksum import CHECKSUM
 from shards.codec import (
     DTYPES,
     PICTURES,
@@ -49,6 +50,15 @@ class _Progress:
     def add(self, samples: int) -> None:
         self.done += samples
         self.events.progress("pack", self.done, self.total)
+
+
+@dataclass(frozen=True)
+class _ShardFacts:
+    """What a receipt says beside where the samples lie; see ``ShardInfo`` and ``Receipt``."""
+
+    shape: tuple[int, ...]
+    num_invalid: int = 0
+    peaks: npt.NDArray[np.float32] | None = None
 
 
 class Packer:
@@ -87,19 +97,20 @@ class Packer:
 
     def run(self, units: Sequence[Unit], finished: set[str]) -> list[Receipt]:
         """Do units and return the receipts of the shards that were written."""
-        progress = _Progress(self._events, sum(self._num_samples(unit) for unit in units))
+        progress = _Progress(self._events, sum(self.num_samples(unit) for unit in units))
         progress.add(0)
         receipts: list[Receipt] = []
         for unit in units:
             if isinstance(unit, TrialUnit):
                 receipts.append(self._write_trials(unit))
-                progress.add(self._num_samples(unit))
+                progress.add(self.num_samples(unit))
             else:
                 stores = [store for store in unit.stores if unit.path(store) not in finished]
                 receipts += self._write_images(unit, stores, progress)
         return receipts
 
-    def _num_samples(self, unit: Unit) -> int:
+    def num_samples(self, unit: Unit) -> int:
+        """Return how many trials or images a unit holds."""
         if isinstance(unit, ImageUnit):
             return len(unit.image_ids)
         return len(self.plan.designs[unit.subject].trials_of(unit.session))
@@ -127,7 +138,8 @@ class Packer:
             recipes = {
                 unit.path(store): images if store == PICTURES else {**images, **targets} for store in unit.stores
             }
-        return {path: json.loads(canonical_json({**recipe, "format": VERSION})) for path, recipe in recipes.items()}
+        fixed = {"format": VERSION, "checksum": CHECKSUM}
+        return {path: json.loads(canonical_json({**recipe, **fixed})) for path, recipe in recipes.items()}
 
     def fit_session(self, subject: int, session: int) -> normalize.Moments:
         """Return the moments of one session's fitted trials, in percent signal change."""
@@ -170,7 +182,7 @@ class Packer:
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
         rows["offset"] = [record.offset for record in writer.records]
         rows["checksum"] = [record.checksum for record in writer.records]
-        return self._finish(unit, TRIALS, writer, (design.num_voxels,), rows, num_invalid)
+        return self._finish(unit, TRIALS, writer, rows, _ShardFacts((design.num_voxels,), num_invalid))
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
         """Write the shards of one unit of images for the stores that lack them, batch by batch."""
@@ -204,7 +216,7 @@ class Packer:
                 rows[name] = [getattr(record, field) for record in writer.records]
             shape = picture_shape if store == PICTURES else self._specs[store].shape
             peak = np.maximum.reduce(peaks[store]) if store in peaks else None
-            receipts.append(self._finish(unit, store, writer, shape, rows, peaks=peak))
+            receipts.append(self._finish(unit, store, writer, rows, _ShardFacts(shape, peaks=peak)))
         return receipts
 
     def _add_targets(
@@ -237,14 +249,7 @@ class Packer:
             peaks.setdefault(name, []).append(channel_peaks(stored))
 
     def _finish(
-        self,
-        unit: Unit,
-        kind: str,
-        writer: ShardWriter,
-        shape: tuple[int, ...],
-        rows: npt.NDArray[np.void],
-        num_invalid: int = 0,
-        peaks: npt.NDArray[np.float32] | None = None,
+        self, unit: Unit, kind: str, writer: ShardWriter, rows: npt.NDArray[np.void], facts: _ShardFacts
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
         path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
@@ -255,8 +260,8 @@ class Packer:
             samples=len(rows),
             bytes=writer.num_bytes,
             sha256=writer.sha256,
-            invalid_voxels=num_invalid,
+            invalid_voxels=facts.num_invalid,
         )
-        receipt = Receipt.make(shard, self._recipes(unit)[path], shape, rows, peaks)
+        receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks)
         write_receipt(self._config.shards_folder, receipt)
         return receipt

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.events import EventLog
+from shards.checksum import CHECKSUM
 from shards.codec import DTYPES, image_key, int8_store, member_field, npy_header
 from shards.index import VERSION, ShardInfo
 from shards.plan import ImageUnit, PackPlan
@@ -89,7 +90,12 @@ def find_int8(
             if target not in unit.stores:
                 continue
             source = receipts[unit.path(target)]
-            recipe = {"format": VERSION, "source_sha256": source.shard.sha256, "scale_sha256": scale_sha256}
+            recipe = {
+                "format": VERSION,
+                "checksum": CHECKSUM,
+                "source_sha256": source.shard.sha256,
+                "scale_sha256": scale_sha256,
+            }
             shard = Int8Shard(target, unit, source, recipe)
             receipt = find_receipt(config.shards_folder, shard.path, recipe, is_derived=True)
             if receipt is None:

@@ -1,9 +1,4 @@
-"""Shards on a server (http, https, s3), read through the cache of this node.
-
-fsspec speaks the protocols; a file is fetched block by block with ranges, so a cut transfer goes on where it ended.
-What a server or a package says is never repeated in a message: it may hold credentials or signed URLs. Messages name
-the kind of error and its status only, and carry no chained exception into a log.
-"""
+"""Shards on a server (http, https, s3), read through the cache of this node and fetched ahead."""
 
 from __future__ import annotations
 
@@ -12,17 +7,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 from nd_dist.config import RemoteConfig
-from nd_dist.errors import ConfigError, DataError
-from shards.cache import NodeCache, TransferError
+from nd_dist.errors import DataError
+from shards.cache import NodeCache, ReadBlock, TransferError
 from shards.store import CLOEXEC, StoredFile
+from shards.transport import HttpTransport, S3Transport, Transport
 
-CONNECT_TIMEOUT_S = 30.0
-READ_TIMEOUT_S = 60.0
 PREFETCH_DOWNLOADS = 3
-_RETRIED_STATUS = (408, 429)  # 4xx that may pass; any other 4xx stays
 
 
 class RemoteStore:
@@ -30,20 +22,14 @@ class RemoteStore:
 
     Args:
         url: Without a slash at its end.
-        remote: Cache and server settings.
+        transport: Speaks the URL's protocol.
         cache: Where files are kept.
     """
 
     is_remote = True
 
-    def __init__(self, url: str, remote: RemoteConfig, cache: NodeCache) -> None:
-        self._url, self._remote, self._cache = url, remote, cache
-        self._connect()
-
-    def _connect(self) -> None:
-        """Make the file system of this process; fsspec's do not survive a fork."""
-        self._pid = os.getpid()
-        self._files, self._errors = _file_system(self._url, self._remote)
+    def __init__(self, url: str, transport: Transport, cache: NodeCache) -> None:
+        self._url, self._transport, self._cache = url, transport, cache
 
     @classmethod
     def connect(cls, url: str, remote: RemoteConfig) -> RemoteStore:
@@ -53,7 +39,8 @@ class RemoteStore:
             ConfigError: the protocol needs a package that is not installed.
             DataError: the cache folder cannot be used.
         """
-        return cls(url, remote, NodeCache(_cache_dir(remote), int(remote.cache_gb * 1e9)))
+        transport = S3Transport(url, remote.s3_endpoint) if url.startswith("s3://") else HttpTransport()
+        return cls(url, transport, NodeCache(_cache_dir(remote), int(remote.cache_gb * 1e9)))
 
     @property
     def place(self) -> str:
@@ -67,12 +54,12 @@ class RemoteStore:
             DataError: it is missing or cannot be read.
         """
         try:
-            return bytes(self._files.cat_file(f"{self._url}/{path}"))
-        except self._errors as error:
+            return self._transport.read_whole(f"{self._url}/{path}")
+        except TransferError as error:
             raise DataError(
                 "A file cannot be read from the server.",
                 where=f"{self._url}/{path}",
-                found=describe(error),
+                found=str(error),
                 todo="check the URL, the network, and the credentials in the standard places",
             ) from None
 
@@ -83,7 +70,7 @@ class RemoteStore:
             DataError: it cannot be transferred as the index states it, or the cache has no room.
         """
         while True:
-            path = self._cache.get(file, lambda start, stop: self._read_block(file, start, stop), self._url)
+            path = self._cache.get(file, self._reader(file), self._url)
             try:
                 return os.open(path, os.O_RDONLY | CLOEXEC)
             except FileNotFoundError:  # evicted by another process in between
@@ -115,25 +102,11 @@ class RemoteStore:
 
     def _fetch_unless_busy(self, file: StoredFile) -> bool:
         """Fetch a file, unless another process of this node fetches it already."""
-        return self._cache.get_unless_busy(file, lambda start, stop: self._read_block(file, start, stop), self._url)
+        return self._cache.get_unless_busy(file, self._reader(file), self._url)
 
-    def _read_block(self, file: StoredFile, start: int, stop: int) -> bytes:
-        """Return bytes ``start .. stop-1`` of a file.
-
-        Raises:
-            TransferError: the transfer failed; says whether trying again may help.
-        """
-        if self._pid != os.getpid():
-            self._connect()
-        try:
-            content = bytes(self._files.cat_file(f"{self._url}/{file.path}", start=start, end=stop))
-        except self._errors as error:
-            raise TransferError(describe(error), is_final=_is_final(error)) from None
-        if len(content) == file.bytes and (start, stop) != (0, file.bytes):
-            return content[start:stop]  # a server without ranges sends the whole file
-        if len(content) > stop - start:
-            raise TransferError(f"{len(content)} bytes instead of {stop - start}", is_final=True)
-        return content
+    def _reader(self, file: StoredFile) -> ReadBlock:
+        """Return what reads blocks of a file."""
+        return self._transport.reader(f"{self._url}/{file.path}", file.bytes)
 
 
 def _finished(pending: dict[Future[bool], StoredFile]) -> Iterator[StoredFile]:
@@ -143,23 +116,6 @@ def _finished(pending: dict[Future[bool], StoredFile]) -> Iterator[StoredFile]:
         file = pending.pop(future)
         future.result()
         yield file
-
-
-def describe(error: Exception) -> str:
-    """Return the kind of an error and its status, and nothing of its text, which may hold credentials."""
-    response = getattr(error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None  # botocore
-    number = error.errno if isinstance(error, OSError) else None
-    status = code or getattr(error, "status", None) or (os.strerror(number) if number else None)
-    return f"{type(error).__name__}{f' ({status})' if status else ''}"
-
-
-def _is_final(error: Exception) -> bool:
-    """Return whether trying again is pointless."""
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
-        return status not in _RETRIED_STATUS
-    return isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
 
 
 def _cache_dir(remote: RemoteConfig) -> Path:
@@ -175,33 +131,3 @@ def _cache_dir(remote: RemoteConfig) -> Path:
     if folder.stat().st_uid != os.getuid():
         raise DataError("The cache folder belongs to another user.", where=str(folder), todo="set remote.cache_dir")
     return folder
-
-
-def _file_system(url: str, remote: RemoteConfig) -> tuple[Any, tuple[type[Exception], ...]]:  # Any: fsspec is untyped
-    """Return fsspec's file system of a URL and the errors that it raises.
-
-    Raises:
-        ConfigError: a package is missing.
-    """
-    import fsspec
-
-    scheme = url.split("://", 1)[0]
-    try:
-        if scheme == "s3":
-            from botocore.exceptions import BotoCoreError, ClientError
-
-            return fsspec.filesystem("s3", endpoint_url=remote.s3_endpoint), (OSError, BotoCoreError, ClientError)
-        import aiohttp
-    except ImportError as error:
-        raise ConfigError(
-            f"Reading {scheme}:// needs a package that is not installed.",
-            where=url,
-            found=str(error),
-            todo="pip install 'nd-dist[remote]'" if scheme == "s3" else "pip install 'fsspec[http]'",
-        ) from error
-    client = {
-        "trust_env": True,  # proxies, ~/.netrc
-        "timeout": aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
-        "read_bufsize": 1 << 22,
-    }
-    return fsspec.filesystem(scheme, client_kwargs=client), (OSError, EOFError, aiohttp.ClientError)

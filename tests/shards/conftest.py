@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,17 @@ def packed_copy(packed_dir: Path, tmp_path: Path) -> Path:
 def phantom_copy(phantom_dir: Path, tmp_path: Path) -> Path:
     """A copy of the phantom that a test may damage."""
     return Path(shutil.copytree(phantom_dir, tmp_path / "nsd"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        pytest.skip(f"needs the right to mount a small tmpfs: {result.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)

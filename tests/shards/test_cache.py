@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -210,24 +209,9 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         make_cache(tmp_path)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    result = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        pytest.skip(f"needs the right to mount a small tmpfs: {result.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
-
-
 def test_a_full_disk_evicts_what_it_can_then_says_so_and_goes_on_when_there_is_room(small_disk: Path) -> None:
-    monkey_size = 90_000
     node = NodeCache(small_disk / "cache", 10**9, pause_s=0.0)
-    files = [make_file(number, monkey_size) for number in range(4)]
+    files = [make_file(number, 90_000) for number in range(4)]
     paths = [node.get(file, Source(content), "url") for file, content in files[:2]]
     third = node.get(files[2][0], Source(files[2][1]), "url")
     assert [path.exists() for path in paths] == [False, True], "the disk had no room for three"

@@ -30,7 +30,11 @@ def start_ranks(ranks: int, nsd_root: Path, shards_dir: Path, pause_s: float = 0
     return subprocess.Popen(
         [str(MPIRUN), "-n", str(ranks), *program] if ranks > 1 else program,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -277,3 +281,24 @@ def test_a_disk_that_takes_no_more_bytes_leaves_nothing_half_written(phantom_dir
     assert not list((tmp_path / "shards").rglob("*.tar*"))
     pack_alone(make_config(phantom_dir, tmp_path / "shards"))
     assert verify(tmp_path / "shards") == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 9])
+def test_units_are_shared_completely_and_evenly(phantom_dir: Path, packed_dir: Path, ranks: int) -> None:
+    from shards.pack import share
+    from shards.plan import ImageUnit
+
+    plan = plan_pack(make_config(phantom_dir, packed_dir))
+    sizes = [len(unit.image_ids) if isinstance(unit, ImageUnit) else 15 for unit in plan.units]
+    shares = [share(plan.units, sizes, rank, ranks) for rank in range(ranks)]
+    assert sorted(map(str, (unit for part in shares for unit in part))) == sorted(map(str, plan.units))
+    for kind, most in ((True, 6), (False, 15)):
+        loads = [
+            sum(
+                s
+                for unit, s in zip(plan.units, sizes, strict=True)
+                if unit in part and isinstance(unit, ImageUnit) == kind
+            )
+            for part in shares
+        ]
+        assert max(loads) - min(loads) <= most, "no more than one unit apart"

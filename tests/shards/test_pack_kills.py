@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from nd_dist.errors import DataError
 from shards.index import Index
 from shards.receipts import remove_abandoned_parts
 from shards.verify import verify
@@ -63,3 +65,18 @@ def test_killed_ranks_are_followed_by_any_number_of_others(
     assert verify(folder) == []
     remove_abandoned_parts(folder)
     assert folder_bytes(folder) == folder_bytes(packed_dir)
+
+
+def test_a_full_disk_stops_packing_without_half_files_and_more_room_finishes_it(
+    phantom_dir: Path, packed_dir: Path, small_disk: Path
+) -> None:
+    config = make_config(phantom_dir, small_disk / "shards").model_copy(update={"run_dir": small_disk.parent / "run"})
+    with pytest.raises(DataError, match="No space left"):
+        pack_alone(config)
+    expected = folder_bytes(packed_dir)
+    left = folder_bytes(small_disk / "shards")
+    assert left, "some shards fitted"
+    assert all(expected[path] == content for path, content in left.items())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    pack_alone(config)
+    assert folder_bytes(small_disk / "shards") == expected

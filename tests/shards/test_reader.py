@@ -167,3 +167,7 @@ def test_a_table_of_another_layout_is_refused(packed_copy: Path) -> None:
     (packed_copy / "index/trials.npy").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
         _ = Index.read(packed_copy).trials
+
+
+def test_a_folder_may_be_given_as_text(packed_dir: Path) -> None:
+    assert ShardReader(str(packed_dir)).index.id == ShardReader(packed_dir).index.id

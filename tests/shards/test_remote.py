@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -86,9 +87,23 @@ def test_a_server_that_cuts_and_corrupts_every_shard_once_is_outlived(
 
 def test_a_server_without_ranges_is_read_too(packed_dir: Path, remote: RemoteConfig) -> None:
     with FileServer(packed_dir, has_ranges=False) as server:
+        for name in shard_names(packed_dir):
+            server.faults[name] = ["cut"]
         reader = ShardReader(server.url, remote)
         ids = reader.images(1, "test")
         np.testing.assert_array_equal(reader.voxels(1, ids), ShardReader(packed_dir).voxels(1, ids))
+
+
+def test_credentials_for_http_come_from_netrc(
+    server: FileServer, remote: RemoteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ShardReader(server.url, remote)
+    assert {request.authorization for request in server.requests} == {""}
+    (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    _ = ShardReader(server.url, remote).trials
+    assert server.requests[-1].authorization == "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
 
 
 def test_bytes_that_stay_wrong_are_an_error_of_the_stream_that_names_the_shard(
@@ -133,7 +148,7 @@ def test_verify_proves_a_copy_on_a_server(server: FileServer, remote: RemoteConf
 
 
 def test_a_missing_index_and_a_server_that_is_gone_are_errors(server: FileServer, remote: RemoteConfig) -> None:
-    with pytest.raises(DataError, match="FileNotFoundError"):
+    with pytest.raises(DataError, match="404"):
         ShardReader(f"{server.url}/nothing", remote)
     with FileServer(server.folder) as closed:
         url = closed.url
@@ -264,3 +279,16 @@ def test_without_s3fs_the_error_says_what_to_install(remote: RemoteConfig, monke
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(ConfigError, match=r"nd-dist\[remote\]"):
         ShardReader("s3://bucket/shards", remote)
+
+
+def test_a_cache_that_belongs_to_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from shards.remote import RemoteStore
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if os.getuid():
+        pytest.skip("needs the right to give a folder away")
+    folder = tmp_path / f"nd_dist-cache-{os.getuid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(DataError, match="another user"):
+        RemoteStore.connect("http://127.0.0.1:9/shards", RemoteConfig())

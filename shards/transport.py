@@ -1,0 +1,218 @@
+"""How bytes come from a server: http(s) with the standard library, s3 with fsspec.
+
+http(s) reads one response straight into one buffer a thread, which costs a third of the CPU time of fsspec's own
+client; proxies come from the environment, credentials from ``~/.netrc``. What a server or a package says is never
+repeated: it may hold credentials or signed URLs. Errors name their kind and status only.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import netrc
+import os
+import threading
+import urllib.error
+import urllib.request
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from nd_dist.errors import ConfigError
+from shards.cache import BLOCK_BYTES, ReadBlock, TransferError
+
+TIMEOUT_S = 60.0  # without a byte
+_RETRIED_STATUS = (408, 429)  # 4xx that may pass; any other 4xx stays
+_HTTP_ERRORS = (OSError, http.client.HTTPException)  # urllib's errors are OSErrors
+_BUFFERS = threading.local()
+
+
+class Transport(Protocol):
+    """Reads files of a server."""
+
+    def read_whole(self, url: str) -> bytes:
+        """Return a small file; raises ``TransferError``."""
+
+    def reader(self, url: str, num_bytes: int) -> ReadBlock:
+        """Return what reads blocks of a file of a known size, best in order."""
+
+
+class HttpTransport:
+    """http and https."""
+
+    def read_whole(self, url: str) -> bytes:
+        """Return a small file.
+
+        Raises:
+            TransferError: it cannot be read.
+        """
+        try:
+            with _open(url, 0) as response:
+                return response.read()
+        except _HTTP_ERRORS as error:
+            raise TransferError(describe(error), is_final=_is_final(error)) from None
+
+    def reader(self, url: str, num_bytes: int) -> ReadBlock:
+        """Return what reads blocks of a file from one response, and asks again where it was cut."""
+        return _HttpReader(url, num_bytes)
+
+
+class _HttpReader:
+    """Reads a file block by block.
+
+    Args:
+        url: The file.
+        num_bytes: Its size.
+    """
+
+    def __init__(self, url: str, num_bytes: int) -> None:
+        self._url, self._num_bytes = url, num_bytes
+        self._response: http.client.HTTPResponse | None = None
+        self._position = 0
+
+    def __call__(self, start: int, stop: int) -> memoryview:
+        """Return bytes ``start .. stop-1``, or fewer; they stay valid until this thread reads the next block.
+
+        Raises:
+            TransferError: nothing arrived.
+        """
+        content = memoryview(_buffer(stop - start))
+        done = 0
+        try:
+            response = self._response_at(start)
+            while done < len(content) and (count := response.readinto(content[done:])):
+                done += count
+        except _HTTP_ERRORS as error:
+            self._close()
+            if not done:
+                raise TransferError(describe(error), is_final=_is_final(error)) from None
+        self._position = start + done
+        if done < len(content) or self._position == self._num_bytes:
+            self._close()
+        return content[:done]
+
+    def _response_at(self, start: int) -> http.client.HTTPResponse:
+        """Return a response whose next byte is ``start``."""
+        if self._response is None or self._position != start:
+            self._close()
+            self._response = _open(self._url, start)
+            if self._response.status != http.client.PARTIAL_CONTENT:  # the server knows no ranges: skip
+                _skip(self._response, start)
+        return self._response
+
+    def _close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+
+
+class S3Transport:
+    """s3, through fsspec and s3fs.
+
+    Args:
+        url: Of the shards, for messages.
+        endpoint: URL of an S3-compatible server; None: AWS.
+
+    Raises:
+        ConfigError: s3fs is not installed.
+    """
+
+    def __init__(self, url: str, endpoint: str | None) -> None:
+        self._url, self._endpoint = url, endpoint
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make the file system of this process; fsspec's do not survive a fork."""
+        try:
+            import fsspec
+            from botocore.exceptions import BotoCoreError, ClientError
+
+            self._files: Any = fsspec.filesystem("s3", endpoint_url=self._endpoint)  # Any: fsspec is untyped
+        except ImportError as error:
+            raise ConfigError(
+                "Reading s3:// needs a package that is not installed.",
+                where=self._url,
+                found=str(error),
+                todo="pip install 'nd-dist[remote]'",
+            ) from error
+        self._errors: tuple[type[Exception], ...] = (OSError, BotoCoreError, ClientError)
+        self._pid = os.getpid()
+
+    def _cat(self, url: str, start: int | None, stop: int | None) -> bytes:
+        """Return a file, or a part of it.
+
+        Raises:
+            TransferError: it cannot be read.
+        """
+        if self._pid != os.getpid():
+            self._connect()
+        try:
+            return bytes(self._files.cat_file(url, start=start, end=stop))
+        except self._errors as error:
+            raise TransferError(describe(error), is_final=_is_final(error)) from None
+
+    def read_whole(self, url: str) -> bytes:
+        """Return a small file.
+
+        Raises:
+            TransferError: it cannot be read.
+        """
+        return self._cat(url, None, None)
+
+    def reader(self, url: str, num_bytes: int) -> ReadBlock:
+        """Return what reads blocks of a file, one request each."""
+        del num_bytes
+        return lambda start, stop: self._cat(url, start, stop)
+
+
+def describe(error: Exception) -> str:
+    """Return the kind of an error and its status, and nothing of its text, which may hold credentials."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return describe(error.reason)
+    response = getattr(error, "response", None)
+    status = response.get("Error", {}).get("Code") if isinstance(response, dict) else None  # botocore
+    status = status or getattr(error, "code", None)  # urllib
+    if status is None and isinstance(error, OSError) and error.errno:
+        status = os.strerror(error.errno)
+    return f"{type(error).__name__}{f' ({status})' if status else ''}"
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether trying again is pointless."""
+    status = getattr(error, "code", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in _RETRIED_STATUS
+    return isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
+
+
+def _open(url: str, start: int) -> http.client.HTTPResponse:
+    """Return the response to a request for a file from byte ``start`` on; redirects and proxies are followed."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    if credentials := _netrc(urlsplit(url).hostname or ""):
+        request.add_unredirected_header("Authorization", credentials)  # never sent on to another host
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    return response
+
+
+def _netrc(host: str) -> str:
+    """Return the header that ``~/.netrc`` holds for a host, empty where it has none."""
+    try:
+        found = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    if found is None:
+        return ""
+    return "Basic " + base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode("ascii")
+
+
+def _skip(response: http.client.HTTPResponse, count: int) -> None:
+    """Read and forget bytes."""
+    while count > 0 and (content := response.read(min(count, BLOCK_BYTES))):
+        count -= len(content)
+
+
+def _buffer(num_bytes: int) -> bytearray:
+    """Return this thread's buffer, of exactly this size; fresh memory for each block would cost as much as reading."""
+    buffer: bytearray | None = getattr(_BUFFERS, "block", None)
+    if buffer is None or len(buffer) != num_bytes:
+        buffer = _BUFFERS.block = bytearray(num_bytes)
+    return buffer
