@@ -196,7 +196,7 @@ def shard_large_layers(
     chosen: dict[str, ShardedLinear] = {}
     for name, linear in list(_row_layers(decoder)):
         count = rows_per_subject if name.startswith(VOXEL_PREFIX) else rows
-        if _pays(linear, count):
+        if pays(linear.in_features, linear.out_features, count):
             parent, _, child = name.rpartition(".")
             chosen[name] = ShardedLinear(linear, world, device)
             setattr(decoder.get_submodule(parent), child, chosen[name])
@@ -210,7 +210,6 @@ def _row_layers(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def _pays(linear: nn.Linear, rows: int) -> bool:
+def pays(inputs: int, outputs: int, rows: float) -> bool:
     """Whether all rows, there and back, are fewer numbers than twice the gradient (an all-reduce sends it twice)."""
-    inputs, outputs = linear.in_features, linear.out_features
     return rows * (3 * inputs + 2 * outputs) < 2 * inputs * outputs
