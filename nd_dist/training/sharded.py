@@ -51,9 +51,9 @@ class Columns:
         """Return the rows (N, I) of all ranks; every rank has as many."""
         if self.world.size == 1:
             return rows_BI
-        all_NI = rows_BI.new_empty((len(rows_BI) * self.world.size, rows_BI.shape[1]))
-        distributed.all_gather_into_tensor(all_NI, rows_BI.contiguous())
-        return all_NI
+        parts = [torch.empty_like(rows_BI) for _ in range(self.world.size)]
+        distributed.all_gather(parts, rows_BI.contiguous())
+        return torch.cat(parts)
 
     def to_rows(self, columns_NC: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows with all columns (B, O), given all rows with this rank's columns (N, C)."""
