@@ -7,8 +7,8 @@
 
 Every line of the table is a process of its own on the same made-up data (published voxel counts and target shape), in
 turn, round after round; times are medians over all timed steps (on a busy machine believe the processor's). The plain
-loop keeps the betas of NSD's number of trials in memory (the made-up ones repeated) and makes an epoch's batches first,
-so its samples per second count that, shared over the epoch's steps; `data wait` is the share of time spent on it.
+loop keeps the betas of NSD's number of trials in memory (the made-up ones repeated) and makes an epoch's batches
+first: its samples per second count that, shared over the epoch's steps; `data wait` is the share of time spent on it.
 Between plain and nd_dist stand lines that differ in one thing each: where the gain comes from.
 """
 
