@@ -84,9 +84,12 @@ class ReleasedLoop:
         device: Where to train.
         computes_mixer: Whether the mixer is computed, as released.
         is_fused: Whether AdamW is torch's fused one (it is not, as released).
+        num_trials: Trials of a subject whose betas lie in memory; the made-up ones are repeated up to that.
     """
 
-    def __init__(self, config: Config, device: torch.device, computes_mixer: bool, is_fused: bool) -> None:
+    def __init__(
+        self, config: Config, device: torch.device, computes_mixer: bool, is_fused: bool, num_trials: int
+    ) -> None:
         torch.manual_seed(config.seed)
         self._config, self._device = config, device
         self._reader = ShardReader(config.shards_dir)
@@ -104,15 +107,16 @@ class ReleasedLoop:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, config.training.learning_rate, total_steps=config.training.steps[0]
         )
-        self._betas = {subject: self._all_betas(subject) for subject in self._subjects}
+        self._betas = {subject: self._all_betas(subject, num_trials) for subject in self._subjects}
 
-    def _all_betas(self, subject: int) -> tuple[torch.Tensor, np.ndarray]:
+    def _all_betas(self, subject: int, num_trials: int) -> tuple[torch.Tensor, np.ndarray]:
         """Return all training betas of a subject (T, V), half precision as released, and their images (T,)."""
         trials = self._reader.trials
         rows = trials[(trials["subject"] == subject) & (trials["split"] == TRAIN)]
         stored = np.empty((len(rows), self._reader.num_voxels[subject]), dtype=self._reader.index.voxels.dtype)
         self._reader.read_voxels(rows, stored)
-        return torch.from_numpy(stored).half(), np.asarray(rows["image"])
+        place = np.arange(num_trials) % len(rows)
+        return torch.from_numpy(stored).half()[place], np.asarray(rows["image"])[place]
 
     def run(self, epoch_steps: int, timed_steps: int) -> LoopResult:
         """Make an epoch's batches, then take the first steps of it."""

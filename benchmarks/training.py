@@ -7,9 +7,9 @@
 
 Every line of the table is a process of its own on the same made-up data (published voxel counts and target shape), in
 turn, round after round; times are medians over all timed steps (on a busy machine believe the processor's). The plain
-loop makes an epoch's batches first, so its samples per second count that, shared over the epoch's steps; `data wait`
-is the share of time spent on it. Between plain and nd_dist stand lines that differ in one thing each: where the gain
-comes from.
+loop keeps the betas of NSD's number of trials in memory (the made-up ones repeated) and makes an epoch's batches
+first: its samples per second count that, shared over the epoch's steps; `data wait` is the share of time spent on it.
+Between plain and nd_dist stand lines that differ in one thing each: where the gain comes from.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measure(variant: str, options: argparse.Namespace, folder: Path) -> Measured
     config, settings = recipe(options, folder), VARIANTS[variant]
     if variant.startswith("plain"):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loop = ReleasedLoop(config, device, settings["computes_mixer"], settings["is_fused"])
+        loop = ReleasedLoop(config, device, settings["computes_mixer"], settings["is_fused"], options.trials)
         done = loop.run(options.epoch_steps, options.steps + WARM_UP)
         steps, cpu_steps = done.step_s[WARM_UP:], done.step_cpu_s[WARM_UP:]
         overhead, cpu_overhead = (s / options.epoch_steps for s in (done.epoch_s, done.epoch_cpu_s))
@@ -178,6 +178,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epoch-steps", type=int, default=714, help="the plain loop keeps so many steps in memory")
+    parser.add_argument(
+        "--trials", type=int, default=27_000, help="the plain loop keeps so many of a subject in memory"
+    )
     parser.add_argument("--folder", type=Path, help="keep the made-up data here (default: made anew)")
     parser.add_argument("--only", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()

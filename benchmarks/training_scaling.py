@@ -21,7 +21,7 @@ from benchmarks.training_memory import TRAININGS, full_size
 from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.objectives import Objective, StepInputs
-from nd_dist.training.sharded import ShardedLinear, shard_large_layers
+from nd_dist.training.sharded import ShardedLinear, pays, shard_large_layers
 from nd_dist.world import World
 
 BYTES = 2  # of a gradient or activation on the wire: bfloat16
@@ -103,15 +103,15 @@ class StepTime:
 def step_time(work: Work, machine: Machine, ranks: int, rows_per_rank: int, is_divided: bool) -> StepTime:
     """Return the time of one step with ZeRO 1 (optimizer state over all ranks)."""
     rows = ranks * rows_per_rank
-    divided = sum(layer.numel for layer in work.layers)
-    averaged = work.replicated + (0 if is_divided else divided)
+    chosen = [y for y in work.layers if is_divided and pays(y.inputs, y.outputs, rows * y.share)]
+    everything = work.replicated + sum(layer.numel for layer in work.layers)
+    averaged = everything - sum(layer.numel for layer in chosen)
     # ZeRO 1: gradients there, new weights back; either is one pass around the ring
     wire = 2 * averaged * (ranks - 1) / ranks * BYTES
     calls = 4
-    if is_divided and ranks > 1:
-        wire += sum(layer.wire_values(rows, ranks) for layer in work.layers) * BYTES
-        calls += 4 * len(work.layers)
-    optimizer_bytes = 28 * (work.replicated + divided) / ranks  # read weight, gradient, two moments; write three
+    wire += sum(layer.wire_values(rows, ranks) for layer in chosen) * BYTES
+    calls += 4 * len(chosen)
+    optimizer_bytes = 28 * everything / ranks  # read weight, gradient, two moments; write three
     return StepTime(
         compute=work.flops_per_row * rows_per_rank / machine.flops,
         optimizer=optimizer_bytes / machine.memory_bytes_s,
@@ -124,7 +124,7 @@ def work_of(decoder: Decoder, rows: int) -> Work:
 
     Args:
         decoder: On the meta device.
-        rows: Rows of the published batch, which decide which layers are divided.
+        rows: Rows of the published batch; a layer that is not divided then never is.
     """
     flops = _flops(decoder, rows) / rows
     subjects = len(decoder.num_voxels)

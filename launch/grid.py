@@ -185,19 +185,18 @@ def blocked(plan: Sequence[Training], states: Mapping[Training, State]) -> list[
 
 
 def grid_table(plan: Sequence[Training], states: Mapping[Training, State], shares: Mapping[Training, float]) -> Table:
-    """Return one table of all trainings: a row per subject and stage, a column per network.
+    """Return one table of all trainings: a row per subject and network, a column per stage.
 
     Args:
         plan: The trainings.
         states: How each stands.
         shares: Share of its steps that each has made, 0..1.
     """
-    networks = list(dict.fromkeys(training.network for training in plan))
-    table = Table("subject", "stage", *networks)
-    for subject, stage in dict.fromkeys((training.subject, training.stage) for training in plan):
-        row = {t.network: t for t in plan if (t.subject, t.stage) == (subject, stage)}
-        cells = [_cell(states[row[name]], shares[row[name]]) if name in row else "" for name in networks]
-        table.add_row(f"{subject:02d}", str(stage), *cells)
+    stages = sorted({training.stage for training in plan})
+    table = Table("subject", "network", *(f"stage {stage}" for stage in stages))
+    for subject, network in dict.fromkeys((training.subject, training.network) for training in plan):
+        row = {t.stage: t for t in plan if (t.subject, t.network) == (subject, network)}
+        table.add_row(f"{subject:02d}", network, *(_cell(states[row[stage]], shares[row[stage]]) for stage in stages))
     return table
 
 

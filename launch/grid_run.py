@@ -7,7 +7,6 @@ The same command again goes on with what is not done.
 from __future__ import annotations
 
 import ctypes
-import json
 import shlex
 import signal
 import subprocess
@@ -36,18 +35,17 @@ from launch.grid import (
     plan_slots,
     subject_dir,
 )
+from launch.grid_state import outcome_of, share_of, state_on_disk
 from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder
 from launch.recipe import config_yaml
 from launch.run import tail_of
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.events import events_path
 from nd_dist.files import write_text
-from nd_dist.training.records import MODEL, check_fingerprint, read_done, stage_dir, training_fingerprint
+from nd_dist.training.records import MODEL, stage_dir
 
 POLL_S = 0.5
-TAIL_BYTES = 4096
 PR_SET_PDEATHSIG = 1
 
 
@@ -96,7 +94,7 @@ class Grid:
 
     def shares(self) -> dict[Training, float]:
         """Return the share of its steps that each training has made."""
-        return {training: _share(training, self.states[training]) for training in self.plan}
+        return {training: share_of(training, self.states[training]) for training in self.plan}
 
 
 def grid_command(config: Config, request: GridRequest, hostfile: Path | None, is_dry: bool) -> None:
@@ -147,7 +145,7 @@ def run_grid(grid: Grid, console: Console) -> None:
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index_id = Index.read(grid.config.shards_dir).id
-        grid.states = {training: _state_on_disk(grid.config, training, index_id) for training in grid.plan}
+        grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
         with _Stop() as stop, _board(grid, console):
             _work(grid, stop, console)
         console.print(grid_table(grid.plan, grid.states, grid.shares()))
@@ -181,7 +179,7 @@ def _reap(grid: Grid, console: Console) -> None:
     """Take note of the trainings that ended, and of those that can no longer start."""
     for training in [training for training, (process, _) in grid.running.items() if process.poll() is not None]:
         process, _ = grid.running.pop(training)
-        grid.states[training] = _outcome(training, process.returncode)
+        grid.states[training] = outcome_of(training, process.returncode)
         console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
     for training in blocked(grid.plan, grid.states):
         grid.states[training] = "blocked"
@@ -213,63 +211,12 @@ def _die_with_parent() -> None:
 
 
 def _visible(slot: Slot) -> list[str]:
-    """Return the variable that gives a training its GPUs."""
-    return [f"CUDA_VISIBLE_DEVICES={','.join(map(str, slot.devices))}"] if slot.devices else []
-
-
-def _state_on_disk(config: Config, training: Training, index_id: str) -> State:
-    """Return how a training stands before anything runs.
-
-    Raises:
-        CheckpointError: it was made with another recipe.
-    """
-    folder = stage_dir(training.run_dir, training.stage)
-    record = read_done(folder)
-    if not record:
-        return "saved" if (folder / "latest.json").exists() else "waiting"
-    found = record["fingerprint"]
-    wanted = training_fingerprint(_config_of(config, training), index_id, training.stage, found["start"])
-    check_fingerprint(wanted, found, folder)
-    return "done"
-
-
-def _config_of(config: Config, training: Training) -> Config:
-    """Return the recipe of one training."""
-    section = config.training.model_copy(
-        update={"target_subject": training.subject, "targets": training.targets, "stages": (training.stage,)}
-    )
-    return config.model_copy(update={"training": section, "run_dir": training.run_dir})
-
-
-def _outcome(training: Training, returncode: int) -> State:
-    """Return how a training ended: its completion record counts, not its exit code."""
-    folder = stage_dir(training.run_dir, training.stage)
-    if read_done(folder):
-        return "done"
-    return "saved" if returncode == Requeue.exit_code else "failed"
-
-
-def _share(training: Training, state: State) -> float:
-    """Return the share of its steps that a training has made, from its last progress event."""
-    if state == "done":
-        return 1.0
-    path = events_path(training.run_dir, 0)
-    if not path.exists():
-        return 0.0
-    with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = stream.read().decode("utf-8", errors="replace").splitlines()
-    return next((found for line in reversed(lines) if (found := _share_of_line(line, training.stage)) >= 0), 0.0)
-
-
-def _share_of_line(line: str, stage: int) -> float:
-    """Return the share that a line of events tells; -1 if it tells none."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # the first line of the tail is cut
-        return -1.0
-    is_own = event.get("event") == "progress" and event.get("task") == f"stage {stage}"
-    return float(event["done"]) / max(1, int(event["total"])) if is_own else -1.0
+    """Return the variable that gives a training its GPUs; here they count through those that this process sees."""
+    if not slot.devices:
+        return []
+    seen = environment().get("CUDA_VISIBLE_DEVICES", "") if slot.is_local else ""
+    names = seen.split(",") if seen else [str(i) for i in range(max(slot.devices) + 1)]
+    return [f"CUDA_VISIBLE_DEVICES={','.join(names[i] for i in slot.devices)}"]
 
 
 def _judge(grid: Grid, stop: _Stop) -> None:

@@ -28,7 +28,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError, StorageError, WorldError
 from nd_dist.schema import Batch
-from nd_dist.training.collective import on_main
+from nd_dist.training.collective import barrier, on_main
 from nd_dist.training.finite import raise_not_finite
 from nd_dist.training.gather import Gather, gather_rows, identity
 from nd_dist.training.objectives import Objective, StepInputs
@@ -253,8 +253,8 @@ class Engine:
             StorageError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
         """
         try:
-            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
             self._shards.save(folder / tag)
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
         except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
             raise StorageError(
                 "A checkpoint could not be written; the one before is still valid.",
@@ -262,6 +262,7 @@ class Engine:
                 found=str(error).splitlines()[0],
                 todo="free some space, then run the same command again: it continues from the last valid checkpoint",
             ) from error
+        barrier()  # the files of all ranks are there: they are hashed next
 
     @property
     def layout(self) -> dict[str, Any]:

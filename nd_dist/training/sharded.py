@@ -51,9 +51,9 @@ class Columns:
         """Return the rows (N, I) of all ranks; every rank has as many."""
         if self.world.size == 1:
             return rows_BI
-        all_NI = rows_BI.new_empty((len(rows_BI) * self.world.size, rows_BI.shape[1]))
-        distributed.all_gather_into_tensor(all_NI, rows_BI.contiguous())
-        return all_NI
+        parts = [torch.empty_like(rows_BI) for _ in range(self.world.size)]
+        distributed.all_gather(parts, rows_BI.contiguous())
+        return torch.cat(parts)
 
     def to_rows(self, columns_NC: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows with all columns (B, O), given all rows with this rank's columns (N, C)."""
@@ -196,7 +196,7 @@ def shard_large_layers(
     chosen: dict[str, ShardedLinear] = {}
     for name, linear in list(_row_layers(decoder)):
         count = rows_per_subject if name.startswith(VOXEL_PREFIX) else rows
-        if _pays(linear, count):
+        if pays(linear.in_features, linear.out_features, count):
             parent, _, child = name.rpartition(".")
             chosen[name] = ShardedLinear(linear, world, device)
             setattr(decoder.get_submodule(parent), child, chosen[name])
@@ -210,7 +210,6 @@ def _row_layers(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def _pays(linear: nn.Linear, rows: int) -> bool:
+def pays(inputs: int, outputs: int, rows: float) -> bool:
     """Whether all rows, there and back, are fewer numbers than twice the gradient (an all-reduce sends it twice)."""
-    inputs, outputs = linear.in_features, linear.out_features
     return rows * (3 * inputs + 2 * outputs) < 2 * inputs * outputs

@@ -82,14 +82,14 @@ def test_a_second_stage_waits_for_its_own_first_stage_only() -> None:
     assert next_starts(plan, states_of(plan, c1="running", z1="failed"), free) == []
 
 
-def test_the_table_has_a_row_for_every_stage_and_a_column_for_every_network(tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_every_network_and_a_column_for_every_stage() -> None:
     plan = plan_grid(paper("training.targets=[c,z]"), GridRequest(subjects=(1, 7), stages=(1, 2)))
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(grid_table(plan, states_of(plan, c1="running"), dict.fromkeys(plan, 0.25)))
     rows = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "waiting" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        [subject, stage, "running 25%" if stage == "1" else "waiting", "waiting"]
-        for subject in ("01", "07") for stage in ("1", "2")
+        [subject, network, "running 25%" if network == "c" else "waiting", "waiting"]
+        for subject in ("01", "07") for network in ("c", "z")
     ]  # fmt: skip
 
 
@@ -101,6 +101,14 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     assert words[:5] == ["ssh", "-tt", "-o", "BatchMode=yes", "far"]
     assert "CUDA_VISIBLE_DEVICES=1" in words[5]
     assert "training.targets=[c]" in words[5]
+
+
+def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:
+    words = [*ND, "train", "paper", f"run_dir={tmp_path / 'run'}", "--all-targets", "--subjects", "1,7", "--dry-run"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "32 trainings" in shown
+    assert "training.target_subject=7 'training.targets=[g12]' 'training.stages=[2]'" in shown
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
