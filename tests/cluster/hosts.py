@@ -153,6 +153,10 @@ class Cluster:
         """Return the address of a host."""
         return f"{NETWORK}.{10 + self.names.index(name)}"
 
+    def card(self, name: str) -> str:
+        """Return the hardware address of a host's network card: the same after every boot, as others remember it."""
+        return f"02:00:00:00:00:{10 + self.names.index(name):02x}"
+
     def start(self) -> None:
         """Bring everything up."""
         self._write_identities()
@@ -190,7 +194,7 @@ class Cluster:
         self._boots += 1
         port = f"{name}-{self._boots}"  # the kernel takes its time to remove the link of a host that crashed
         self._on_switch(
-            f"link add {port} type veth peer name eth0 netns {shell.pid}",
+            f"link add {port} type veth peer name eth0 address {self.card(name)} netns {shell.pid}",
             f"link set {port} master bridge",
             f"link set {port} up",
         )
