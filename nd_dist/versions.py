@@ -1,4 +1,4 @@
-"""Installed versions of the packages that can move a number. Standard library only: hosts are asked before all else."""
+"""Installed versions of the packages that can move a number. Standard library only, so that asking costs nothing."""
 
 from __future__ import annotations
 
