@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +21,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from nd_dist.versions import installed_versions
 
 CODE = "nd_dist code"
 LOOK_S = 1.0
@@ -159,13 +160,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
 
 def versions(packages: list[str]) -> dict[str, str]:
     """Return the versions that must be equal on all hosts: Python, packages, and this very code."""
-    found = {"python": platform.python_version(), CODE: code_digest()}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"python": platform.python_version(), CODE: code_digest(), **installed_versions(packages)}
 
 
 def code_digest() -> str:

@@ -24,7 +24,7 @@ from launch.deepspeed_plan import SSH_OPTIONS
 from launch.hosts import Host
 from nd_dist.errors import WorldError
 from nd_dist.files import write_text
-from nd_dist.provenance import PACKAGES
+from nd_dist.versions import PACKAGES
 
 FACTS_WITHIN_S = 45.0
 BEAT_S = 2.0

@@ -87,7 +87,7 @@ class RunFolder:
             raise WorldError(
                 "Another command works in this run folder.",
                 where=str(run_dir),
-                found=_holder(run_dir),
+                found=describe_launcher(run_dir),
                 todo="wait for it, stop it, or choose another run_dir=",
             )
         leftover = _lock(state / "ranks.lock", fcntl.LOCK_EX, wait_s=RANKS_GONE_WITHIN_S)
@@ -134,7 +134,7 @@ class RunFolder:
             self._lock = None
 
 
-def _holder(run_dir: Path) -> str:
+def describe_launcher(run_dir: Path) -> str:
     """Return who works in a run folder, as far as its record says."""
     try:
         record = read_json(launch_record_path(run_dir))

@@ -99,7 +99,7 @@ def sbatch_text(submission: Submission, slurm: SlurmConfig) -> str:
     which the job puts itself back into the queue.
     """
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(submission, slurm))]
-    lines += ["set -u", *slurm.setup]
+    lines += slurm.setup
     lines.append(f"export PYTHONPATH={shlex.quote(str(submission.root))}${{PYTHONPATH:+:$PYTHONPATH}}")
     words = [submission.python, "-m", "launch.cli", submission.command, str(submission.config_path)]
     command = shlex.join([*words, "--launcher", "srun"])

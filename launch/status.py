@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.liveness import BEAT_INTERVAL_S, launch_record_path
+from launch.liveness import BEAT_INTERVAL_S, describe_launcher, launch_record_path
 from nd_dist.errors import DataError
 from nd_dist.events import read_events
-from nd_dist.files import read_json
 
 QUIET_BEATS = 15
 RECENT_STEPS = 50
@@ -160,15 +159,6 @@ def _lines(status: Status, run_dir: Path) -> list[tuple[str, str]]:
     if status.command:
         lines.append(("last event", f"{status.age_s:.0f} s ago"))
         lines.append(("logs", str(run_dir / "logs" / status.command)))
-    if status.state == "running" and (launcher := _launcher(run_dir)):
-        lines.append(("launcher", launcher))
+    if status.state == "running":
+        lines.append(("launcher", describe_launcher(run_dir)))
     return lines
-
-
-def _launcher(run_dir: Path) -> str:
-    """Return who launched, as the record says."""
-    try:
-        record = read_json(launch_record_path(run_dir))
-    except DataError:
-        return ""
-    return f"pid {record['pid']} on {record['host']}"

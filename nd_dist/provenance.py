@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -12,19 +11,12 @@ from typing import Any
 import nd_dist
 from nd_dist.config import Config
 from nd_dist.files import hash_json
-
-PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "webdataset", "mpi4py", "torchmetrics", "numpy")
+from nd_dist.versions import installed_versions
 
 
 def package_versions() -> dict[str, str]:
     """Return the installed version of every package that can move a number."""
-    versions = {"python": platform.python_version(), "nd_dist": nd_dist.__version__}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    return versions
+    return {"python": platform.python_version(), "nd_dist": nd_dist.__version__, **installed_versions()}
 
 
 def git_state() -> str:

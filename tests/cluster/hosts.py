@@ -86,11 +86,13 @@ class Host:
         name: Its host name.
         address: Its address.
         shell: The process that holds its namespaces; its one child is the host's process 1.
+        port: Its end of the link on the switch.
     """
 
     name: str
     address: str
     shell: subprocess.Popen[str]
+    port: str
 
     @property
     def init(self) -> int:
@@ -140,6 +142,7 @@ class Cluster:
     daemons: Callable[[str], Sequence[Sequence[str]]] = lambda _name: ()
     hosts: dict[str, Host] = field(default_factory=dict)
     _switch: subprocess.Popen[str] | None = None
+    _boots: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -149,6 +152,10 @@ class Cluster:
     def address(self, name: str) -> str:
         """Return the address of a host."""
         return f"{NETWORK}.{10 + self.names.index(name)}"
+
+    def card(self, name: str) -> str:
+        """Return the hardware address of a host's network card: the same after every boot, as others remember it."""
+        return f"02:00:00:00:00:{10 + self.names.index(name):02x}"
 
     def start(self) -> None:
         """Bring everything up."""
@@ -184,9 +191,10 @@ class Cluster:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=console, text=True, env=self.environment(),
             )  # fmt: skip
         _await_namespace(shell.pid)
-        port = f"to-{name}"
+        self._boots += 1
+        port = f"{name}-{self._boots}"  # the kernel takes its time to remove the link of a host that crashed
         self._on_switch(
-            f"link add {port} type veth peer name eth0 netns {shell.pid}",
+            f"link add {port} type veth peer name eth0 address {self.card(name)} netns {shell.pid}",
             f"link set {port} master bridge",
             f"link set {port} up",
         )
@@ -196,7 +204,7 @@ class Cluster:
         shell.stdin.flush()
         answer = shell.stdout.readline()
         assert answer == "ready\n", (self.folder / name / "console.log").read_text()
-        self.hosts[name] = Host(name, self.address(name), shell)
+        self.hosts[name] = Host(name, self.address(name), shell, port)
 
     def popen(self, name: str, words: Sequence[str], **options: object) -> subprocess.Popen[str]:
         """Start a command on a host; its standard output and error are pipes unless ``options`` say otherwise."""
@@ -234,11 +242,11 @@ class Cluster:
 
     def cut(self, name: str) -> None:
         """Take a host's link away; its processes live on."""
-        self._on_switch(f"link set to-{name} down")
+        self._on_switch(f"link set {self.hosts[name].port} down")
 
     def heal(self, name: str) -> None:
         """Give a host its link back."""
-        self._on_switch(f"link set to-{name} up")
+        self._on_switch(f"link set {self.hosts[name].port} up")
 
     def repair(self) -> None:
         """Give every host its link back and boot those that are down, for the next test."""

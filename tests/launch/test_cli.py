@@ -35,6 +35,8 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "report",
         "demo",
         "conformance",
+        "submit",
+        "status",
     ]:
         assert command in result.stdout
 
@@ -76,3 +78,16 @@ def test_doctor_names_what_is_there() -> None:
     result = nd("doctor")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "deepspeed" in result.stdout
+
+
+def test_a_dry_submission_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
+    result = nd("submit", "train", "demo", f"run_dir={tmp_path / 'run'}", "slurm.nodes=2", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "#SBATCH --nodes=2" in result.stdout
+    assert f"train {tmp_path / 'run' / 'config.yaml'} --launcher srun" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["demo", "demo"], ["train", "demo", "--array"]])
+def test_what_cannot_be_submitted_is_refused(words: list[str]) -> None:
+    assert nd("submit", *words, "--dry-run").returncode == 2

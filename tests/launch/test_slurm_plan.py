@@ -30,7 +30,6 @@ GOLDEN = """\
 #SBATCH --partition=gpu
 #SBATCH --account=brain
 #SBATCH --constraint=a100
-set -u
 module load cuda/12.4
 export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
 /env/bin/python -m launch.cli train /runs/a/config.yaml --launcher srun &
