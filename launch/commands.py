@@ -30,6 +30,7 @@ from launch.run import Launch, run_plan
 from launch.watch import Watcher
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
+from nd_dist.events import events_path
 
 LEASED = ("evaluate", "sweep", "estimate")
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
@@ -144,7 +145,7 @@ def result_of(command: str, config: Config) -> Path:
     results = {
         "pack": config.shards_dir / "index.json",
         "train": config.run_dir / "checkpoints",
-        "estimate": config.run_dir / "evaluation" / "costs",
+        "estimate": events_path(config.run_dir, 0),
     }
     return results.get(command, config.run_dir / "metrics.json")
 

@@ -120,7 +120,7 @@ def _calibration_task(bench: Bench, name: str, groups: Sequence[Group]) -> Task:
             config = bench.job.config_at(group.points[0])
             timed: list[tuple[Work, float]] = []
             for image_id in group.image_ids[:CALIBRATION_IMAGES]:
-                missing = bench.missing(group, image_id)
+                missing = bench.unmade(group, image_id)
                 bench.sampler(group.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
                 _make_image(bench, group, image_id)
