@@ -36,6 +36,7 @@ from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import ConfigError
+from nd_dist.events import events_path
 
 LEASED = ("evaluate", "sweep", "estimate")
 DEFAULT_LAUNCH = LaunchConfig()
@@ -221,8 +222,9 @@ def result_of(command: str, config: Config) -> Path | str:
     """Return the path that a command leaves for the user to look at."""
     if command == "pack":
         return f"{config.shards_dir}/index.json"
-    results = {"train": Path("checkpoints"), "estimate": Path("evaluation", "costs")}
-    return config.run_dir / results.get(command, Path("metrics.json"))
+    if command == "estimate":
+        return events_path(config.run_dir, 0)
+    return config.run_dir / ("checkpoints" if command == "train" else "metrics.json")
 
 
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:

@@ -78,7 +78,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as readable JSON (sorted keys, no NaN) to ``path`` atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Return ``value`` as readable JSON: sorted keys, no NaN, a newline at the end."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:  # Any: JSON has no static type; the callers validate

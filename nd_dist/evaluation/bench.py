@@ -88,6 +88,15 @@ class Bench:
             if not self.has(layout.judged(point, subject) / image_name(image_id), prints.judged(point, subject))
         ]
 
+    def unmade(self, group: Group, image_id: int) -> list[Point]:
+        """Return the points of a group at which an image's pictures are still to be made."""
+        layout, prints, subject = self.job.layout, self.prints, group.subject
+        return [
+            point
+            for point in group.points
+            if not self.has(layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
+        ]
+
     def check_stop(self) -> None:
         """Leave if the rank was asked to."""
         if self.should_stop():

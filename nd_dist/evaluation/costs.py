@@ -52,7 +52,7 @@ def unit_work(config: Config, points: Sequence[Point]) -> Work:
     """
     if points[0].control == "nearest":
         return Work(0, 0)
-    steps = int(config.sampler.num_steps * config.sampler.strength)
+    steps = max(1, int(config.sampler.num_steps * config.sampler.strength))
     guided = [int(steps * point.eta) if point.is_guided else 0 for point in points]
     return Work(max(guided), sum(steps - count for count in guided))
 

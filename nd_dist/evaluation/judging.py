@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nd_dist.checkpoint import write_tensors
 from nd_dist.errors import DataError
 from nd_dist.evaluation.layout import FEATURES, PICTURE, repeat_file
-from nd_dist.evaluation.records import publish, read_png, read_record
+from nd_dist.evaluation.records import publish, read_png, read_record, write_staged
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.frozen.resize import pictures_to_pixels
 from nd_dist.metrics.agreement import repeat_agreement
-from nd_dist.metrics.pixel import pixel_correlation, structural_similarity
+from nd_dist.metrics.pixel import PictureSet
 from nd_dist.metrics.protocols import Protocol
 
 
@@ -50,7 +49,7 @@ def judge_original(
     """
     pixels_1CHW = protocol.original_first(pictures_to_pixels(read_png(original / PICTURE)[None]))
     features = features_of(pixels_1CHW, judges)
-    return publish(folder, fingerprint, {}, lambda staging: write_tensors(staging / FEATURES, features))
+    return publish(folder, fingerprint, {}, lambda staging: write_staged(staging / FEATURES, features))
 
 
 def judge_image(
@@ -75,7 +74,7 @@ def judge_image(
     original_1CHW = protocol.original_first(pictures_to_pixels(read_png(original / PICTURE)[None]))
     facts = {"metrics": pair_metrics(recons_RCHW, original_1CHW, protocol, judges.pairs)}
     features = features_of(recons_RCHW, judges.features)
-    return publish(folder, fingerprint, facts, lambda staging: write_tensors(staging / FEATURES, features))
+    return publish(folder, fingerprint, facts, lambda staging: write_staged(staging / FEATURES, features))
 
 
 def pair_metrics(
@@ -101,15 +100,17 @@ def pair_metrics(
             found=tuple(originals.shape[-2:]),
             todo="choose a protocol that resizes the originals, e.g. evaluation.protocol=mindeye2",
         )
-    seen = originals.expand_as(recons)
+    num_repeats = len(recons)
+    pictures = PictureSet(torch.cat([recons, originals]), protocol.ssim)  # the last one is the original
     metrics: dict[str, Any] = {
-        "pixcorr": pixel_correlation(recons, seen).tolist(),
-        "ssim": structural_similarity(recons, seen, protocol.ssim).tolist(),
+        "pixcorr": [pictures.correlation(repeat, num_repeats) for repeat in range(num_repeats)],
+        "ssim": [pictures.similarity(repeat, num_repeats) for repeat in range(num_repeats)],
     }
+    seen = originals.expand_as(recons)
     metrics |= {judge.name: judge.distances(recons, seen).tolist() for judge in pair_judges}
-    if len(recons) > 1:
-        metrics["repeat_pixcorr"] = repeat_agreement(recons, pixel_correlation)
-        metrics["repeat_ssim"] = repeat_agreement(recons, lambda a, b: structural_similarity(a, b, protocol.ssim))
+    if num_repeats > 1:
+        metrics["repeat_pixcorr"] = repeat_agreement(num_repeats, pictures.correlation)
+        metrics["repeat_ssim"] = repeat_agreement(num_repeats, pictures.similarity)
     return metrics
 
 

@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from nd_dist.errors import DataError
-from nd_dist.files import PART_SUFFIX, read_json, sync_dir, write_error, write_json
+from nd_dist.files import PART_SUFFIX, json_text, read_json, sync_dir, write_error, write_json
 
 FORMAT = 1
 RECORD = "record.json"
@@ -61,7 +64,8 @@ def publish(folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Cal
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         write(staging)
-        write_json(staging / RECORD, {"format": FORMAT, "fingerprint": fingerprint, **facts})
+        record = {"format": FORMAT, "fingerprint": fingerprint, **facts}
+        (staging / RECORD).write_text(json_text(record), encoding="utf-8")
         _flush(staging)
         if folder.exists() and not has_result(folder, fingerprint):
             shutil.rmtree(folder)
@@ -70,6 +74,14 @@ def publish(folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Cal
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_staged(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors into a staging folder; ``publish`` flushes them to disk, once, with everything else in it."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise OSError(str(error)) from error
 
 
 def _flush(folder: Path) -> None:

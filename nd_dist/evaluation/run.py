@@ -22,7 +22,7 @@ from typing import Any
 from nd_dist.comm import Comm
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
-from nd_dist.evaluation.costs import Work, cost_class, estimate, fit_cost, unit_work
+from nd_dist.evaluation.costs import StepCost, Work, cost_class, estimate, fit_cost, unit_work
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
 from nd_dist.evaluation.leases import Lease, LeasePool
 from nd_dist.evaluation.records import claim_folder, remove_leftovers
@@ -182,6 +182,7 @@ class Run:
         launch: Id that all ranks of the launch share.
         should_stop: Asked between images.
         tallies: Phase -> what this rank did.
+        costs: Cost class -> seconds per step, once measured.
     """
 
     comm: Comm
@@ -189,12 +190,13 @@ class Run:
     launch: str
     should_stop: Callable[[], bool]
     tallies: dict[str, Tally] = field(default_factory=dict)
+    costs: dict[str, StepCost] = field(default_factory=dict)
 
     def evaluate(self, job: Job, prints: Fingerprints) -> dict[str, Any]:
         """Go through all phases of a job and return the content of its metrics.json."""
         bench = Bench(job, prints, self.should_stop)
         self._prepare(bench)
-        bench.costs = {name: fit_cost(measured) for name, measured in measured_costs(bench).items()}
+        bench.costs = self.costs
         self._phase(bench, "reconstruct", group_tasks(bench))
         self._phase(bench, "score", score_tasks(bench))
         self._phase(bench, "metrics", [metrics_task(bench)])
@@ -207,13 +209,13 @@ class Run:
         first = benches[0]
         self._prepare(first)
         self._phase(first, "calibrate", calibration_tasks(first))
-        costs = {name: fit_cost(measured) for name, measured in measured_costs(first).items()}
+        self.costs = {name: fit_cost(measured) for name, measured in measured_costs(first).items()}
         if self.comm.rank:
             return
         unfinished = [item for bench in benches for item in _unfinished(bench)]
-        if not unfinished or any(cost_class(group.points[0]) not in costs for group, _, _ in unfinished):
+        if not unfinished or any(cost_class(group.points[0]) not in self.costs for group, _, _ in unfinished):
             return  # nothing is left to do, or all that was to be timed had been made before
-        found = estimate(unfinished, costs, self.comm.size)
+        found = estimate(unfinished, self.costs, self.comm.size)
         self.events.write("estimate", **dataclasses.asdict(found), wall_hours=found.wall_hours)
         self.events.write("notice", message=found.describe())
 

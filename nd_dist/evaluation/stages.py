@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nd_dist.checkpoint import write_tensors
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.controls import nearest_images
 from nd_dist.evaluation.costs import Work, cost_class, unit_work
@@ -14,7 +13,7 @@ from nd_dist.evaluation.decode import DecodeSettings, StoredTargets, TrueTargets
 from nd_dist.evaluation.judging import judge_image, judge_original
 from nd_dist.evaluation.layout import ARRAYS
 from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
-from nd_dist.evaluation.records import publish, read_record
+from nd_dist.evaluation.records import publish, read_record, write_staged
 from nd_dist.evaluation.retrieved import retrieval_metrics
 from nd_dist.evaluation.score import (
     JudgedImages,
@@ -121,7 +120,7 @@ def _calibration_task(bench: Bench, name: str, groups: Sequence[Group]) -> Task:
             config = bench.job.config_at(group.points[0])
             timed: list[tuple[Work, float]] = []
             for image_id in group.image_ids[:CALIBRATION_IMAGES]:
-                missing = bench.missing(group, image_id)
+                missing = bench.unmade(group, image_id)
                 bench.sampler(group.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
                 _make_image(bench, group, image_id)
@@ -214,7 +213,7 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
         metrics = {name: item.as_json() for name, item in scored.items()}
         facts = {"metrics": metrics, "image_ids": list(ids), "subject": subject}
         kept = {**arrays, **resampled_arrays(scored)}
-        publish(folder, fingerprint, facts, lambda staging: write_tensors(staging / ARRAYS, kept))
+        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, kept))
 
     name = f"score_{job.layout.protocol}_{point.name}_{subject_name(subject)}"
     return Task(name, lambda: bench.has(folder, fingerprint), work)

@@ -7,6 +7,8 @@ nothing is downloaded and no pickle is opened. Legend: B pictures, C = 3 channel
 from __future__ import annotations
 
 import importlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import Judge, JudgeSettings, NetworkJudge, Score, tap_layer
+from nd_dist.frozen.judges import Judge, JudgeSettings, NetworkJudge, Score, SharedPass, tap_layers
 from nd_dist.frozen.optional_judges import load_distribution_judge
 from nd_dist.frozen.pictures import Resize
 
@@ -61,7 +63,9 @@ def load_field_judges(folder: Path, settings: JudgeSettings, device: torch.devic
         CheckpointError: a weight file is missing or does not fit its network.
     """
     models = _torchvision_models()
-    judges: list[Judge] = [_torchvision_judge(models, recipe, folder, settings, device) for recipe in _RECIPES]
+    judges: list[Judge] = []
+    for _, recipes in itertools.groupby(_RECIPES, key=lambda recipe: recipe.file):
+        judges += _torchvision_judges(models, list(recipes), folder, settings, device)
     judges.insert(3, _clip_judge(folder / CLIP_FOLDER, settings, device))
     return [*judges, *load_distribution_judge(folder, device)]
 
@@ -77,10 +81,11 @@ def _torchvision_models() -> ModuleType:
         ) from error
 
 
-def _torchvision_judge(
-    models: ModuleType, recipe: _Recipe, folder: Path, settings: JudgeSettings, device: torch.device
-) -> NetworkJudge:
-    """Return one judge: torchvision's architecture, our weights file, one tapped layer."""
+def _torchvision_judges(
+    models: ModuleType, recipes: Sequence[_Recipe], folder: Path, settings: JudgeSettings, device: torch.device
+) -> list[NetworkJudge]:
+    """Return the judges of one network: torchvision's architecture, our weights file, a tapped layer each."""
+    recipe = recipes[0]
     is_efficientnet = recipe.file == "efficientnet_b1"
     path = folder / (f"{recipe.file}_{settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file)
     path = path.with_name(f"{path.name}.safetensors")
@@ -90,15 +95,21 @@ def _torchvision_judge(
     network = getattr(models, recipe.builder)(weights=None, **options)
     _load_weights(network, path, recipe)
     resize = Resize(getattr(settings, recipe.input_size), settings.backend, settings.antialias)
-    return NetworkJudge(
-        recipe.name,
-        recipe.score,
-        f"{path.name}:{sha256_file(path)[:16]}:{recipe.tap}:{resize}",
-        tap_layer(network.to(device).requires_grad_(False).eval(), recipe.tap),
-        resize,
-        "imagenet",
-        device,
-    )
+    network = network.to(device).requires_grad_(False).eval()
+    shared = SharedPass(tap_layers(network, [recipe.tap for recipe in recipes]))
+    digest = f"{path.name}:{sha256_file(path)[:16]}"
+    return [
+        NetworkJudge(
+            recipe.name,
+            recipe.score,
+            f"{digest}:{recipe.tap}:{resize}",
+            shared.tap(recipe.tap),
+            resize,
+            "imagenet",
+            device,
+        )
+        for recipe in recipes
+    ]
 
 
 def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:

@@ -6,7 +6,7 @@ features feed is said by its ``score``. Legend: B pictures, C = 3 channels, H he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -117,6 +117,33 @@ class NetworkJudge:
         return self.network(inputs_BCHW).flatten(1).float().cpu()
 
 
+class SharedPass:
+    """A network with several judges: the pictures that were seen last are not run through it again.
+
+    Args:
+        run: Maps inputs to the features of each tap.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
+        self._run = run
+        self._last: tuple[Tensor, Mapping[str, Tensor]] | None = None
+
+    def tap(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Return a function that gives one tap's features."""
+
+        def features(inputs_BCHW: Tensor) -> Tensor:
+            if self._last is None or not _are_equal(self._last[0], inputs_BCHW):
+                self._last = inputs_BCHW, self._run(inputs_BCHW)
+            return self._last[1][name]
+
+        return features
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    """Return whether two inputs hold the same numbers; far cheaper than a pass of a network."""
+    return first.shape == second.shape and torch.equal(first, second)
+
+
 # phantom judge, depth -> what it stands in for: the field's table has four identification columns and a distance
 _PHANTOM: tuple[tuple[str, str, Literal["early", "late"], Score], ...] = (
     ("plain_early", "plain", "early", "two_way"),
@@ -145,38 +172,42 @@ def load_phantom_judges(folder: Path, device: torch.device) -> list[Judge]:
     """
     from nd_dist.frozen.phantom_judges import WEIGHTS, load_judges
 
-    networks = load_judges(folder)
+    passes = {kind: SharedPass(_depths_of(network.to(device))) for kind, network in load_judges(folder).items()}
     resize = Resize(PHANTOM_SIZE)
     judges: list[Judge] = []
     for name, kind, depth, score in _PHANTOM:
         identity = f"{kind}:{sha256_file(folder / kind / WEIGHTS)[:16]}:{depth}:{resize}"
-        network = networks[kind].to(device)
-        judges.append(NetworkJudge(name, score, identity, _depth_of(network, depth), resize, "none", device))
+        judges.append(NetworkJudge(name, score, identity, passes[kind].tap(depth), resize, "none", device))
     return judges
 
 
-def _depth_of(network: Any, depth: str) -> Callable[[Tensor], Tensor]:
-    """Return a function that gives a phantom judge's early or late features."""
+def _depths_of(network: Any) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """Return a function that gives a phantom judge's early and late features."""
 
-    def run(inputs_BCHW: Tensor) -> Tensor:
-        features_BD: Tensor = getattr(network.features(inputs_BCHW), depth)
-        return features_BD
+    def run(inputs_BCHW: Tensor) -> Mapping[str, Tensor]:
+        found = network.features(inputs_BCHW)
+        return {"early": found.early, "late": found.late}
 
     return run
 
 
-def tap_layer(network: Any, layer: str) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs ``network`` and gives what its sub-module ``layer`` puts out."""
-    module = network.get_submodule(layer)
+def tap_layers(network: Any, layers: Sequence[str]) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """Return a function that runs ``network`` once and gives what its sub-modules ``layers`` put out."""
+    modules = {layer: network.get_submodule(layer) for layer in layers}
 
-    def run(inputs_BCHW: Tensor) -> Tensor:
-        outputs: list[Tensor] = []
-        # cloned, because a layer behind the tap may work in place
-        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.clone()))
+    def run(inputs_BCHW: Tensor) -> Mapping[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+
+        def keep(layer: str) -> Callable[[Any, Any, Tensor], None]:
+            # cloned, because a layer behind the tap may work in place
+            return lambda _module, _inputs, output: outputs.update({layer: output.clone()})
+
+        handles = [module.register_forward_hook(keep(layer)) for layer, module in modules.items()]
         try:
             network(inputs_BCHW)
         finally:
-            handle.remove()
-        return outputs[0]
+            for handle in handles:
+                handle.remove()
+        return outputs
 
     return run

@@ -7,11 +7,12 @@ a value never depends on what else is in the batch. Does not resize: see ``nd_di
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import pearson_corrcoef
 
 SsimKind = Literal["2d", "columns"]
 
@@ -20,30 +21,55 @@ SSIM_RADIUS = 5  # int(3.5 * sigma + 0.5): scikit-image's truncation, an 11-tap 
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 
 
+class PictureSet:
+    """Pictures that are compared in pairs: what a metric needs of one picture is computed once, not once a pair.
+
+    Args:
+        pixels_BCHW: Pictures of one size, pixels in [0,1].
+        kind: Kind of SSIM.
+    """
+
+    def __init__(self, pixels_BCHW: Tensor, kind: SsimKind = "2d") -> None:
+        self._pixels_BCHW, self._kind = pixels_BCHW, kind
+        self._unit: dict[int, Tensor] = {}
+        self._moments: dict[int, _Moments] = {}
+
+    def correlation(self, first: int, second: int) -> float:
+        """Return PixCorr of two pictures of the set, see ``pixel_correlation``."""
+        return float(self._unit_pixels(first) @ self._unit_pixels(second))
+
+    def similarity(self, first: int, second: int) -> float:
+        """Return SSIM of two pictures of the set, see ``structural_similarity``."""
+        return float(_ssim(self._moments_of(first), self._moments_of(second), self._kind))
+
+    def _unit_pixels(self, picture: int) -> Tensor:
+        """Return the flat pixels (P,) float64 with mean 0 and norm 1; of a picture of one colour zeros."""
+        if picture not in self._unit:
+            flat_P = self._pixels_BCHW[picture].flatten().double()
+            is_constant = bool(flat_P.amax() == flat_P.amin())
+            flat_P -= flat_P.mean()
+            self._unit[picture] = flat_P.zero_() if is_constant else flat_P / flat_P.norm()
+        return self._unit[picture]
+
+    def _moments_of(self, picture: int) -> _Moments:
+        if picture not in self._moments:
+            self._moments[picture] = _moments(self._pixels_BCHW[picture], self._kind)
+        return self._moments[picture]
+
+
 def pixel_correlation(recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
     """Return PixCorr: Pearson correlation of the flattened RGB pixels of each pair.
 
     A picture of one colour has no correlation (numpy gives NaN); it counts as 0 here, so that a reconstruction that
-    collapsed lowers the mean instead of making it undefined.
+    collapsed lowers the mean instead of making it undefined. torchmetrics' definition is the same, and tests compare;
+    its running sums make it several times slower, so it is not called here.
 
     Returns:
         (B,) float64 in [-1, 1].
 
-    Source: MindEye2's final_evaluations notebook (np.corrcoef); torchmetrics' definition is the same.
+    Source: MindEye2's final_evaluations notebook (np.corrcoef).
     """
-    recons_PB = recons_BCHW.flatten(1).double().T
-    originals_PB = originals_BCHW.flatten(1).double().T
-    values = [_pearson(recons_PB[:, pair], originals_PB[:, pair]) for pair in range(recons_PB.shape[1])]
-    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
-
-
-def _pearson(recon_P: Tensor, original_P: Tensor) -> Tensor:
-    """Return the correlation of two flat float64 pictures, 0 where one of them is constant."""
-    if bool(recon_P.amax() == recon_P.amin()) or bool(original_P.amax() == original_P.amin()):
-        return recon_P.new_zeros(())
-    # centred first: torchmetrics' running sums then lose nothing, and correlation does not change
-    value: Tensor = pearson_corrcoef(recon_P - recon_P.mean(), original_P - original_P.mean())
-    return value
+    return _of_pairs(recons_BCHW, originals_BCHW, "2d", PictureSet.correlation)
 
 
 def structural_similarity(recons_BCHW: Tensor, originals_BCHW: Tensor, kind: SsimKind = "2d") -> Tensor:
@@ -63,43 +89,58 @@ def structural_similarity(recons_BCHW: Tensor, originals_BCHW: Tensor, kind: Ssi
     Source: Wang et al. (2004), equation 13, with scikit-image's ``gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, data_range=1.0``.
     """
-    if min(recons_BCHW.shape[-2:]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {tuple(recons_BCHW.shape[-2:])}")
-    return torch.stack(
-        [
-            _ssim_of_pair(_grey(recon_CHW), _grey(original_CHW), kind)
-            for recon_CHW, original_CHW in zip(recons_BCHW, originals_BCHW, strict=True)
-        ]
-    )
+    return _of_pairs(recons_BCHW, originals_BCHW, kind, PictureSet.similarity)
 
 
-def _grey(pixels_CHW: Tensor) -> Tensor:
-    """Return the luminance (H, W) float64 of one picture."""
+def _of_pairs(
+    firsts_BCHW: Tensor, seconds_BCHW: Tensor, kind: SsimKind, metric: Callable[[PictureSet, int, int], float]
+) -> Tensor:
+    """Return a metric of each pair, one pair at a time."""
+    pairs = (PictureSet(torch.stack(pair), kind) for pair in zip(firsts_BCHW, seconds_BCHW, strict=True))
+    return torch.tensor([metric(pair, 0, 1) for pair in pairs], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """One grey picture (H, W) with its filtered mean and filtered square."""
+
+    grey_HW: Tensor
+    mean: Tensor
+    square: Tensor
+
+
+def _moments(pixels_CHW: Tensor, kind: SsimKind) -> _Moments:
+    """Return what SSIM needs of one picture, float64."""
+    if min(pixels_CHW.shape[-2:]) < 2 * SSIM_RADIUS + 1:
+        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {tuple(pixels_CHW.shape[-2:])}")
     red_HW, green_HW, blue_HW = pixels_CHW.double()
-    grey_HW: Tensor = GREY_WEIGHTS[0] * red_HW + GREY_WEIGHTS[1] * green_HW + GREY_WEIGHTS[2] * blue_HW
-    return grey_HW
+    grey_HW = (GREY_WEIGHTS[0] * red_HW).add_(green_HW, alpha=GREY_WEIGHTS[1]).add_(blue_HW, alpha=GREY_WEIGHTS[2])
+    return _Moments(grey_HW, _filtered(grey_HW, kind), _filtered(grey_HW * grey_HW, kind))
 
 
-def _ssim_of_pair(x_HW: Tensor, y_HW: Tensor, kind: SsimKind) -> Tensor:
+def _ssim(x: _Moments, y: _Moments, kind: SsimKind) -> Tensor:
     """Return the SSIM of two grey pictures with data range 1."""
     c1, c2 = 0.01**2, 0.03**2
-    moments_5HW = torch.stack([x_HW, y_HW, x_HW * x_HW, y_HW * y_HW, x_HW * y_HW])
-    filtered_5HW = _gaussian_valid(moments_5HW, axis=1)
-    if kind == "2d":
-        filtered_5HW = _gaussian_valid(filtered_5HW, axis=2)
-    mean_x, mean_y, xx, yy, xy = filtered_5HW
-    numerator = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
-    denominator = (mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)
+    mean_xy = x.mean * y.mean
+    mean_xx_yy = x.mean * x.mean + y.mean * y.mean
+    numerator = (2 * mean_xy + c1) * (2 * (_filtered(x.grey_HW * y.grey_HW, kind) - mean_xy) + c2)
+    denominator = (mean_xx_yy + c1) * (x.square + y.square - mean_xx_yy + c2)
     similarity: Tensor = (numerator / denominator).mean()
     return similarity
 
 
-def _gaussian_valid(maps_KHW: Tensor, axis: int) -> Tensor:
+def _filtered(map_HW: Tensor, kind: SsimKind) -> Tensor:
+    """Return a map under the Gaussian window, only where the window fits whole."""
+    columns = _gaussian_valid(map_HW, axis=0)
+    return _gaussian_valid(columns, axis=1) if kind == "2d" else columns
+
+
+def _gaussian_valid(map_HW: Tensor, axis: int) -> Tensor:
     """Filter along one axis where the window fits whole: sums of shifted maps, the same bits on any batch."""
     weights = [math.exp(-0.5 * (tap / SSIM_SIGMA) ** 2) for tap in range(-SSIM_RADIUS, SSIM_RADIUS + 1)]
     total = math.fsum(weights)
-    length = maps_KHW.shape[axis] - 2 * SSIM_RADIUS
-    filtered = maps_KHW.narrow(axis, 0, length) * (weights[0] / total)
+    length = map_HW.shape[axis] - 2 * SSIM_RADIUS
+    filtered = map_HW.narrow(axis, 0, length) * (weights[0] / total)
     for tap, weight in enumerate(weights[1:], start=1):
-        filtered.add_(maps_KHW.narrow(axis, tap, length), alpha=weight / total)
+        filtered.add_(map_HW.narrow(axis, tap, length), alpha=weight / total)
     return filtered

@@ -100,9 +100,7 @@ def test_the_taps_are_those_of_torchvisions_own_feature_extraction(judges: dict[
         assert torch.allclose(judges[name].features(picture(size=size)), expected, atol=1e-5), name
 
 
-def test_both_versions_of_efficientnet_are_separate_files_that_a_protocol_chooses(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_both_versions_of_efficientnet_are_separate_files_that_a_protocol_chooses(folder: Path) -> None:
     assert protocol_named("mindeye2").judges.efficientnet_weights == "V2"
     assert protocol_named("brain-diffuser").judges.efficientnet_weights == "V1"
     found = load_field_judges(folder, protocol_named("mindeye2").judges, CPU)

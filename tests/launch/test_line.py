@@ -20,7 +20,7 @@ TINY = [
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
     "training.samples_per_subject=[2,4]", "training.checkpoint_every=3", "sampler.num_steps=4", "sampler.kappa=10",
     "evaluation.num_images=4", "evaluation.num_repeats=2", "evaluation.batch_size=2", "evaluation.bootstrap=100",
-    "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]",
+    "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "sweep.num_images=2", "evaluation.controls=false",
 ]  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def nd(*words: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def points_of(folder: Path) -> Any:
-    return json.loads((folder / "run" / "metrics.json").read_text())["points"]
+def points_of(folder: Path, run: str = "run") -> Any:
+    return json.loads((folder / run / "metrics.json").read_text())["points"]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,20 @@ def test_one_rank_reconstructs_to_the_same_metrics_as_two(finished: Path, tmp_pa
     nd("evaluate", "demo", *words, "--ranks", "1")
     nd("sweep", "demo", *words, "--ranks", "1")
     assert points_of(tmp_path) == points_of(finished)
+
+
+def test_the_sweep_chose_a_point_on_training_images_and_its_cost_can_be_asked_for(finished: Path) -> None:
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    assert len(metrics["selection"]["candidates"]) == 3
+    assert set(metrics["selection"]["images"]["1"]).isdisjoint(metrics["images"]["1"])
+    result = nd("sweep", "demo", *words_of(finished), "sweep.kappa=[20]", "--ranks", "2", "--estimate")
+    assert "GPU-hours" in result.stdout
+    assert json.loads((finished / "run" / "metrics.json").read_text()) == metrics
+
+
+def test_two_runs_join_into_one_table(finished: Path, tmp_path: Path) -> None:
+    nd("merge", str(tmp_path / "joined"), str(finished / "run"), str(finished / "run"))
+    assert points_of(tmp_path, "joined") == points_of(finished)
 
 
 @pytest.mark.slow

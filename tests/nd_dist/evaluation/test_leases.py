@@ -47,7 +47,7 @@ def start(folder: Path, name: str, tasks: int, seconds: float, stale_s: float) -
 
 
 def answer(worker: subprocess.Popen[str]) -> list[str]:
-    """Return the words of a worker's last line; the read of its first may have taken both from the pipe."""
+    """Return the words of a worker's last line, which reading its first one may have taken from the pipe."""
     assert worker.stdout is not None
     words = worker.stdout.read().split()
     worker.wait()

@@ -104,9 +104,10 @@ def test_running_again_does_nothing_and_changes_nothing(world: Path) -> None:
 
 
 def test_images_in_a_unit_do_not_change_a_bit(world: Path) -> None:
-    run(toy_job(world, "batch-1", batch_size=1))
-    assert numbers(world / "batch-1") == numbers(world / "run"), "2 images in a unit there"
-    assert pictures(world / "batch-1") == pictures(world / "run")
+    for size in (1, 4):
+        run(toy_job(world, f"batch-{size}", batch_size=size))
+        assert numbers(world / f"batch-{size}") == numbers(world / "run"), "2 images in a unit there"
+        assert pictures(world / f"batch-{size}") == pictures(world / "run")
 
 
 def test_a_rank_that_is_asked_to_stop_resumes_to_the_same_numbers(world: Path) -> None:
@@ -214,13 +215,15 @@ def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Pa
 
 
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
-def test_two_mpi_ranks_get_the_same_numbers_as_one(world: Path) -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_mpi_ranks_get_the_same_numbers_as_one(world: Path, size: int) -> None:
     assert MPIRUN is not None
-    assert _start(world, "mpi", 4, [MPIRUN, "-n", "2"]).wait(timeout=200) == 0
-    assert numbers(world / "mpi") == numbers(world / "run")
-    assert pictures(world / "mpi") == pictures(world / "run")
-    assert events(world / "mpi", "evaluation_done", rank=1)
-    assert not events(world / "mpi", "ranks_missing")
+    name = f"mpi-{size}"
+    assert _start(world, name, 4, [MPIRUN, "-n", str(size)]).wait(timeout=200) == 0
+    assert numbers(world / name) == numbers(world / "run")
+    assert pictures(world / name) == pictures(world / "run")
+    assert all(events(world / name, "evaluation_done", rank) for rank in range(size))
+    assert not events(world / name, "ranks_missing")
 
 
 @pytest.mark.slow

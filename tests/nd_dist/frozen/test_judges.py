@@ -18,7 +18,7 @@ from nd_dist.frozen.judges import (
     NetworkJudge,
     has_phantom_judges,
     load_phantom_judges,
-    tap_layer,
+    tap_layers,
 )
 from nd_dist.frozen.pictures import Resize, pixels_to_bytes
 from nd_dist.frozen.resize import pictures_to_pixels
@@ -34,7 +34,7 @@ HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 def test_a_tap_gives_the_layers_output_even_if_the_next_layer_works_in_place() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True))
     pixels = torch.rand(2, 3, 4, 4)
-    assert torch.equal(tap_layer(network, "0")(pixels), network[0](pixels))
+    assert torch.equal(tap_layers(network, ["0"])(pixels)["0"], network[0](pixels))
 
 
 def test_a_network_judge_resizes_normalises_and_flattens() -> None:

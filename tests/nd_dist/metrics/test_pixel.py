@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity as skimage_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.regression import pearson_corrcoef
 
-from nd_dist.metrics.pixel import GREY_WEIGHTS, pixel_correlation, structural_similarity
+from nd_dist.metrics.pixel import GREY_WEIGHTS, PictureSet, pixel_correlation, structural_similarity
 
 FIELD = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
 
@@ -33,6 +34,21 @@ def test_pixcorr_is_numpys_correlation_of_the_flattened_pixels() -> None:
         np.corrcoef(r.flatten().numpy(), o.flatten().numpy())[0, 1] for r, o in zip(recons, originals, strict=True)
     ]
     assert pixel_correlation(recons, originals).numpy() == pytest.approx(expected, abs=1e-12)
+
+
+def test_pixcorr_is_torchmetrics_pearson() -> None:
+    recons, originals = pictures(3)
+    expected = pearson_corrcoef(recons.flatten(1).double().T, originals.flatten(1).double().T)
+    assert pixel_correlation(recons, originals).numpy() == pytest.approx(expected.numpy(), abs=1e-9)
+
+
+def test_pictures_of_a_set_compare_as_pairs_of_their_own_do() -> None:
+    recons, originals = pictures(3)
+    both = PictureSet(torch.cat([recons, originals[:1]]), "columns")
+    for recon in range(3):
+        alone = recons[recon : recon + 1], originals[:1]
+        assert both.correlation(recon, 3) == both.correlation(3, recon) == pixel_correlation(*alone).item()
+        assert both.similarity(recon, 3) == structural_similarity(*alone, "columns").item()
 
 
 def test_pixcorr_of_two_worked_pictures() -> None:
