@@ -75,3 +75,14 @@ def test_doctor_names_what_is_there() -> None:
     result = nd("doctor")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "deepspeed" in result.stdout
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    result = nd("report", str(tmp_path), "--track", "notebook")
+    assert result.returncode == 2
+    assert "tensorboard or wandb" in result.stderr
+
+
+def test_an_axis_that_a_sweep_cannot_vary_is_refused_before_ranks_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nd merge"):
+        check_axes(load_recipe("demo", ["sweep.axes={training.learning_rate: [0.1]}", f"run_dir={tmp_path}"]))
