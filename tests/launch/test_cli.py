@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.recipe import load_recipe
+from nd_dist.errors import ConfigError
+from nd_dist.evaluation.axes import check_axes
+
 ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
 
@@ -31,6 +35,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "train",
         "evaluate",
         "sweep",
+        "merge",
         "report",
         "demo",
         "conformance",

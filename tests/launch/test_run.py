@@ -18,11 +18,11 @@ from launch.hosts import Host
 from launch.liveness import RunFolder
 from launch.plan import LaunchPlan, RankProgram, mpirun_plan, single_plan
 from launch.recipe import load_recipe, write_config
-from launch.run import Launch, run_plan
+from launch.run import Launch, last_unit, run_plan
 from launch.watch import Watcher
 from nd_dist.config import Config
 from nd_dist.errors import DataError, RankFailure, WorldError
-from nd_dist.events import events_path, read_events
+from nd_dist.events import EventLog, events_path, read_events
 
 
 @pytest.fixture
@@ -131,3 +131,15 @@ def test_two_launchers_do_not_work_in_one_run_folder(config: Config) -> None:
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=40)
+
+
+def test_the_unit_that_a_lost_rank_was_working_on_is_known_from_its_events(tmp_path: Path) -> None:
+    events = EventLog(tmp_path, 1, "evaluate")
+    events.write("rank_start", launch="old", host="node1", pid=1, size=2)
+    events.write("unit_began", phase="reconstruct", unit="unguided_subj01_00000")
+    assert last_unit(tmp_path, 1, "new") == "", "an earlier launch's rank is not this one's"
+    events.write("rank_start", launch="new", host="node2", pid=2, size=2)
+    assert last_unit(tmp_path, 1, "new") == "rank 1 on node2"
+    for number in (3, 4):
+        events.write("unit_began", phase="reconstruct", unit=f"unguided_subj01_0000{number}")
+    assert last_unit(tmp_path, 1, "new") == "rank 1 on node2 in unit unguided_subj01_00004"
