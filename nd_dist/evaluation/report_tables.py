@@ -8,7 +8,7 @@ from typing import Any
 from nd_dist.evaluation.comparisons import RECIPE
 from nd_dist.evaluation.findings import Findings, Row
 from nd_dist.evaluation.tables import metrics_shown
-from nd_dist.metrics.published import PUBLISHED
+from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
 HEADLINE = ("pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim")
@@ -175,10 +175,10 @@ def published_table(findings: Findings) -> PublishedTable:
     for subject in findings.subjects:
         for row in findings.main_rows(subject):
             values = {name: row.metrics[name]["value"] for name in names if name in row.metrics}
-            title = f"this run, subject {subject}, {row.label}"
+            title = f"this run{f', subject {subject}' if len(findings.subjects) > 1 else ''}, {row.label}"
             rows.append(PublishedRow(title, _cells(metrics, values), findings.metrics["protocol"], "", True, True))
     for item in PUBLISHED:
-        method = f"{item.method}, subject {item.subjects}"
+        method = item.method + ("" if item.subjects == FOUR_SUBJECTS else f", subject {item.subjects}")
         cells = _cells(metrics, item.values)
         rows.append(PublishedRow(method, cells, item.protocol, item.source, False, item.is_first_hand))
     return PublishedTable(metrics, rows)

@@ -76,7 +76,9 @@ def latex_table(findings: Findings) -> str:
     """
     metrics = metrics_shown(findings)
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
-    heads = " & ".join(f"{latex_text(metric.label)} {arrows[metric.higher_is_better]}" for metric in metrics)
+    heads = " & ".join(
+        f"{latex_text(metric.label + metric.unit_suffix)} {arrows[metric.higher_is_better]}" for metric in metrics
+    )
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
         r"\begin{table*}",
@@ -107,10 +109,10 @@ def _latex_row(row: Row, metrics: Sequence[Metric], rivals: Sequence[Row]) -> st
         if item is None:
             cells.append("--")
             continue
-        value = latex_text(metric.text(item["value"]))
+        value = latex_text(metric.number(item["value"]))
         value = rf"\textbf{{{value}}}" if _is_best(row, metric, rivals) else value
         if item["ci_low"] is not None:
-            low, high = (latex_text(metric.text(item[end])) for end in ("ci_low", "ci_high"))
+            low, high = (latex_text(metric.number(item[end])) for end in ("ci_low", "ci_high"))
             value = rf"\shortstack{{{value}\\ {{\tiny {low}--{high}}}}}"
         cells.append(value)
     return rf"{latex_text(row.label)} & {' & '.join(cells)} \\"

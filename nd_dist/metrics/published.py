@@ -36,11 +36,11 @@ _COLUMNS = (
     "pixcorr", "ssim", "alexnet_2", "alexnet_5", "inception", "clip", "effnet_b", "swav", "image_retrieval",
     "brain_retrieval", "lpips",
 )  # fmt: skip
-_MEAN = "1, 2, 5, 7 (mean)"
+FOUR_SUBJECTS = "1, 2, 5, 7 (mean)"
 
 
 def _row(
-    method: str, source: str, protocol: str, values: str, subjects: str = _MEAN, is_first_hand: bool = False
+    method: str, source: str, protocol: str, values: str, subjects: str = FOUR_SUBJECTS, is_first_hand: bool = False
 ) -> Published:
     """Return a row; ``values`` holds one word per column, ``-`` where the source has none, shares in per cent."""
     words = values.split()

@@ -39,16 +39,17 @@ class Metric:
 
     def text(self, value: float) -> str:
         """Return a value as the field prints it: 95.4 % for shares, .322 otherwise."""
-        return f"{100 * value:.1f} %" if self.is_share else _without_zero(f"{value:.3f}")
+        text = f"{100 * value:.1f} %" if self.is_share else _without_zero(f"{value:.3f}")
+        return text.replace("-", "−")
 
     @property
-    def unit(self) -> str:
+    def unit_suffix(self) -> str:
         """What a column's heading adds where the cells hold bare numbers."""
-        return "%" if self.is_share else ""
+        return ", %" if self.is_share else ""
 
     def number(self, value: float) -> str:
-        """Return a value as ``text`` does, with no unit and a true minus sign."""
-        return self.text(value).removesuffix(" %").replace("-", "−")
+        """Return a value as ``text`` does, without its unit."""
+        return self.text(value).removesuffix(" %")
 
     def change(self, value: float) -> str:
         """Return a difference with its sign; shares differ in percentage points."""

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.recipe import load_recipe
+from nd_dist.errors import ConfigError
+from nd_dist.evaluation.axes import check_axes
+
 ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
 
@@ -32,6 +36,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "train",
         "evaluate",
         "sweep",
+        "merge",
         "report",
         "demo",
         "conformance",
@@ -91,3 +96,14 @@ def test_a_dry_submission_prints_the_script_and_writes_nothing(tmp_path: Path) -
 @pytest.mark.parametrize("words", [["demo", "demo"], ["train", "demo", "--array"]])
 def test_what_cannot_be_submitted_is_refused(words: list[str]) -> None:
     assert nd("submit", *words, "--dry-run").returncode == 2
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    result = nd("report", str(tmp_path), "--track", "notebook")
+    assert result.returncode == 2
+    assert "tensorboard or wandb" in result.stderr
+
+
+def test_an_axis_that_a_sweep_cannot_vary_is_refused_before_ranks_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nd merge"):
+        check_axes(load_recipe("demo", ["sweep.axes={training.learning_rate: [0.1]}", f"run_dir={tmp_path}"]))

@@ -46,7 +46,7 @@ def test_a_misspelt_protocol_names_the_nearest() -> None:
 
 def test_numbers_are_written_as_the_field_prints_them() -> None:
     assert metric_of("pixcorr").text(0.3219) == ".322"
-    assert metric_of("pixcorr").text(-0.05) == "-.050"
+    assert metric_of("pixcorr").text(-0.05) == "−.050"
     assert metric_of("pixcorr").text(1.0) == "1.000"
     assert metric_of("pixcorr").text(10.5) == "10.500"
     assert metric_of("clip").text(0.9301) == "93.0 %"
