@@ -369,7 +369,7 @@ class SlurmConfig(Section):
     signal_s: Positive = 120
     """Seconds before the time limit at which the ranks are asked to save."""
     requeue: bool = True
-    """Whether a job that ran out of time, was preempted or lost a node goes back into the queue and continues."""
+    """Whether a job that ran out of time or was preempted goes back into the queue and continues."""
     partition: str = ""
     """Partition (empty: the site's default)."""
     account: str = ""

@@ -125,17 +125,17 @@ def test_a_job_at_its_time_limit_saves_requeues_itself_and_goes_on_exactly(slurm
 
 
 @pytest.mark.slow
-def test_a_lost_node_requeues_the_job(slurm: Cluster, folder: Path) -> None:
+def test_a_lost_node_ends_the_job_before_slurm_itself_notices(slurm: Cluster, folder: Path) -> None:
     job = submit(slurm, "train", folder, training__steps="[3000,4]")
     wait_for_step(folder, 8)
     slurm.crash("node2")
-    wait_for_state(slurm, job, "PENDING")
-    slurm.boot("node2")
-    wait_for_nodes(slurm)
-    run_queued_now(slurm, job)
-    wait_for_state(slurm, job, "RUNNING")
-    query(slurm, ["scancel", job])
-    wait_until_clear(slurm)
+    try:
+        wait_for_state(slurm, job, "FAILED")
+        assert "Rank 1 on node2" in output(folder)
+        wait_until_clear(slurm)
+    finally:
+        slurm.boot("node2")
+        wait_for_nodes(slurm)
 
 
 def wait_for_step(folder: Path, step: int) -> None:
