@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -83,11 +84,12 @@ def test_the_sampler_follows_the_published_stochastic_step(prior: DiffusionPrior
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_batch(prior: DiffusionPrior) -> None:
-    condition = tokens(3)
-    together = prior.sample(condition, [10, 11, 12])
-    alone = prior.sample(condition[1:2], [11])
-    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(prior.sample(condition[1:2], [12]), alone)
+    # float64: nineteen calls enlarge the rounding of float32, which differs between batch sizes
+    exact, condition = copy.deepcopy(prior).double(), tokens(3).double()
+    together = exact.sample(condition, [10, 11, 12])
+    alone = exact.sample(condition[1:2], [11])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(exact.sample(condition[1:2], [12]), alone)
 
 
 def test_training_draws_cover_all_times_and_drop_their_share(prior: DiffusionPrior) -> None:
