@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow test-cluster check bench clean
 
 help:
 	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
 	@echo "make test   the test suite"
+	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
 	@echo "make check  what CI runs: format, lint, types, layers, tests"
 	@echo "make bench  the benchmarks (ratios against a baseline in the same run)"
@@ -30,7 +31,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not cluster'
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster -m 'cluster and not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

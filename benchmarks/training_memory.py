@@ -54,7 +54,9 @@ def full_size(targets: tuple[str, ...], heads: str, hidden_size: int, prior_dept
     config = DecoderConfig(heads=heads, hidden_size=hidden_size, prior_depth=prior_depth)  # type: ignore[arg-type]
     with torch.device("meta"):
         subjects = {subject: count for subject, count in VOXELS.items() if subject != 1}
-        return Decoder(config, subjects, [TargetSpec(name, role_of(name), SHAPES[name]) for name in targets])
+        decoder = Decoder(config, subjects, [TargetSpec(name, role_of(name), SHAPES[name]) for name in targets])
+    # buffers too: once transformers has loaded a model, its torch.linspace ignores the device
+    return decoder.to("meta")
 
 
 def count(decoder: Decoder, rows: int, rows_per_rank: int, shard_layers: bool = True) -> Counts:

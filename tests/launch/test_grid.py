@@ -127,6 +127,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shards: list[str], tmp_path: Path) -> None:
     words = [*ND, "train", "demo", *shards, f"run_dir={tmp_path}", "--subjects", "1", "--at-once", "2"]
     first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)

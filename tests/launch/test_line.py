@@ -78,6 +78,7 @@ def test_running_the_demo_again_repeats_nothing_and_keeps_the_metrics(finished: 
     assert sum(e["event"] == "train_step" for e in read_events(events_path(finished / "run", 0))) == steps
 
 
+@pytest.mark.slow
 def test_one_rank_reconstructs_to_the_same_metrics_as_two(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
     words = [*words_of(finished), f"run_dir={tmp_path / 'run'}"]

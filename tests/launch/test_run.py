@@ -108,6 +108,7 @@ def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> 
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_for_good_is_ended_and_named(config: Config) -> None:
     with pytest.raises(RankFailure, match=r"Rank 1 on .* stopped \(SIGSTOP\)"):
         run(config, plan_of(config, "pause", 2))

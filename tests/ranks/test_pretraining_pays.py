@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,11 @@ class CoarsePixels:
     fingerprint: Mapping[str, object] = {"extractor": "coarse pixels"}
 
     def extract(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], image_ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        wanted: Collection[str],
     ) -> dict[str, npt.NDArray[np.float32]]:
         return {"g02": 4 * (pool(pictures_BHWC, 8) - 0.5).reshape(len(image_ids), 16, 12)}
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nd_dist.errors import DataError
@@ -23,6 +24,14 @@ def wait_for(folder: Path, pattern: str, count: int) -> None:
     deadline = time.monotonic() + 120
     while len(list(folder.glob(pattern))) < count and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def wait_until_nobody_packs(folder: Path) -> None:
+    """Wait until the ranks of a killed mpirun are dead: its helpers end them a moment later."""
+    deadline = time.monotonic() + 60
+    while any(str(folder) in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline, "ranks of a killed mpirun are still alive"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +65,7 @@ def test_killed_ranks_are_followed_by_any_number_of_others(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not Index.exists(folder)
-    time.sleep(0.2)  # ranks of a killed mpirun take a moment to die
+    wait_until_nobody_packs(folder)
     if next_ranks == 1:
         pack_alone(make_config(phantom_dir, folder))
     else:

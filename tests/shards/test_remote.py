@@ -106,6 +106,7 @@ def test_credentials_for_http_come_from_netrc(
     assert server.requests[-1].authorization == "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
 
 
+@pytest.mark.slow
 def test_bytes_that_stay_wrong_are_an_error_of_the_stream_that_names_the_shard(
     server: FileServer, remote: RemoteConfig
 ) -> None:
