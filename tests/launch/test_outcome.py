@@ -6,7 +6,7 @@ import pytest
 from launch.hosts import Host
 from launch.outcome import Evidence, Outcome
 from launch.plan import LaunchPlan
-from nd_dist.errors import DataError, NdDistError, RankFailure, Requeue
+from nd_dist.errors import DataError, NdDistError, RankFailure, Requeue, StorageError
 
 EVIDENCE = Evidence(lambda rank: Path(f"rank-{rank}.log"), Path("launcher.log"), lambda path: f"    | end of {path}")
 PLAN = LaunchPlan((), {}, 4, hosts=(Host("node1", 2), Host("node2", 2)))
@@ -105,8 +105,10 @@ def test_a_host_that_leaves_after_its_ranks_were_done_is_no_failure() -> None:
 
 def test_a_full_disk_is_exit_code_4_with_rank_host_and_log() -> None:
     error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), failed(3, "StorageError", 4, "No space left")))
-    assert (type(error), error.exit_code) == (RankFailure, 4)
+    assert (type(error), error.exit_code) == (StorageError, 4)
     assert "Rank 3 on node2: No space left" in str(error)
+    assert "rank-3.log" in str(error)
+    assert "end of" not in str(error), "the cause is known: no tail of a log with a traceback"
 
 
 def test_a_stop_is_a_requeue_whatever_the_ranks_met_on_the_way_out() -> None:
