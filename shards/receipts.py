@@ -8,7 +8,6 @@ written: repairing or adding a store then repeats only what is missing.
 from __future__ import annotations
 
 import base64
-import os
 import re
 import socket
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nd_dist.errors import DataError
@@ -152,11 +152,8 @@ def remove_abandoned_parts(shards_dir: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Return whether a process of this host exists."""
+    """Return whether a process of this host works; a zombie, whom nobody has reaped yet, does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,3 +91,14 @@ def test_a_full_disk_stops_packing_without_half_files_and_more_room_finishes_it(
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     pack_alone(config)
     assert folder_bytes(small_disk / "shards") == expected
+
+
+def test_half_files_of_a_dead_packer_that_nobody_has_reaped_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # ended, and still a zombie
+    parts = [tmp_path / f"a.tar.{socket.gethostname()}-{pid}-1.part" for pid in (dead.pid, os.getpid())]
+    for part in parts:
+        part.touch()
+    remove_abandoned_parts(tmp_path)
+    assert [part.exists() for part in parts] == [False, True]
+    dead.wait()
