@@ -144,7 +144,8 @@ class Outcome:
 
     def _reported(self, event: dict[str, Any], evidence: Evidence) -> NdDistError:
         """Return the error of a rank's ``rank_failed`` event, with its exit code."""
-        kinds = {kind.__name__: kind for kind in (*NdDistError.__subclasses__(), StorageError)}
+        named: list[type[NdDistError]] = [*NdDistError.__subclasses__(), StorageError]
+        kinds = {kind.__name__: kind for kind in named}
         kind = kinds.get(event["kind"]) or _BY_CODE.get(event["exit_code"], RankFailure)
         if kind is RankFailure:
             return self._failure(event["rank"], event["host"], event["message"], evidence)
