@@ -25,11 +25,9 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
     config = rank.config
     reader = ShardReader(config.shards_dir, config.remote)
     sources = {name: feature.source for name, feature in reader.index.features.items()}
-    has_nearest = any(point.control == "nearest" for point in points)
-    absent = {"control nearest": "the shards hold no pictures of training images (data.pictures=all packs them)"}
-    if not has_nearest or _has_training_pictures(config, reader):
-        absent = {}
-    elif has_nearest:
+    absent = {}
+    if any(point.control == "nearest" for point in points) and not _has_training_pictures(config, reader):
+        absent["control nearest"] = "the shards hold no pictures of training images (data.pictures=all packs them)"
         points = tuple(point for point in points if point.control != "nearest")
     return Job(
         config=config,
