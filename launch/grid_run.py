@@ -15,8 +15,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -40,6 +38,7 @@ from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder
 from launch.recipe import config_yaml
 from launch.run import tail_of
+from launch.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure, Requeue
 from nd_dist.files import write_text
@@ -146,7 +145,7 @@ def run_grid(grid: Grid, console: Console) -> None:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index_id = Index.read(grid.config.shards_dir).id
         grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
-        with _Stop() as stop, _board(grid, console):
+        with StopSignal() as stop, _board(grid, console):
             _work(grid, stop, console)
         console.print(grid_table(grid.plan, grid.states, grid.shares()))
         _judge(grid, stop)
@@ -156,7 +155,7 @@ def run_grid(grid: Grid, console: Console) -> None:
         folder.release()
 
 
-def _work(grid: Grid, stop: _Stop, console: Console) -> None:
+def _work(grid: Grid, stop: StopSignal, console: Console) -> None:
     """Start and reap trainings until none is left; a signal is passed on to those that run."""
     was_told = False
     while True:
@@ -219,7 +218,7 @@ def _visible(slot: Slot) -> list[str]:
     return [f"CUDA_VISIBLE_DEVICES={','.join(names[i] for i in slot.devices)}"]
 
 
-def _judge(grid: Grid, stop: _Stop) -> None:
+def _judge(grid: Grid, stop: StopSignal) -> None:
     """Raise what explains a grid that is not done."""
     if stop.name:
         raise Requeue(f"Stopped by {stop.name}; every training saved its state.", todo="run the same command again")
@@ -259,24 +258,3 @@ def _board(grid: Grid, console: Console) -> AbstractContextManager[object]:
         return grid_table(grid.plan, grid.states, grid.shares())
 
     return Live(get_renderable=table, console=console, refresh_per_second=1, transient=True)
-
-
-class _Stop:
-    """Remembers a signal to stop while trainings run."""
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}  # Any: whatever signal.signal returned
-
-    def __enter__(self) -> _Stop:
-        self._before = {number: signal.signal(number, self._remember) for number in self._NUMBERS}
-        return self
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

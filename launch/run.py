@@ -10,14 +10,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from launch.agents import HostAgents
 from launch.liveness import RunFolder
 from launch.outcome import Evidence, Outcome
 from launch.plan import LaunchPlan
 from launch.rank import log_path
+from launch.stop import StopSignal
 from launch.watch import EventTail, Watcher
 from nd_dist.events import events_path
 from nd_dist.files import write_text
@@ -72,7 +71,7 @@ def run_plan(
         NdDistError: the error that a rank reported (its own class of exit code).
     """
     folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env)
-    stopped_by = _StopSignal()
+    stopped_by = StopSignal()
     launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
     for path, text in launch.plan.files.items():
         write_text(path, text)
@@ -99,27 +98,6 @@ def run_plan(
     return following.outcome.judge(evidence, process.returncode, stopped_by.name)
 
 
-class _StopSignal:
-    """Remembers SIGINT, SIGTERM and SIGHUP while the ranks run, so that they can save first."""
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.count = 0
-        self._before: dict[int, Any] = {}  # Any: whatever signal.signal returned
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._remember) for number in self._NUMBERS}
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.name, self.count = signal.Signals(number).name, self.count + 1
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class _Following:
     """Follows one launch from its start to the moment when nothing of it runs on this machine."""
 
@@ -130,7 +108,7 @@ class _Following:
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
         self.outcome = Outcome(launch.launch_id, launch.plan)
 
-    def follow(self, watcher: Watcher, stop: _StopSignal) -> None:
+    def follow(self, watcher: Watcher, stop: StopSignal) -> None:
         """Feed events to the watcher until the starting process ends, or the ranks had their time to."""
         stop_at: float | None = None
         end_at: float | None = None

@@ -259,7 +259,7 @@ class Engine:
             raise StorageError(
                 "A checkpoint could not be written; the one before is still valid.",
                 where=f"{folder / tag}, rank {self.world.rank}",
-                found=str(error).splitlines()[0],
+                found=_cause(error, folder),
                 todo="free some space, then run the same command again: it continues from the last valid checkpoint",
             ) from error
         barrier()  # the files of all ranks are there: they are hashed next
@@ -364,6 +364,16 @@ def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor
 
 def _no_monitor(events: Sequence[tuple[str, float, int]]) -> None:
     """Take the events where no monitor was asked for."""
+
+
+def _cause(error: Exception, folder: Path) -> str:
+    """Return why a file could not be written; torch's own writer does not say that the disk is full."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, DataError):
+        return error.found or error.what
+    free = shutil.disk_usage(folder).free
+    return f"{str(error).splitlines()[0]} ({free / 1e6:.1f} MB free in that folder)"
 
 
 def _as_float(norm: object) -> float:

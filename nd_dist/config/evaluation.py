@@ -1,0 +1,114 @@
+"""Sections about reconstruction: the guided sampler, evaluation, sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nd_dist.config.base import Count, Dtype, Fraction, Positive, Scalar, Section, SubjectId
+
+
+class SamplerConfig(Section):
+    """The guided sampler (method: NeuralDiffuser section III; defaults are the released behaviour)."""
+
+    kappa: Annotated[float, Field(ge=0)] = 300_000.0
+    """Guidance scale."""
+    eta: Fraction = 0.2
+    """Guided share of the denoising steps: int(steps run x eta) steps, from the first."""
+    num_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """DDIM steps of the full schedule."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of the schedule that is run: int(num_steps x strength) steps."""
+    cfg_scale: Annotated[float, Field(ge=0)] = 7.5
+    """Classifier-free guidance scale."""
+    sag_scale: Annotated[float, Field(ge=0)] = 0.75
+    """Self-attention guidance scale; 0 is off (one UNet pass less per step)."""
+    layer_scale: tuple[float, ...] = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
+    """Factors a_l of the guidance layers, applied after the norm weights."""
+    x0_form: Literal["official", "ddim"] = "official"
+    """Image estimate of the guidance: with (1 - abar) as released, or sqrt(1 - abar) as DDIM defines it."""
+    noise_timestep: Literal["official", "first_step"] = "official"
+    """Timestep that z is noised to: int(strength x 1000) of the steps run, or the first step's."""
+    noise: Literal["per_image", "official"] = "per_image"
+    """per_image: a seed per (image, repeat); official: the same draws for all images (seed 42, draw 41 r)."""
+    noise_device: Literal["cpu", "cuda"] = "cpu"
+    """Whose generator draws the noise: the CPU's (the same everywhere), or a GPU's (as the released code drew it)."""
+    uint8: Literal["round", "truncate"] = "round"
+    """How pixels in [0,1] become bytes."""
+    dtype: Dtype = "float32"
+    """Dtype of UNet and VAE; latents, schedule and loss stay float32."""
+    unet_gradient: bool = True
+    """Differentiate the guidance loss through the UNet; false is the cheaper stop-gradient approximation."""
+    guidance_decode: Literal["full", "half"] = "full"
+    """Latents that the guidance decodes: all, or averaged over 2 x 2 (a quarter of the VAE's work; approximation)."""
+    on_non_finite: Literal["stop", "report"] = "stop"
+    """NaN or infinity in a sample: stop the run, or report that sample, make it grey and go on."""
+    intermediates: Literal["none", "strip", "gif"] = "none"
+    """Also write the pictures after every step beside the reconstructions: one PNG an image, or one GIF a repeat
+    (every step is decoded: some 40 % more work)."""
+    checkpointing: Literal["auto", "always"] = "auto"
+    """Recompute activations in the guidance gradient instead of keeping them: where memory asks for it, or always."""
+    max_rows: Positive | None = None
+    """Most samples in one pass of a network (none: as many as fit into free memory; a few on a CPU)."""
+    compile: bool = False
+    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU."""
+
+
+class EvaluationConfig(Section):
+    """Reconstructions and metrics."""
+
+    subjects: tuple[SubjectId, ...] | None = None
+    """Subjects to reconstruct (none: the training's target subject)."""
+    num_images: Positive | None = None
+    """Test images to reconstruct, first ids first (none: all)."""
+    num_repeats: Positive = 5
+    """Reconstructions of an image."""
+    embeddings: Literal["decoded", "ground_truth"] = "decoded"
+    """Targets from the decoder, or the pictures' own (the ceiling)."""
+    baseline: bool = True
+    """Also reconstruct without guidance (kappa 0), for comparison."""
+    controls: bool = False
+    """Also run the controls: shuffled decoder inputs (chance), the nearest training image, true targets (ceiling)."""
+    judges_dir: Path | None = None
+    """Folder of the field's metric networks (docs/evaluation.md); none: those beside the model, or pixel metrics."""
+    protocol: str = "nd"
+    """Named metric protocol."""
+    z_calibration: Literal["test_set", "stored", "none"] = "test_set"
+    """Statistics that re-standardise predicted z: of all test predictions (as published), of the training, or none."""
+    batch_size: Positive = 4
+    """Images in one work unit (all repeats of an image ride together)."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the test images for the intervals."""
+
+
+class SweepConfig(Section):
+    """The grid of `nd sweep`, and the rule that chooses a point. Subjects are those of ``evaluation.subjects``."""
+
+    kappa: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 1e5, 3e5, 1e6)
+    """Guidance scales."""
+    eta: tuple[Fraction, ...] = (0.1, 0.2, 0.5, 1.0)
+    """Guided-step proportions."""
+    sag: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Scales of self-attention guidance (none: the recipe's)."""
+    seed: tuple[Count, ...] = ()
+    """Seeds of noise and prior samples (none: the recipe's)."""
+    axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Further axes: configuration key -> values, e.g. {sampler.cfg_scale: [3, 7.5]}; keys that change how pictures are
+    made from a trained decoder."""
+    select: str = "pixcorr"
+    """Metric that chooses a point on training images: its mean over subjects (and seeds), in its own direction;
+    empty: no choice."""
+    rule: Literal["best", "least_guidance"] = "best"
+    """best: the point with the best mean; least_guidance: the smallest kappa, then eta, whose mean lies within the
+    interval of the best."""
+    num_images: Positive = 16
+    """Training images of each subject on which the point is chosen (a fixed random choice)."""
+    report: Literal["grid", "chosen"] = "grid"
+    """Test images are reconstructed at every point, or at the chosen one (and without guidance) only."""
+
+    def all_axes(self) -> dict[str, tuple[Scalar, ...]]:
+        """Return every axis but kappa and eta: configuration key -> values."""
+        named: dict[str, tuple[Scalar, ...]] = {"sampler.sag_scale": self.sag, "seed": self.seed}
+        return {**{key: values for key, values in named.items() if values}, **self.axes}
