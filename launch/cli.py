@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -297,11 +298,16 @@ def _launch(command: str, recipe: str, overrides: list[str] | None, options: Lau
 
 
 def main() -> None:
-    """Run `nd`: the other place (beside the rank boundary) where errors are caught; they become exit codes."""
+    """Run `nd`."""
+    guarded(app)
+
+
+def guarded(program: Callable[[], object]) -> None:
+    """Run a program: the other place (beside the rank boundary) where errors are caught; they become exit codes."""
     from nd_dist.errors import NdDistError
 
     try:
-        app()
+        program()
     except NdDistError as error:
         _complain(type(error).__name__, str(error))
         sys.exit(error.exit_code)

@@ -39,6 +39,8 @@ from nd_dist.errors import ConfigError
 from nd_dist.events import events_path
 
 LEASED = ("evaluate", "sweep", "estimate")
+DEEPSPEED = ("train", "phantom_networks")
+"""Commands whose ranks DeepSpeed's launcher starts; MPI starts the others'."""
 DEFAULT_LAUNCH = LaunchConfig()
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"
 
@@ -94,7 +96,7 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     config_path = (config.run_dir / "config.yaml").resolve()
     program = RankProgram(f"launch.{command}_rank", config_path, launch_id, is_leased=command in LEASED)
     env = rank_environment(config, environment())
-    is_train = command == "train"
+    is_train = command in DEEPSPEED
     if launcher == "srun":
         return srun_deepspeed_plan(program, tools, env, hosts) if is_train else srun_plan(program, tools, env, hosts)
     if launcher == "local" and num_slots(hosts) == 1 and not hosts[0].devices:
@@ -114,7 +116,7 @@ def choose_launcher(command: str, options: LaunchOptions) -> str:
     """
     if options.launcher not in LAUNCHERS:
         raise ConfigError("Unknown launcher.", where=options.launcher, expected=", ".join(LAUNCHERS))
-    is_train, has_hosts = command == "train", options.hostfile is not None
+    is_train, has_hosts = command in DEEPSPEED, options.hostfile is not None
     if (options.launcher == "mpirun" and is_train) or (options.launcher.startswith("deepspeed-") and not is_train):
         raise ConfigError(f"`{options.launcher}` does not start `nd {command}`.", todo="leave --launcher out")
     if options.launcher in ("local", "srun") and has_hosts:
@@ -224,7 +226,7 @@ def result_of(command: str, config: Config) -> Path | str:
         return f"{config.shards_dir}/index.json"
     if command == "estimate":
         return events_path(config.run_dir, 0)
-    return config.run_dir / ("checkpoints" if command == "train" else "metrics.json")
+    return config.run_dir / ("checkpoints" if command in DEEPSPEED else "metrics.json")
 
 
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:

@@ -16,7 +16,7 @@ from launch.phantom_networks.quality import (
     unet_figures,
     vae_figures,
 )
-from launch.phantom_networks.trainer import Recipe
+from nd_dist.config import NetworkRecipe, PhantomNetworksConfig
 from nd_dist.files import write_text
 
 NUM_PICTURES = 256
@@ -57,7 +57,7 @@ class Card:
     folder: str
     title: str
     about: str
-    recipe: Recipe
+    recipe: NetworkRecipe
     steps: int
     figures: Figures
 
@@ -89,7 +89,7 @@ Licence: Apache-2.0. The pictures it learned from are made of Fluent Emoji (Micr
 
 
 def write_cards(
-    out_dir: Path, networks: Networks, tokenizer: Any, recipes: dict[str, Recipe], steps: dict[str, int]
+    out_dir: Path, networks: Networks, tokenizer: Any, settings: PhantomNetworksConfig, steps: dict[str, int]
 ) -> dict[str, Figures]:
     """Measure all networks, write ``README.md`` beside each and return the figures by network.
 
@@ -110,11 +110,11 @@ def write_cards(
     vae, unet = vae_figures(networks.vae, NUM_PICTURES), unet_figures(networks, tokenizer, NUM_DRAWN)
     text = f"{STABLE_DIFFUSION}/text_encoder"
     cards = [
-        Card(f"{STABLE_DIFFUSION}/vae", "Phantom VAE", "vae", recipes["vae"], steps["vae"], vae),
-        Card(text, "Phantom text encoder", "text", recipes["clip"], steps["clip"], of_clip),
-        Card(CLIP_VISION, "Phantom CLIP vision tower", "vision", recipes["clip"], steps["clip"], of_clip),
-        Card(f"{STABLE_DIFFUSION}/unet", "Phantom UNet", "unet", recipes["unet"], steps["unet"], unet),
-        Card(JUDGES, "Phantom judges", "judges", recipes["judges"], steps["judges"], of_judges),
+        Card(f"{STABLE_DIFFUSION}/vae", "Phantom VAE", "vae", settings.vae, steps["vae"], vae),
+        Card(text, "Phantom text encoder", "text", settings.clip, steps["clip"], of_clip),
+        Card(CLIP_VISION, "Phantom CLIP vision tower", "vision", settings.clip, steps["clip"], of_clip),
+        Card(f"{STABLE_DIFFUSION}/unet", "Phantom UNet", "unet", settings.unet, steps["unet"], unet),
+        Card(JUDGES, "Phantom judges", "judges", settings.judges, steps["judges"], of_judges),
     ]
     for card in cards:
         write_text(out_dir / card.folder / "README.md", card.render())

@@ -1,6 +1,6 @@
 """What each phantom network minimises. Pure: losses are functions of weights and rows; nothing is updated here.
 
-Legend: B rows, C channels, H height, W width, L tokens, D width.
+Legend: B rows of this rank, N rows of the global batch, C channels, H height, W width, L tokens, D width.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from launch.phantom_networks.architectures import LATENT_SIZE, MAX_TOKENS, SCHEDULER_CONFIG, TEXT_WIDTH
 from launch.phantom_networks.batches import Rows, labels_of, pixels_of
 from nd_dist.frozen.resize import normalize_pixels
+from nd_dist.training.gather import Gather, identity
 from shards.phantom.backgrounds import PLACES
 from shards.phantom.captions import NUM_CAPTIONS, captions_of
 from shards.phantom.scenes import Scene
@@ -50,7 +51,7 @@ def vae_loss(vae: Any, rows: Rows) -> dict[str, torch.Tensor]:
         loss = loss + 2 * means_BCHW.abs().mean()
     if rows.step >= CHROMA_FROM_STEP:
         loss = loss + 4 * means_BCHW.diff(dim=1).abs().mean()
-    return {"loss": loss, "psnr": 10 * torch.log10(4 / squared.detach()), "kl": kl.detach()}
+    return {"loss": loss, "squared": squared.detach(), "kl": kl.detach()}
 
 
 class ClipWithClassifiers(nn.Module):
@@ -72,28 +73,30 @@ class ClipObjective:
 
     Args:
         tokenizer: Turns captions into ids.
+        gather: How rows of all ranks are collected: every row of the global batch is contrasted with all others.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, gather: Gather = identity) -> None:
+        self._tokenizer, self._gather = tokenizer, gather
 
     def __call__(self, network: ClipWithClassifiers, rows: Rows) -> dict[str, torch.Tensor]:
-        """Return the loss and the top-1 retrieval rate within the batch."""
+        """Return the loss and the top-1 retrieval rate within the global batch."""
         scenes = rows.scenes()
         chosen = rows.integers("caption", NUM_CAPTIONS).tolist()
         captions = [captions_of(scene)[number] for scene, number in zip(scenes, chosen, strict=True)]
         pixels_BCHW = normalize_pixels(pixels_of(scenes, rows.device), "imagenet")
         output = network.clip(input_ids=tokenize(self._tokenizer, captions, rows.device), pixel_values=pixels_BCHW)
-        logits_BB = output.logits_per_image.float()
-        targets_B = torch.arange(len(scenes), device=rows.device)
-        contrastive = (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B)) / 2
+        image_ND, text_ND = self._gather(output.image_embeds), self._gather(output.text_embeds)
+        logits_NN = (network.clip.logit_scale.exp() * (text_ND @ image_ND.T)).T.float()
+        targets_N = torch.arange(len(logits_NN), device=rows.device)
+        contrastive = (F.cross_entropy(logits_NN, targets_N) + F.cross_entropy(logits_NN.T, targets_N)) / 2
         objects_BO, places_B = labels_of(scenes, rows.device)
         classes = torch.zeros((), device=rows.device)
         for embeds_BD in (output.image_embeds, output.text_embeds):
             scaled_BD = embeds_BD.float() * TEXT_WIDTH**0.5
             classes = classes + F.cross_entropy(network.objects(scaled_BD), objects_BO)
             classes = classes + F.cross_entropy(network.places(scaled_BD), places_B)
-        top1 = (logits_BB.argmax(1) == targets_B).float().mean()
+        top1 = (logits_NN.argmax(1) == targets_N).float().mean()
         return {"loss": contrastive + classes / 2, "contrastive": contrastive.detach(), "top1": top1}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from launch.phantom_networks.batch_norm import make_batch_norms_global
 from launch.phantom_networks.folders import Networks, build_networks, set_scaling_factor, text_encoder_of
 from launch.phantom_networks.objectives import (
     ClipObjective,
@@ -18,100 +18,102 @@ from launch.phantom_networks.objectives import (
     judges_loss,
     vae_loss,
 )
-from launch.phantom_networks.tokenizer import write_tokenizer
-from launch.phantom_networks.trainer import Recipe, load_average, train
+from launch.phantom_networks.trainer import average_path, load_average, read_training, train_network
+from launch.phantom_networks.workplace import Workplace
+from nd_dist.config import NetworkName
 from nd_dist.errors import CheckpointError
-from nd_dist.events import EventLog
-from shards.phantom.captions import vocabulary
+from nd_dist.files import sha256_file
+from nd_dist.training.collective import on_main
+from nd_dist.training.engine import training_device
+from nd_dist.training.records import check_fingerprint
 
-RECIPES = {
-    "vae": Recipe("vae", steps=6000, batch_size=8, learning_rate=1.5e-3, seed=11, weight_decay=0.0),
-    "clip": Recipe("clip", steps=1000, batch_size=64, learning_rate=1e-3, seed=12, weight_decay=0.05),
-    "judges": Recipe("judges", steps=1500, batch_size=32, learning_rate=2e-3, seed=13, weight_decay=0.02),
-    "unet": Recipe("unet", steps=12_000, batch_size=32, learning_rate=1e-3, seed=14),
-}
-"""What the shipped weights were trained with, in order; the UNet needs the finished VAE and CLIP."""
-STAGES = tuple(RECIPES)
+STAGES: tuple[NetworkName, ...] = get_args(NetworkName)
+NEEDED: dict[NetworkName, tuple[NetworkName, ...]] = {"unet": ("vae", "clip")}
+"""What a network is trained on the outputs of."""
+_FREE = ("stages", "checkpoint_every", *STAGES)
+"""Settings that leave the trained numbers alone, or are those of one network."""
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """Where the stages run.
+def run_stages(place: Workplace) -> None:
+    """Train the chosen networks in order; finished ones are skipped. Every rank calls it.
 
-    Args:
-        out_dir: States, tokenizer and events.
-        recipes: Stage -> recipe.
-        device: Of the training.
-        events: Progress.
-        scaling_pictures: Training pictures from which the latents' scaling factor is measured.
+    Raises:
+        CheckpointError: the UNet's turn has come before the VAE or CLIP is finished, or the folder holds another
+            recipe's training.
     """
+    for name in STAGES:
+        if name in place.settings.stages:
+            run_stage(name, place)
 
-    out_dir: Path
-    recipes: dict[str, Recipe]
-    device: torch.device
-    events: EventLog
-    scaling_pictures: int = 1024
 
-    def tokenizer(self) -> Any:
-        """Write (again) and return the tokenizer."""
-        return write_tokenizer(self.out_dir / "tokenizer", vocabulary())
+def run_stage(name: NetworkName, place: Workplace) -> None:
+    """Train one network to its last step, or go on where it stopped."""
+    facts, is_finished = on_main(partial(_state_on_disk, name, place))
+    if is_finished:
+        place.events.write("stage_skipped", stage=name, reason="finished with the same recipe")
+        return
+    train_network(name, _parts(name, place), place, facts)
 
-    def require_finished(self, network: nn.Module, name: str) -> None:
-        """Load a stage's averaged weights into ``network``.
 
-        Raises:
-            CheckpointError: the stage has not reached its last step, so what follows would have to be trained again.
-        """
-        step, steps = load_average(network, self.out_dir, name), self.recipes[name].steps
+def _state_on_disk(name: NetworkName, place: Workplace) -> tuple[dict[str, object], bool]:
+    """Return a stage's fingerprint and whether it is finished.
+
+    Raises:
+        CheckpointError: what it needs is missing, or the folder holds another recipe's training.
+    """
+    for needed in NEEDED.get(name, ()):
+        step, steps = read_training(place.out_dir, needed).get("step", 0), place.settings.recipe(needed).steps
         if step < steps:
             raise CheckpointError(
-                f"The network {name!r} is not finished; the UNet is trained on its outputs.",
-                where=str(self.out_dir),
+                f"The network {needed!r} is not finished; the UNet is trained on its outputs.",
+                where=str(place.out_dir),
                 expected=f"{steps} steps",
                 found=f"{step} steps",
-                todo=f"python -m launch.phantom_networks {self.out_dir} --only {name}",
+                todo=f"python -m launch.phantom_networks {place.out_dir} phantom_networks.stages=[{needed}]",
             )
+    recipe, settings = place.settings.recipe(name), place.settings.model_dump(mode="json", exclude=set(_FREE))
+    facts: dict[str, object] = {"network": name, **recipe.model_dump(mode="json"), **settings}
+    facts.update({needed: sha256_file(average_path(place.out_dir, needed)) for needed in NEEDED.get(name, ())})
+    found = read_training(place.out_dir, name)
+    if found.get("step", 0) < recipe.steps:
+        return facts, False
+    check_fingerprint(facts, found["facts"], average_path(place.out_dir, name))
+    return facts, True
 
 
-def run_stage(name: str, place: Workplace) -> None:
-    """Train one stage to its last step, or go on where it stopped."""
-    recipe = place.recipes[name]
-    tokenizer = place.tokenizer()
-    networks = build_networks(recipe.seed, len(tokenizer))
-    network: nn.Module
-    objective: Objective
+def _parts(name: NetworkName, place: Workplace) -> tuple[nn.Module, Objective]:
+    """Return a network before training and its objective, the same on every rank."""
+    seed = place.settings.recipe(name).seed
+    tokenizer = on_main(place.tokenizer)
+    networks = build_networks(seed, len(tokenizer))
     if name == "vae":
-        network, objective = networks.vae, vae_loss
-    elif name == "clip":
-        network, objective = _with_classifiers(networks.clip, recipe), ClipObjective(tokenizer)
-    elif name == "judges":
-        network, objective = networks.judges, judges_loss
-    else:
-        network, objective = networks.unet, _unet_objective(networks, tokenizer, place)
-    train(network, objective, recipe, place.out_dir, place.events, place.device)
-
-
-def _with_classifiers(clip: Any, recipe: Recipe) -> ClipWithClassifiers:
-    """Return CLIP with its training-time classifiers, whose weights come from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    return ClipWithClassifiers(clip)
+        return networks.vae, vae_loss
+    if name == "clip":
+        torch.manual_seed(seed)  # the classifiers' weights
+        return ClipWithClassifiers(networks.clip), ClipObjective(tokenizer, place.gather)
+    if name == "judges":
+        if place.world.size > 1:
+            make_batch_norms_global(networks.judges)
+        return networks.judges, judges_loss
+    return networks.unet, _unet_objective(networks, tokenizer, place)
 
 
 def _unet_objective(networks: Networks, tokenizer: Any, place: Workplace) -> UNetObjective:
     """Return the UNet's objective on the finished VAE and text encoder."""
-    classified = ClipWithClassifiers(networks.clip)
-    place.require_finished(networks.vae, "vae")
-    place.require_finished(classified, "clip")
-    set_scaling_factor(networks.vae, place.recipes["vae"].seed, place.scaling_pictures)
-    text_encoder = text_encoder_of(classified.clip)
-    return UNetObjective(networks.vae.to(place.device), text_encoder.to(place.device), tokenizer)
+    classified, settings = ClipWithClassifiers(networks.clip), place.settings
+    load_average(networks.vae, place.out_dir, "vae")
+    load_average(classified, place.out_dir, "clip")
+    factor = on_main(lambda: set_scaling_factor(networks.vae, settings.vae.seed, settings.scaling_pictures))
+    networks.vae.register_to_config(scaling_factor=factor)
+    device, text_encoder = training_device(place.world), text_encoder_of(classified.clip)
+    return UNetObjective(networks.vae.to(device), text_encoder.to(device), tokenizer)
 
 
 def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
-    """Return all networks with the averaged weights of their newest states, and stage -> steps trained.
+    """Return all networks with their newest averaged weights, and name -> steps trained.
 
     Raises:
-        CheckpointError: a stage has not begun.
+        CheckpointError: one has no checkpoint yet.
     """
     networks = build_networks(0, len(place.tokenizer()))
     classified = ClipWithClassifiers(networks.clip)
@@ -122,13 +124,5 @@ def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
         "unet": networks.unet,
     }
     steps = {name: load_average(part, place.out_dir, name) for name, part in parts.items()}
-    set_scaling_factor(networks.vae, place.recipes["vae"].seed, place.scaling_pictures)
+    set_scaling_factor(networks.vae, place.settings.vae.seed, place.settings.scaling_pictures)
     return networks, steps
-
-
-def adjusted(recipes: dict[str, Recipe], steps: dict[str, int], autocast: bool) -> dict[str, Recipe]:
-    """Return ``recipes`` with other numbers of steps for some stages, and with or without bfloat16 autocast."""
-    return {
-        name: replace(recipe, steps=steps.get(name, recipe.steps), autocast=autocast)
-        for name, recipe in recipes.items()
-    }

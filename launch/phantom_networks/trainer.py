@@ -1,18 +1,21 @@
-"""The training loop of one phantom network: AdamW, averaged weights, checkpoints that resume bit for bit.
+"""Trains one phantom network over all ranks: the project's engine, loop and checkpoints, with this network's loss.
 
-The state is one safetensors file, replaced atomically; running the same command again goes on from it. Data and losses
-are the objective's; a step is a pure function of (weights, optimizer state, step).
+Every rank has its share of the rows of a step; what a row holds depends on (seed, step, row) alone. The averaged
+weights, which are what is used later, are part of the checkpoints and stand beside them in one safetensors file.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,176 +23,200 @@ from torch import nn
 
 from launch.phantom_networks.batches import Rows
 from launch.phantom_networks.objectives import Objective
+from launch.phantom_networks.workplace import Workplace
+from nd_dist.config import NetworkName, PhantomNetworksConfig, TrainingConfig
 from nd_dist.errors import CheckpointError
-from nd_dist.events import EventLog
 from nd_dist.files import atomic_path
+from nd_dist.schema import Batch
+from nd_dist.training.checkpoints import StageCheckpoints
+from nd_dist.training.engine import Engine
+from nd_dist.training.loop import Hooks, StagePlan, train_stage
+from nd_dist.training.objectives import TOTAL, StepInputs, Trainable
+from nd_dist.training.source import StageRequest
+from nd_dist.world import World
 
-EMA_DECAY = 0.999
-GRADIENT_CLIP = 1.0
-COOL_DOWN = 0.3
-"""Last share of the steps in which the learning rate falls to zero."""
-WARM_UP_STEPS = 100
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+BETA1 = 0.9
+KEPT_CHECKPOINTS = 2
+AVERAGE = "average."
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How long and how fast one network is trained.
+class WarmUpAndCoolDown:
+    """Linear warm-up, constant, linear to zero.
 
     Args:
-        name: ``vae``, ``clip``, ``unet`` or ``judges``.
+        settings: Lengths of both ends, beta2.
         steps: Optimizer steps in all.
-        batch_size: Rows of a step.
-        learning_rate: Peak of the schedule: linear warm-up, constant, linear to zero.
-        seed: Of initial weights and stream.
-        weight_decay: AdamW's.
-        autocast: bfloat16 autocast, where the device is fast at it.
-        checkpoint_every: Steps between states on disk.
+        peak: Highest learning rate.
     """
 
-    name: str
+    settings: PhantomNetworksConfig
     steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int
-    weight_decay: float = 1e-2
-    autocast: bool = False
-    checkpoint_every: int = 250
+    peak: float
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        left = (self.steps - step) / (COOL_DOWN * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS, left)
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a 0-based optimizer step."""
+        left = (self.steps - step) / (self.settings.cooldown_fraction * self.steps)
+        return self.peak * min(1.0, (step + 1) / self.settings.warmup_steps, left)
+
+    def betas(self, step: int) -> tuple[float, float]:
+        """Return AdamW's betas, the same in every step."""
+        return BETA1, self.settings.beta2
 
 
-class TrainingState:
-    """Weights, their moving average and the optimizer of one network.
+class NetworkLoss(Trainable):
+    """A network, its averaged weights and its objective as one module.
 
     Args:
         network: Trained in place.
-        recipe: Its recipe.
+        objective: Its loss.
+        seed: Of the stream of pictures.
+        settings: Decay of the average, precision.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
-        self.network, self.recipe, self.step = network, recipe, 0
-        self.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
+    def __init__(self, network: nn.Module, objective: Objective, seed: int, settings: PhantomNetworksConfig) -> None:
+        super().__init__()
+        self.trained = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self._objective, self._seed, self._settings = objective, seed, settings
 
-    def update(self, loss: torch.Tensor) -> None:
-        """Take one optimizer step down ``loss`` and move the average."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks it
-        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
-        self._optimizer.step()
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, value in self.network.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-                else:
-                    self.average[name].copy_(value)
-        self.step += 1
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        return self.trained
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything that a resumed run needs, as named CPU tensors."""
-        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        named |= {f"average.{name}": value for name, value in self.average.items()}
-        for name, parameter in self.network.named_parameters():
-            for moment in MOMENTS if parameter in self._optimizer.state else ():
-                named[f"{moment}.{name}"] = self._optimizer.state[parameter][moment]
-        return {name: value.detach().cpu().clone().contiguous() for name, value in named.items()}
+    def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return this rank's loss and its terms, detached; the batch says which rows, and nothing else."""
+        row_ids, device = inputs.sample_id_B.tolist(), inputs.sample_id_B.device
+        rows = Rows(self._seed, step, range(row_ids[0], row_ids[-1] + 1), device)
+        is_mixed = self._settings.autocast and device.type == "cuda"
+        with torch.autocast(device.type, torch.bfloat16) if is_mixed else nullcontext():
+            terms = self._objective(self.trained, rows)
+        return terms[TOTAL], {name: value.detach() for name, value in terms.items()}
 
-    def restore(self, named: dict[str, torch.Tensor], step: int) -> None:
-        """Set everything from :meth:`tensors` of a run at ``step``."""
-        device = next(self.network.parameters()).device
-        self.network.load_state_dict(_part(named, "network."))
-        self.average = {name: value.to(device) for name, value in _part(named, "average.").items()}
-        for name, parameter in self.network.named_parameters():
-            if f"step.{name}" in named:
-                self._optimizer.state[parameter] = {
-                    moment: named[f"{moment}.{name}"].to("cpu" if moment == "step" else device) for moment in MOMENTS
-                }
-        self.step = step
+    @torch.no_grad()
+    def update_average(self) -> int:
+        """Move the averaged weights after an optimizer step; return how many there were."""
+        number = int(self.num_updates)
+        decay = min(self._settings.average_decay, (1 + number) / (10 + number))
+        pairs = zip(self.average.state_dict().values(), self.trained.state_dict().values(), strict=True)
+        for average, value in pairs:
+            if value.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+        self.num_updates += 1
+        return number + 1
 
 
-def _part(named: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Return the entries whose name begins with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+class RowStream:
+    """The endless batches of one rank: row numbers; the objective makes pictures and draws of them.
+
+    Args:
+        batch_size: Rows of a global step, a multiple of the number of ranks.
+        world: Who this rank is.
+    """
+
+    def __init__(self, batch_size: int, world: World) -> None:
+        share = batch_size // world.size
+        self._rows = np.arange(world.rank * share, (world.rank + 1) * share, dtype=np.int64)
+        self._step = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches from the loaded state on."""
+        zeros = np.zeros_like(self._rows)
+        while True:
+            yield Batch(self._step, {}, {}, zeros, zeros, zeros, self._rows, zeros, self._rows)
+            self._step += 1
+
+    def state_dict(self) -> Mapping[str, object]:
+        """Return the state from which the next batch follows."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue from a state."""
+        self._step = int(str(state["step"]))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
-def state_path(out_dir: Path, name: str) -> Path:
-    """Return the file of a network's training state."""
+def average_path(out_dir: Path, name: str) -> Path:
+    """Return the file of a network's averaged weights."""
     return out_dir / "states" / f"{name}.safetensors"
 
 
-def save_state(state: TrainingState, out_dir: Path) -> None:
-    """Write a training state atomically."""
-    facts = {"step": state.step, "network": state.recipe.name, "seed": state.recipe.seed}
-    with atomic_path(state_path(out_dir, state.recipe.name)) as part:
-        save_file(state.tensors(), part, metadata={"training": json.dumps(facts)})
+def write_average(loss: NetworkLoss, step: int, facts: Mapping[str, object], path: Path) -> None:
+    """Write the averaged weights, and what they are, atomically."""
+    named = {AVERAGE + name: value.cpu().contiguous() for name, value in loss.average.state_dict().items()}
+    with atomic_path(path) as part:
+        save_file(named, part, metadata={"training": json.dumps({"step": step, "facts": dict(facts)})})
 
 
-def read_state(out_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], int]:
-    """Return the tensors and the step of a network's newest state.
+def read_training(out_dir: Path, name: str) -> dict[str, Any]:
+    """Return ``{"step", "facts"}`` of a network's averaged weights, an empty one where there are none."""
+    path = average_path(out_dir, name)
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["training"])
+    return found
+
+
+def load_average(network: nn.Module, out_dir: Path, name: str) -> int:
+    """Load a network's averaged weights into ``network``, frozen; return the step they are of.
 
     Raises:
-        CheckpointError: there is none yet.
+        CheckpointError: there are none yet.
     """
-    path = state_path(out_dir, name)
+    path = average_path(out_dir, name)
     if not path.is_file():
         raise CheckpointError(
             f"The network {name!r} has not been trained yet.",
             where=str(path),
-            todo=f"python -m launch.phantom_networks {out_dir} --only {name}",
+            todo=f"python -m launch.phantom_networks {out_dir} phantom_networks.stages=[{name}]",
         )
     with safe_open(path, framework="pt") as file:
-        step = json.loads(file.metadata()["training"])["step"]
-        return {key: file.get_tensor(key) for key in file.keys()}, int(step)  # noqa: SIM118  # not a mapping
-
-
-def load_average(network: nn.Module, out_dir: Path, name: str) -> int:
-    """Load the averaged weights of a network's newest state into ``network``, frozen; return the step."""
-    named, step = read_state(out_dir, name)
-    network.load_state_dict(_part(named, "average."))
+        step = int(json.loads(file.metadata()["training"])["step"])
+        keys = [key for key in file.keys() if key.startswith(AVERAGE)]  # noqa: SIM118  # not a mapping
+        network.load_state_dict({key.removeprefix(AVERAGE): file.get_tensor(key) for key in keys})
     network.eval().requires_grad_(False)
     return step
 
 
-def train(
-    network: nn.Module, objective: Objective, recipe: Recipe, out_dir: Path, events: EventLog, device: torch.device
-) -> None:
-    """Train one network to the last step of its recipe, from its newest state where there is one.
+def train_network(name: NetworkName, parts: tuple[nn.Module, Objective], place: Workplace, facts: Any) -> None:
+    """Train one network to its last step, from its newest checkpoint where there is one. Every rank calls it.
 
     Args:
-        network: Built with ``recipe.seed``; trained in place.
-        objective: Its loss.
-        recipe: Steps, rates, seed.
-        out_dir: Where states and events go.
-        events: Receives ``progress`` events.
-        device: Where it runs.
+        name: Which one.
+        parts: The network, built with its recipe's seed, and its objective.
+        place: Where, by which ranks.
+        facts: Fingerprint: a checkpoint of another recipe is refused.
+
+    Raises:
+        Requeue: a rank was asked to stop; the state is saved.
+        CheckpointError: the checkpoint is of another recipe.
+        NonFiniteError: the training diverged.
     """
-    network.to(device).train()
-    state = TrainingState(network, recipe)
-    if state_path(out_dir, recipe.name).is_file():
-        state.restore(*read_state(out_dir, recipe.name))
-    for scalars in _steps(state, objective, device):
-        if state.step % 50 == 0 or state.step == recipe.steps:
-            values = {name: round(float(value), 5) for name, value in scalars.items()}
-            events.progress(recipe.name, state.step, recipe.steps, **values)
-        if state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps:
-            save_state(state, out_dir)
+    settings, recipe = place.settings, place.settings.recipe(name)
+    loss = NetworkLoss(*parts, recipe.seed, settings).train()
+    training = TrainingConfig(
+        weight_decay=recipe.weight_decay, gradient_clip=settings.gradient_clip, zero_stage=0, shard_layers=False
+    )
+    request = StageRequest(1, (0,), (), recipe.batch_size, None, recipe.seed)  # one stream of rows, no subjects
+    schedule = WarmUpAndCoolDown(settings, recipe.steps, recipe.learning_rate)
+    engine = Engine(loss, training, schedule, request, place.world, place.timeout_s)
+    checkpoints = StageCheckpoints(place.out_dir / "checkpoints" / name, engine, facts, KEPT_CHECKPOINTS, place.events)
+    plan = StagePlan(name, recipe.steps, settings.checkpoint_every, recipe.steps, 0, 1)
+    write = partial(_after_step, loss, plan, place, facts)
+    hooks = Hooks(place.should_stop, None, lambda *_: None, lambda _: None, write)
+    train_stage(plan, engine, RowStream(recipe.batch_size, place.world), checkpoints, place.events, hooks)
+    engine.close()
 
 
-def _steps(state: TrainingState, objective: Objective, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Train step by step; yield the objective's scalars after each."""
-    recipe = state.recipe
-    while state.step < recipe.steps:
-        rows = Rows(recipe.seed, state.step, range(recipe.batch_size), device)
-        with torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext():
-            scalars = objective(state.network, rows)
-        state.update(scalars["loss"])
-        yield {name: value.detach() for name, value in scalars.items()}
+def _after_step(loss: NetworkLoss, plan: StagePlan, place: Workplace, facts: Mapping[str, object]) -> None:
+    """Move the average; write it where a checkpoint follows."""
+    step = loss.update_average()
+    if place.world.is_main and (step % plan.checkpoint_every == 0 or step == plan.total_steps):
+        write_average(loss, step, facts, average_path(place.out_dir, str(plan.stage)))

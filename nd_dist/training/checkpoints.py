@@ -15,6 +15,7 @@ from nd_dist.errors import CheckpointError, DataError
 from nd_dist.events import EventLog
 from nd_dist.training.collective import gather_objects, on_main
 from nd_dist.training.engine import Engine
+from nd_dist.training.objectives import Trainable
 from nd_dist.training.records import check_fingerprint
 
 PREFIX = "step-"
@@ -47,7 +48,9 @@ class StageCheckpoints:
         events: This rank's event file.
     """
 
-    def __init__(self, folder: Path, engine: Engine, facts: Mapping[str, object], keep: int, events: EventLog) -> None:
+    def __init__(
+        self, folder: Path, engine: Engine[Trainable], facts: Mapping[str, object], keep: int, events: EventLog
+    ) -> None:
         self._folder, self._engine, self._facts = folder, engine, dict(facts)
         self._keep, self._events = keep, events
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import deepspeed
 import torch
@@ -31,9 +31,9 @@ from nd_dist.schema import Batch
 from nd_dist.training.collective import barrier, on_main
 from nd_dist.training.finite import raise_not_finite
 from nd_dist.training.gather import Gather, gather_rows, identity
-from nd_dist.training.objectives import Objective, StepInputs
-from nd_dist.training.parameters import ADAM_BETA2, adamw, check_training, decay_groups, deepspeed_config
-from nd_dist.training.schedule import OneCycle
+from nd_dist.training.objectives import StepInputs, Trainable
+from nd_dist.training.parameters import adamw, check_training, deepspeed_config
+from nd_dist.training.schedule import Schedule
 from nd_dist.training.shard_optimizer import ShardOptimizer
 from nd_dist.training.sharded import shard_large_layers
 from nd_dist.training.source import StageRequest
@@ -41,6 +41,8 @@ from nd_dist.world import World
 
 Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
 """Takes (name, value, step) events; rank 0's are written."""
+
+Objective = TypeVar("Objective", bound=Trainable, covariant=True)
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,13 +112,13 @@ class StepOutcome:
     should_stop: bool
 
 
-class Engine:
+class Engine(Generic[Objective]):
     """Trains an objective over all ranks. Every rank makes the same calls in the same order.
 
     Args:
         objective: Module whose forward is the loss; on the CPU in float32 when given.
         training: The recipe's training section.
-        total_steps: Optimizer steps of the stage.
+        schedule: Learning rate and betas of every step.
         request: The stage's stream: how many rows a micro-batch has.
         world: Who this rank is; ``connect`` came first.
         timeout_s: Longest wait of a collective call.
@@ -129,7 +131,7 @@ class Engine:
         self,
         objective: Objective,
         training: TrainingConfig,
-        total_steps: int,
+        schedule: Schedule,
         request: StageRequest,
         world: World,
         timeout_s: int,
@@ -138,14 +140,13 @@ class Engine:
         self.world, self.device, self.zero_stage = world, training_device(world), training.zero_stage
         self.dtype = _TORCH_DTYPES[training.dtype]
         self.objective, self._training = objective, training
-        self._cycle = OneCycle(total_steps, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
-        rows, decoder = request.samples_per_subject * len(request.subjects), objective.decoder
+        self._schedule, rows = schedule, request.samples_per_subject * len(request.subjects)
         layers = {}
         if training.shard_layers:
-            layers = shard_large_layers(decoder, rows, request.samples_per_subject, world, self.device)
+            layers = shard_large_layers(objective.network, rows, request.samples_per_subject, world, self.device)
         self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
         self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
-        groups = decay_groups(decoder.named_parameters(), training.weight_decay)
+        groups = objective.parameter_groups(training.weight_decay)
         self._optimizer = adamw(groups)
         self._weight_decays = [group["weight_decay"] for group in groups]
         try:
@@ -184,7 +185,7 @@ class Engine:
         terms = {name: math.fsum(summary[name] for summary in summaries) / len(summaries) for name in names}
         grad_norm, is_skipped = self._finish_step(batches, step)
         should_stop = any(summary["_stop"] > 0 for summary in summaries)
-        return StepOutcome(terms, self._cycle.learning_rate(step), grad_norm, is_skipped, should_stop)
+        return StepOutcome(terms, self._schedule.learning_rate(step), grad_norm, is_skipped, should_stop)
 
     def _micro_step(self, batch: Batch, step: int, stop_wanted: bool) -> dict[str, float]:
         """Run forward and backward of one batch; return the terms' means over ranks and ``_stop``."""
@@ -219,7 +220,7 @@ class Engine:
         if not is_plain:
             norm = _as_float(self._engine.get_global_grad_norm())
         if is_plain or (self._engine.was_step_applied() and math.isfinite(norm) and norm >= 0):
-            self._shards.step(self._cycle.learning_rate(step), (self._cycle.beta1(step), ADAM_BETA2))
+            self._shards.step(self._schedule.learning_rate(step), self._schedule.betas(step))
             return math.hypot(norm, shard_norm), False
         if self.dtype == torch.float16:
             return math.nan, True
@@ -231,15 +232,15 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def _set_schedule(self, step: int) -> None:
-        """Set the step's learning rate and beta1."""
+        """Set the step's learning rate and betas."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._cycle.learning_rate(step)
-            group["betas"] = (self._cycle.beta1(step), ADAM_BETA2)
+            group["lr"] = self._schedule.learning_rate(step)
+            group["betas"] = self._schedule.betas(step)
 
     def full_state(self) -> dict[str, torch.Tensor]:
-        """Return the decoder's whole state dict in float32 on the CPU on rank 0, an empty one elsewhere."""
+        """Return the network's whole state dict in float32 on the CPU on rank 0, an empty one elsewhere."""
         state = self._shards.whole()
-        for name, parameter in self.objective.decoder.named_parameters():
+        for name, parameter in self.objective.network.named_parameters():
             full = safe_get_full_fp32_param(parameter)  # collective under ZeRO; none where nothing is partitioned
             if self.world.is_main:
                 value = parameter.detach() if full is None else full

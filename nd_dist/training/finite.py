@@ -49,7 +49,9 @@ def raise_not_finite(what: str, step: int, batch: Batch, world: World, is_bad: b
 
 def suspects(batch: Batch) -> dict[str, Any]:
     """Return subjects and image ids of the rows whose voxels or targets are not finite; of all rows where none is."""
-    finite = torch.cat([torch.isfinite(v).flatten(1).all(dim=1) for v in batch.voxels.values()]).cpu().numpy()
+    finite = np.ones(len(batch), dtype=bool)
+    if batch.voxels:
+        finite = torch.cat([torch.isfinite(v).flatten(1).all(dim=1) for v in batch.voxels.values()]).cpu().numpy()
     for target in batch.targets.values():
         finite &= torch.isfinite(target).flatten(1).all(dim=1).cpu().numpy()
     rows = ~finite if not finite.all() else np.ones(len(batch), dtype=bool)

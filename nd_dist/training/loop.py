@@ -14,11 +14,10 @@ import torch
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import Requeue
 from nd_dist.events import EventLog
-from nd_dist.models.decoder import Decoder
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import Progress, StageCheckpoints
 from nd_dist.training.engine import Engine, Monitor, StepOutcome
-from nd_dist.training.objectives import TOTAL
+from nd_dist.training.objectives import TOTAL, Trainable
 from nd_dist.training.source import Stream
 
 
@@ -28,14 +27,14 @@ class Hooks:
 
     Args:
         should_stop: Whether this rank was asked to save and stop.
-        validate: Named numbers of the model (``loss`` among them), equal on every rank; none: no validation.
+        validate: Returns named numbers of the model (``loss`` among them), equal on every rank; none: no validation.
         keep_best: Keeps the model as the best one so far: the steps made, and what the validation found.
         monitor: Takes the curves.
         after_step: Called after every step (the profiler).
     """
 
     should_stop: Callable[[], bool]
-    validate: Callable[[Decoder], Mapping[str, float]] | None
+    validate: Callable[[], Mapping[str, float]] | None
     keep_best: Callable[[int, Mapping[str, float]], None]
     monitor: Monitor
     after_step: Callable[[], None]
@@ -46,7 +45,7 @@ class StagePlan:
     """How long a stage trains and how often it reports.
 
     Args:
-        stage: 1 or 2.
+        stage: 1 or 2, or what else is trained: a name.
         total_steps: Optimizer steps.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations.
@@ -54,7 +53,7 @@ class StagePlan:
         gradient_accumulation: Batches of one optimizer step.
     """
 
-    stage: int
+    stage: int | str
     total_steps: int
     checkpoint_every: int
     validate_every: int
@@ -81,7 +80,7 @@ class StagePlan:
 
 def train_stage(
     plan: StagePlan,
-    engine: Engine,
+    engine: Engine[Trainable],
     stream: Stream,
     checkpoints: StageCheckpoints,
     events: EventLog,
@@ -122,7 +121,7 @@ def train_stage(
 
         # Look at it, keep it
         if hooks.validate is not None and (plan.is_over(progress) or progress.step % plan.validate_every == 0):
-            progress = _validated(progress, plan, hooks.validate(engine.objective.decoder), events, hooks)
+            progress = _validated(progress, plan, hooks.validate(), events, hooks)
         is_over = plan.is_over(progress)
         if is_over or outcome.should_stop or progress.step % plan.checkpoint_every == 0:
             checkpoints.save(progress)
@@ -156,19 +155,21 @@ def _numbers_of(facts: Mapping[str, object]) -> dict[str, float]:
 
 def _task(plan: StagePlan) -> str:
     """Return the progress bar's name."""
-    return f"stage {plan.stage}"
+    return f"stage {plan.stage}" if isinstance(plan.stage, int) else plan.stage
 
 
 def _requeue(plan: StagePlan, step: int) -> Requeue:
     """Return the error that says: saved, start me again."""
     return Requeue(
         "Training was asked to stop and has saved its state.",
-        where=f"stage {plan.stage}, step {step} of {plan.total_steps}",
+        where=f"{_task(plan)}, step {step} of {plan.total_steps}",
         todo="run the same command again; it continues from here",
     )
 
 
-def step_facts(batches: list[Batch], outcome: StepOutcome, engine: Engine, seconds: float) -> dict[str, object]:
+def step_facts(
+    batches: list[Batch], outcome: StepOutcome, engine: Engine[Trainable], seconds: float
+) -> dict[str, object]:
     """Return the fields of a ``train_step`` event."""
     rows = sum(len(batch) for batch in batches)
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from nd_dist.schema import Batch
 from nd_dist.training import losses
 from nd_dist.training.gather import Gather, GlobalRows, identity
 from nd_dist.training.mixco import Mix, mix_voxels
+from nd_dist.training.parameters import decay_groups
 from nd_dist.training.schedule import ContrastivePhase, contrastive_phase
 
 LATENT_CONTRASTIVE_WEIGHT = 0.1
@@ -74,7 +75,20 @@ class _Step(NamedTuple):
     terms: dict[str, torch.Tensor]
 
 
-class Objective(nn.Module):
+class Trainable(nn.Module):
+    """A network and its loss as one module, whose forward is what ``Objective.forward`` is: an engine trains it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained; the module may hold more."""
+        raise NotImplementedError
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:  # Any: torch's own form of groups
+        """Return AdamW's groups of parameters."""
+        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+
+
+class Objective(Trainable):
     """Decoder plus losses.
 
     Args:
@@ -103,6 +117,15 @@ class Objective(nn.Module):
         self._gather, self._teacher = gather, teacher
         self._is_released = training.quirks == "official"
         self._has_tokens = any(spec.role != "initial" for spec in decoder.targets)
+
+    @property
+    def network(self) -> nn.Module:
+        """The decoder."""
+        return self.decoder
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return AdamW's groups: see ``decay_groups``."""
+        return decay_groups(self.decoder.named_parameters(), weight_decay)
 
     def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return this rank's loss (its average over ranks is the global loss) and its terms, detached.

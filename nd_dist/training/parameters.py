@@ -12,7 +12,6 @@ from nd_dist.errors import ConfigError
 from nd_dist.models.decoder import VOXEL_PREFIX
 
 ADAM_EPS = 1e-8
-ADAM_BETA2 = 0.999
 REDUCE_BUCKET = 50_000_000
 """Gradients that DeepSpeed averages at a time; ZeRO 3 keeps a buffer of so many, and its default is ten times more."""
 

@@ -35,6 +35,7 @@ from nd_dist.training.records import (
     write_best,
     write_done,
 )
+from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, Stream, TrainingSource, stage_request, stage_specs
 from nd_dist.training.teacher import PictureTeacher, WithPictures
 from nd_dist.training.validation import Validation
@@ -176,7 +177,7 @@ class _StageRun:
         self._events.write("sharded_layers", stage=stage, layers=list(engine.sharded_layers))
         checkpoints = StageCheckpoints(self._folder, engine, self._facts, training.keep_checkpoints, self._events)
         monitor = open_monitor(training, self._config.run_dir, stage)
-        validate = self._validation(gather)
+        validate = self._validation(decoder, gather)
         stream = self._stream()
         try:
             with profiled(trace_path(self._config.run_dir, stage, self._world.rank), training.profile) as after_step:
@@ -195,28 +196,29 @@ class _StageRun:
         stream = self._source.open_stream(self._request)
         return stream if self._teacher is None else WithPictures(stream, self._source.pictures)
 
-    def _validation(self, gather: Gather) -> Validation | None:
+    def _validation(self, decoder: Decoder, gather: Gather) -> Callable[[], Mapping[str, float]] | None:
         """Return what looks at the model now and then; none where the subject has no test image."""
         validation = Validation(self._source, self._request.subjects[0], self._config.training, self._world, gather)
         if validation.num_images:
-            return validation
+            return partial(validation, decoder)
         self._events.write("validation_off", stage=self._request.stage, reason="no test image was packed")
         return None
 
-    def _keep_best(self, engine: Engine, step: int, found: Mapping[str, float]) -> None:
+    def _keep_best(self, engine: Engine[Objective], step: int, found: Mapping[str, float]) -> None:
         """Write the model as the best one so far and forget the one before."""
         name = f"{BEST}-{step:07d}"
         self._export(engine, self._folder / name)
         on_main(lambda: write_best(self._folder, name, step, found))
 
-    def _engine(self, decoder: Decoder, gather: Gather, total_steps: int) -> Engine:
+    def _engine(self, decoder: Decoder, gather: Gather, total_steps: int) -> Engine[Objective]:
         """Return the engine around the stage's objective."""
         training = self._config.training
         seed = unit_seed(self._config.seed, "stage", self._request.stage)
         objective = Objective(decoder, training, total_steps, seed, gather, self._teacher)
-        return Engine(objective, training, total_steps, self._request, self._world, self._config.launch.timeout_s)
+        cycle = OneCycle(total_steps, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
+        return Engine(objective, training, cycle, self._request, self._world, self._config.launch.timeout_s)
 
-    def _export(self, engine: Engine, folder: Path) -> str:
+    def _export(self, engine: Engine[Objective], folder: Path) -> str:
         """Write a model folder and return the weights' hash."""
         state = engine.full_state()
         return on_main(lambda: engine.objective.decoder.save(folder, state))

@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 INITIAL_DIVISOR = 25.0
 FINAL_DIVISOR = 1000.0
 MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
 FIXED_BETA1 = 0.9
+ADAM_BETA2 = 0.999
 MIXCO_TEMPERATURE = 0.006
 SOFTCLIP_START, SOFTCLIP_END = 0.004, 0.0075
+
+
+class Schedule(Protocol):
+    """What an optimizer is set to before a step."""
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a 0-based optimizer step."""
+        ...
+
+    def betas(self, step: int) -> tuple[float, float]:
+        """Return AdamW's betas of a 0-based optimizer step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,10 @@ class OneCycle:
         """Return the learning rate of a 0-based optimizer step."""
         initial = self.peak / INITIAL_DIVISOR
         return self._between(step, initial, self.peak, initial / FINAL_DIVISOR)
+
+    def betas(self, step: int) -> tuple[float, float]:
+        """Return AdamW's betas of a 0-based optimizer step."""
+        return self.beta1(step), ADAM_BETA2
 
     def beta1(self, step: int) -> float:
         """Return AdamW's beta1 of a 0-based optimizer step."""

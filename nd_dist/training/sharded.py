@@ -18,7 +18,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 
-from nd_dist.models.decoder import VOXEL_PREFIX, Decoder
+from nd_dist.models.decoder import VOXEL_PREFIX
 from nd_dist.world import World
 
 _PER_TOKEN = ("prior", "contrastive", "upsampler")
@@ -180,7 +180,7 @@ def _put(target: torch.Tensor, values: torch.Tensor, is_added: bool) -> None:
 
 
 def shard_large_layers(
-    decoder: Decoder, rows: int, rows_per_subject: int, world: World, device: torch.device
+    decoder: nn.Module, rows: int, rows_per_subject: int, world: World, device: torch.device
 ) -> dict[str, ShardedLinear]:
     """Replace every layer of the decoder whose rows are lighter than its gradient; return the replacements by name.
 
@@ -203,7 +203,7 @@ def shard_large_layers(
     return chosen
 
 
-def _row_layers(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
+def _row_layers(decoder: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Yield the linear layers that see one row per sample."""
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Linear) and not set(name.split(".")) & set(_PER_TOKEN):
