@@ -63,6 +63,7 @@ class ClipWithClassifiers(nn.Module):
 
     def __init__(self, clip: Any) -> None:
         super().__init__()
+        clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # DeepSpeed broadcasts no numbers
         self.clip = clip
         self.objects = nn.Linear(TEXT_WIDTH, len(sprites()))
         self.places = nn.Linear(TEXT_WIDTH, len(PLACES))

@@ -78,7 +78,8 @@ class NetworkLoss(Trainable):
         super().__init__()
         self.trained = network
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.num_updates: torch.Tensor
+        self.register_buffer("num_updates", torch.zeros(1, dtype=torch.int64))
         self._objective, self._seed, self._settings = objective, seed, settings
 
     @property

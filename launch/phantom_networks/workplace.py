@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Workplace:
     out_dir: Path
     settings: PhantomNetworksConfig
     events: EventLog
-    world: World = World()
+    world: World = field(default_factory=World)
     gather: Gather = identity
     timeout_s: int = 600
     should_stop: Callable[[], bool] = bool

@@ -1,0 +1,43 @@
+"""Exports trained phantom networks: folders in Hugging Face layout, model cards, a sheet of pictures to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from launch.phantom_networks.cards import write_cards
+from launch.phantom_networks.folders import STABLE_DIFFUSION, write_folders
+from launch.phantom_networks.quality import contact_sheet
+from launch.phantom_networks.stages import STAGES, trained_networks
+from launch.phantom_networks.workplace import Workplace
+from nd_dist.config import Config, PhantomNetworksConfig
+from nd_dist.evaluation.networks import REMARK
+from nd_dist.events import EventLog
+from nd_dist.files import atomic_path, write_text
+
+
+def export(config: Config, folder: Path) -> None:
+    """Write folders, model cards and, beside the states, a contact sheet of the newest averaged weights.
+
+    Raises:
+        CheckpointError: a network has no checkpoint yet.
+    """
+    place = Workplace(config.run_dir, config.phantom_networks, EventLog(config.run_dir, 0, "export"))
+    networks, steps = trained_networks(place)
+    tokenizer = place.tokenizer()
+    write_folders(folder, networks)
+    write_remark(folder / STABLE_DIFFUSION / REMARK, steps, place.settings)
+    figures = write_cards(folder, networks, tokenizer, place.settings, steps)
+    with atomic_path(place.out_dir / "sheet.png") as part:
+        Image.fromarray(contact_sheet(networks, tokenizer)).save(part, format="png")
+    place.events.write("exported", folder=folder, steps=steps, figures=figures)
+
+
+def write_remark(path: Path, steps: dict[str, int], settings: PhantomNetworksConfig) -> None:
+    """Write the sentence that reports show while a network is not fully trained; remove it once all are."""
+    path.unlink(missing_ok=True)
+    planned = {name: settings.recipe(name).steps for name in STAGES}
+    missing = [f"{name}: {steps[name]} of {planned[name]} steps" for name in STAGES if steps[name] < planned[name]]
+    if missing:
+        write_text(path, f"The phantom networks are not fully trained ({', '.join(missing)}).\n")
