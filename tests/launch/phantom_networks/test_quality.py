@@ -9,8 +9,8 @@ from launch.phantom_networks import quality
 from launch.phantom_networks.batches import pixels_of
 from launch.phantom_networks.cards import Card
 from launch.phantom_networks.folders import CPU, Networks, build_networks
-from launch.phantom_networks.stages import RECIPES
 from launch.phantom_networks.tokenizer import write_tokenizer
+from nd_dist.config import PhantomNetworksConfig
 from shards.phantom.captions import vocabulary
 from shards.phantom.pictures import training_scene
 
@@ -61,8 +61,10 @@ def test_an_untrained_clip_retrieves_near_chance(networks: Networks, tmp_path: P
 
 
 def test_a_card_names_recipe_figures_and_whether_training_was_finished() -> None:
-    card = Card("judges", "Phantom judges", "judges", RECIPES["judges"], 10, {"plain: objects top-1": 0.5})
+    card = Card(
+        "judges", "Phantom judges", "judges", PhantomNetworksConfig().judges, 10, {"plain: objects top-1": 0.5}
+    )
     text = card.render()
     assert "stopped early" in text
     assert "| plain: objects top-1 | 0.500 |" in text
-    assert f"seed {RECIPES['judges'].seed}" in text
+    assert f"seed {PhantomNetworksConfig().judges.seed}" in text

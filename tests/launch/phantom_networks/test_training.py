@@ -1,112 +1,129 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launch.phantom_networks.__main__ import _write_remark, main
 from launch.phantom_networks.batches import Rows, labels_of, pixels_of
+from launch.phantom_networks.export import write_remark
 from launch.phantom_networks.folders import build_networks, text_encoder_of, write_folders
-from launch.phantom_networks.objectives import UNetObjective, alphas_cumprod
-from launch.phantom_networks.stages import RECIPES, Workplace, run_stage, trained_networks
+from launch.phantom_networks.objectives import UNetObjective, alphas_cumprod, vae_loss
+from launch.phantom_networks.stages import STAGES, run_stages, trained_networks
 from launch.phantom_networks.tokenizer import write_tokenizer
-from launch.phantom_networks.trainer import Recipe, state_path
-from nd_dist.errors import CheckpointError, ConfigError
-from nd_dist.events import EventLog, events_path, read_events
+from launch.phantom_networks.trainer import WarmUpAndCoolDown, average_path
+from nd_dist.config import PhantomNetworksConfig
+from nd_dist.errors import CheckpointError, Requeue
+from nd_dist.events import events_path, read_events
 from shards.phantom.captions import vocabulary
+from tests.launch.phantom_networks.tiny import STEPS, losses_of, place_of, tiny_settings
+from tests.ranks.launching import ROOT, environment, free_port
 
 CPU = torch.device("cpu")
-PROGRAM = """
-import sys; from pathlib import Path; import torch
-from tests.launch.phantom_networks.test_training import tiny_workplace
-from launch.phantom_networks.stages import run_stage
-torch.set_num_threads(1)
-run_stage(sys.argv[2], tiny_workplace(Path(sys.argv[1]), int(sys.argv[3])))
-"""
+RANKS = 2
 
 
-def tiny_workplace(out_dir: Path, steps: int) -> Workplace:
-    recipes = {
-        name: Recipe(name, steps, batch_size=4, learning_rate=1e-3, seed=recipe.seed, checkpoint_every=1)
-        for name, recipe in RECIPES.items()
-    }
-    return Workplace(out_dir, recipes, CPU, EventLog(out_dir, 0, "phantom-networks"), 32)
-
-
-def newest_step(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["training"].split('"step": ')[1].split(",")[0])
-
-
-def test_a_run_that_was_killed_and_started_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four networks after a few steps on one rank."""
+    out_dir = tmp_path_factory.mktemp("trained")
     torch.set_num_threads(1)
-    straight, broken, steps = tmp_path / "straight", tmp_path / "broken", 8
-    run_stage("vae", tiny_workplace(straight, steps))
-    command = [sys.executable, "-c", PROGRAM, str(broken), "vae", str(steps)]
-    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
-    while newest_step(state_path(broken, "vae")) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert 3 <= newest_step(state_path(broken, "vae")) < steps
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    expected, found = (load_file(state_path(folder, "vae")) for folder in (straight, broken))
+    run_stages(place_of(out_dir, tiny_settings()))
+    return out_dir
+
+
+def test_two_ranks_of_which_one_is_killed_and_then_one_rank_make_the_losses_of_one_rank(
+    trained: Path, tmp_path: Path
+) -> None:
+    shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "tests.launch.phantom_networks.tiny", str(tmp_path), str(4 * STEPS - 1)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(RANKS)
+    ]
+    assert ranks[-1].wait(600) == -9
+    ranks[0].kill()
+    ranks[0].wait()
+    assert list(losses_of(tmp_path))[-1] == ("unet", STEPS - 2)
+    run_stages(place_of(tmp_path, tiny_settings()))
+    expected, found = losses_of(trained), losses_of(tmp_path)
+    assert found.keys() == expected.keys() == {(name, step) for name in STAGES for step in range(STEPS)}
+    assert found == pytest.approx(expected, rel=1e-5)
+    skipped = [event["stage"] for event in read_events(events_path(tmp_path, 0)) if event["event"] == "stage_skipped"]
+    assert skipped == ["vae", "clip", "judges"]
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(stages=("judges",))
+    asked = iter([False, True])
+    with pytest.raises(Requeue, match=f"judges, step 2 of {STEPS}"):
+        run_stages(place_of(tmp_path, settings, should_stop=lambda: next(asked)))
+    run_stages(place_of(tmp_path, settings))
+    expected, found = (load_file(average_path(folder, "judges")) for folder in (trained, tmp_path))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_all_stages_train_in_order_and_the_folders_hold_the_averaged_weights(tmp_path: Path) -> None:
-    place = tiny_workplace(tmp_path, steps=2)
-    for name in RECIPES:
-        run_stage(name, place)
-    networks, steps = trained_networks(place)
-    assert steps == dict.fromkeys(RECIPES, 2)
-    average = load_file(state_path(tmp_path, "unet"))["average.conv_in.weight"]
+def test_the_steps_are_those_of_plain_adamw_on_clipped_gradients_and_the_average_follows(trained: Path) -> None:
+    settings = tiny_settings()
+    recipe, vae = settings.vae, build_networks(settings.vae.seed, 100).vae.train()
+    average = {name: value.clone() for name, value in vae.state_dict().items()}
+    schedule = WarmUpAndCoolDown(settings, recipe.steps, recipe.learning_rate)
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, settings.beta2), weight_decay=recipe.weight_decay)
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate(step)
+        loss = vae_loss(vae, Rows(recipe.seed, step, range(recipe.batch_size), CPU))["loss"]
+        assert losses_of(trained)["vae", step] == pytest.approx(float(loss.detach()), rel=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), settings.gradient_clip)
+        optimizer.step()
+        for name, value in vae.state_dict().items():
+            average[name].lerp_(value, 1 - (1 + step) / (10 + step))
+    found = load_file(average_path(trained, "vae"))
+    for name, value in average.items():
+        torch.testing.assert_close(found[f"average.{name}"], value, rtol=1e-4, atol=2e-5)
+
+
+def test_the_folders_hold_the_averaged_weights(trained: Path, tmp_path: Path) -> None:
+    networks, steps = trained_networks(place_of(trained, tiny_settings()))
+    assert steps == dict.fromkeys(STAGES, STEPS)
+    average = load_file(average_path(trained, "unet"))["average.conv_in.weight"]
     assert torch.equal(networks.unet.conv_in.weight, average)
-    events = list(read_events(events_path(tmp_path, 0)))
-    assert [event["task"] for event in events if event["event"] == "progress"] == list(RECIPES)
-    write_folders(tmp_path / "folders", networks)
-    unet = UNet2DConditionModel.from_pretrained(tmp_path / "folders" / "stable-diffusion" / "unet")
+    write_folders(tmp_path, networks)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "stable-diffusion" / "unet")
     assert torch.equal(unet.conv_in.weight.half(), average.half())
 
 
+def test_a_folder_of_another_recipe_is_refused(trained: Path) -> None:
+    other = tiny_settings().model_copy(update={"beta2": 0.9})
+    with pytest.raises(CheckpointError, match=r"beta2=0\.9"):
+        run_stages(place_of(trained, other))
+
+
 def test_reports_are_told_what_is_not_fully_trained_until_everything_is(tmp_path: Path) -> None:
-    path, finished = tmp_path / "remark.txt", {name: recipe.steps for name, recipe in RECIPES.items()}
-    _write_remark(path, {**finished, "unet": 7}, RECIPES)
-    assert (
-        path.read_text() == f"The phantom networks are not fully trained (unet: 7 of {RECIPES['unet'].steps} steps).\n"
-    )
-    _write_remark(path, finished, RECIPES)
+    settings, path = PhantomNetworksConfig(), tmp_path / "remark.txt"
+    finished: dict[str, int] = {name: settings.recipe(name).steps for name in STAGES}
+    write_remark(path, {**finished, "unet": 7}, settings)
+    assert path.read_text() == "The phantom networks are not fully trained (unet: 7 of 12000 steps).\n"
+    write_remark(path, finished, settings)
     assert not path.exists()
 
 
 def test_the_unet_refuses_to_train_on_an_unfinished_vae(tmp_path: Path) -> None:
-    run_stage("vae", tiny_workplace(tmp_path, steps=1))
-    with pytest.raises(CheckpointError, match="not finished"):
-        run_stage("unet", tiny_workplace(tmp_path, steps=2))
-
-
-def test_exporting_before_training_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"python -m launch\.phantom_networks"):
-        main([str(tmp_path), "--export", str(tmp_path / "folders")])
-
-
-@pytest.mark.parametrize("options", [["--steps", "vea=3"], ["--steps", "vae"], ["--only", "vea"]])
-def test_a_wrong_stage_name_is_refused(tmp_path: Path, options: list[str]) -> None:
-    with pytest.raises(ConfigError):
-        main([str(tmp_path), *options])
+    run_stages(place_of(tmp_path, tiny_settings(1, ("vae",))))
+    with pytest.raises(CheckpointError, match="'vae' is not finished"):
+        run_stages(place_of(tmp_path, tiny_settings(2, ("unet",))))
 
 
 def test_rows_do_not_depend_on_how_a_step_is_divided() -> None:
@@ -148,8 +165,9 @@ def test_the_noise_schedule_is_that_of_stable_diffusion() -> None:
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
-    recipe = Recipe("vae", steps=1000, batch_size=1, learning_rate=2.0, seed=0)
-    assert recipe.rate(0) == pytest.approx(0.02)
-    assert recipe.rate(500) == 2.0
-    assert recipe.rate(850) == pytest.approx(1.0)
-    assert recipe.rate(999) < 0.01
+    schedule = WarmUpAndCoolDown(PhantomNetworksConfig(), steps=1000, peak=2.0)
+    assert schedule.learning_rate(0) == pytest.approx(0.02)
+    assert schedule.learning_rate(500) == 2.0
+    assert schedule.learning_rate(850) == pytest.approx(1.0)
+    assert schedule.learning_rate(999) < 0.01
+    assert schedule.betas(3) == (0.9, 0.99)
