@@ -35,7 +35,8 @@ def test_the_wheel_contains_recipes_licence_and_type_markers(wheel: Path) -> Non
         names = set(archive.namelist())
     for name in ("launch/recipes/demo.yaml", "launch/recipes/paper.yaml", "nd_dist/py.typed"):
         assert name in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for licence in ("LICENSE", "LICENSES.md"):
+        assert any(name.endswith(f"licenses/{licence}") for name in names)
 
 
 def test_nd_runs_from_the_unpacked_wheel_in_another_folder(wheel: Path, tmp_path: Path) -> None:
