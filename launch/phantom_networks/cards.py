@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from launch.phantom_networks.batches import pixels_of
 from launch.phantom_networks.folders import CLIP_VISION, CPU, JUDGES, STABLE_DIFFUSION, Networks
+from launch.phantom_networks.history import History
 from launch.phantom_networks.quality import (
+    RETRIEVAL_TEXTS,
     Figures,
     clip_figures,
     evaluation_scenes,
@@ -16,8 +18,9 @@ from launch.phantom_networks.quality import (
     unet_figures,
     vae_figures,
 )
-from nd_dist.config import NetworkRecipe, PhantomNetworksConfig
-from nd_dist.files import write_text
+from nd_dist.config import NetworkName
+from shards.phantom.backgrounds import PLACES
+from shards.phantom.sprites import sprites
 
 NUM_PICTURES = 256
 NUM_DRAWN = 96
@@ -41,6 +44,17 @@ ABOUT = {
 }
 
 
+LIMITS = {
+    "vae": "Edges are soft: 4x4 pixels become four numbers. Small things lose their inner lines.",
+    "text": "One token per word of the phantom's captions; other words fall apart into letters it never learned.",
+    "vision": "Objects that were never trained are hardly told apart: it knows places and colours, not new shapes.",
+    "unet": "Places, sizes and colours come out right, but the shapes of things are loose, the more so where there are "
+    "two. Strong guidance saturates colours.",
+    "judges": "Places are easy (a judge hardly errs); objects of some 20 pixels are not, least of all for the plain "
+    "and the residual one.",
+}
+
+
 @dataclass(frozen=True)
 class Card:
     """One model card.
@@ -48,56 +62,59 @@ class Card:
     Args:
         folder: Where it goes, below the folder set.
         title: Heading.
-        about: Key of ``ABOUT``.
-        recipe: How it was trained.
-        steps: Steps trained so far.
+        about: Key of ``ABOUT`` and ``LIMITS``.
+        history: How it was trained.
         figures: What was measured.
     """
 
     folder: str
     title: str
     about: str
-    recipe: NetworkRecipe
-    steps: int
+    history: History
     figures: Figures
 
     def render(self) -> str:
         """Return the card in Markdown."""
-        recipe = self.recipe
-        state = "finished" if self.steps >= recipe.steps else f"stopped early, {recipe.steps} were planned"
+        history, recipe = self.history, self.history.recipe
+        state = "finished" if history.steps >= recipe.steps else f"stopped early, {recipe.steps} were planned"
         rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in self.figures.items())
         return f"""# {self.title}
 
 Part of the embedded world ("phantom") of nd_dist, for demonstrations and tests. {ABOUT[self.about]}
 
 ## Training
-Pictures of `shards.phantom.pictures.training_scene`: endless, without held-out objects and combinations.
-{self.steps} steps of {recipe.batch_size} rows ({state}), seed {recipe.seed}, AdamW, peak learning rate
-{recipe.learning_rate:g}, averaged weights (decay 0.999). Weights are stored in float16.
-Command: `python -m launch.phantom_networks OUT_DIR`.
+- Data: an endless stream of pictures (`shards.phantom.pictures.training_scene`): one or two of {len(sprites())} things
+  on one of {len(PLACES)} backgrounds, with five captions each. Held-out objects, and held-out combinations of object
+  and place, are never among them.
+- Steps: {history.steps} of {recipe.batch_size} pictures ({state}); seed {recipe.seed} of initial weights and stream.
+- AdamW, peak learning rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}. What is here are averaged
+  weights (decay 0.999), in float16.
+- Time: {history.minutes:.0f} minutes. Machine: {history.machine}.
+- Commands: `python -m launch.phantom_networks OUT_DIR`, then the same with `--export FOLDERS`.
 
-## Measured on pictures that were never trained on
+## Measured with these weights, on scenes of a stream that is never trained on
 | figure | value |
 |---|---|
 {rows}
 
+Chance is about {1 / len(sprites()):.4f} for an object, {1 / len(PLACES):.4f} for a place and {1 / RETRIEVAL_TEXTS:.4f}
+for retrieval. Command: `python -m launch.phantom_networks.measure`.
+
 ## Limits
+{LIMITS[self.about]}
 It knows the phantom's small pictures only. Figures that it takes part in say nothing about natural pictures or brains.
 
-Licence: Apache-2.0. The pictures it learned from are made of Fluent Emoji (Microsoft, MIT).
+Licence: Apache-2.0. The pictures it learned from are made of Fluent Emoji (Microsoft, MIT): see `LICENSES.md`.
 """
 
 
-def write_cards(
-    out_dir: Path, networks: Networks, tokenizer: Any, settings: PhantomNetworksConfig, steps: dict[str, int]
-) -> dict[str, Figures]:
-    """Measure all networks, write ``README.md`` beside each and return the figures by network.
+def cards_of(networks: Networks, tokenizer: Any, histories: Mapping[NetworkName, History]) -> list[Card]:
+    """Measure all networks and return their cards.
 
     Args:
-        out_dir: The folder set.
-        networks: With the weights of the folder set.
+        networks: With the weights of a folder set.
         tokenizer: Of the text tower.
-        recipes, steps: Stage -> recipe, and steps trained.
+        histories: How each was trained.
     """
     scenes = evaluation_scenes(NUM_PICTURES, "combination")
     pixels_BCHW = pixels_of(scenes, CPU)
@@ -109,13 +126,10 @@ def write_cards(
     of_clip = clip_figures(networks.clip, tokenizer)
     vae, unet = vae_figures(networks.vae, NUM_PICTURES), unet_figures(networks, tokenizer, NUM_DRAWN)
     text = f"{STABLE_DIFFUSION}/text_encoder"
-    cards = [
-        Card(f"{STABLE_DIFFUSION}/vae", "Phantom VAE", "vae", settings.vae, steps["vae"], vae),
-        Card(text, "Phantom text encoder", "text", settings.clip, steps["clip"], of_clip),
-        Card(CLIP_VISION, "Phantom CLIP vision tower", "vision", settings.clip, steps["clip"], of_clip),
-        Card(f"{STABLE_DIFFUSION}/unet", "Phantom UNet", "unet", settings.unet, steps["unet"], unet),
-        Card(JUDGES, "Phantom judges", "judges", settings.judges, steps["judges"], of_judges),
+    return [
+        Card(f"{STABLE_DIFFUSION}/vae", "Phantom VAE", "vae", histories["vae"], vae),
+        Card(text, "Phantom text encoder", "text", histories["clip"], of_clip),
+        Card(CLIP_VISION, "Phantom CLIP vision tower", "vision", histories["clip"], of_clip),
+        Card(f"{STABLE_DIFFUSION}/unet", "Phantom UNet", "unet", histories["unet"], unet),
+        Card(JUDGES, "Phantom judges", "judges", histories["judges"], of_judges),
     ]
-    for card in cards:
-        write_text(out_dir / card.folder / "README.md", card.render())
-    return {card.folder: card.figures for card in cards}

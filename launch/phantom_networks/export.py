@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
-from launch.phantom_networks.cards import write_cards
 from launch.phantom_networks.folders import STABLE_DIFFUSION, write_folders
+from launch.phantom_networks.history import history_of, write_history
+from launch.phantom_networks.measure import measure
 from launch.phantom_networks.quality import contact_sheet
 from launch.phantom_networks.stages import STAGES, trained_networks
 from launch.phantom_networks.workplace import Workplace
-from nd_dist.config import Config, PhantomNetworksConfig
+from nd_dist.config import Config, NetworkName, PhantomNetworksConfig
 from nd_dist.evaluation.networks import REMARK
 from nd_dist.events import EventLog
 from nd_dist.files import atomic_path, write_text
@@ -28,13 +30,15 @@ def export(config: Config, folder: Path) -> None:
     tokenizer = place.tokenizer()
     write_folders(folder, networks)
     write_remark(folder / STABLE_DIFFUSION / REMARK, steps, place.settings)
-    figures = write_cards(folder, networks, tokenizer, place.settings, steps)
+    recipe = place.settings.recipe
+    write_history(folder, {name: history_of(place.out_dir, name, recipe(name), steps[name]) for name in STAGES})
+    figures = measure(folder, write=True)
     with atomic_path(place.out_dir / "sheet.png") as part:
         Image.fromarray(contact_sheet(networks, tokenizer)).save(part, format="png")
     place.events.write("exported", folder=folder, steps=steps, figures=figures)
 
 
-def write_remark(path: Path, steps: dict[str, int], settings: PhantomNetworksConfig) -> None:
+def write_remark(path: Path, steps: Mapping[NetworkName, int], settings: PhantomNetworksConfig) -> None:
     """Write the sentence that reports show while a network is not fully trained; remove it once all are."""
     path.unlink(missing_ok=True)
     planned = {name: settings.recipe(name).steps for name in STAGES}

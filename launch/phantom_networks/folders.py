@@ -1,8 +1,9 @@
 """The folder set of the phantom networks, in Hugging Face layout: written from networks, whether trained or not.
 
 stable-diffusion/{model_index.json, unet, vae, text_encoder, tokenizer, scheduler}
-clip-vision/{config.json, model.safetensors, preprocessor_config.json}
+clip-vision/{config.json, model.safetensors, preprocessor_config.json, projections.safetensors}
 judges/{plain, residual, depthwise, mixer}/{config.json, model.safetensors}
+training.json, where they were trained (see ``launch.phantom_networks.history``)
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
@@ -26,14 +29,18 @@ from launch.phantom_networks.architectures import (
 )
 from launch.phantom_networks.batches import pixels_of
 from launch.phantom_networks.tokenizer import write_tokenizer
+from nd_dist.errors import CheckpointError
 from nd_dist.evaluation.networks import REMARK
-from nd_dist.files import write_json, write_text
-from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge
+from nd_dist.files import atomic_path, write_json, write_text
+from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
 from shards.phantom.backgrounds import SIZE
 from shards.phantom.captions import vocabulary
 from shards.phantom.pictures import training_scene
 
 STABLE_DIFFUSION, CLIP_VISION, JUDGES = "stable-diffusion", "clip-vision", "judges"
+PROJECTIONS = "projections.safetensors"
+_JOINT = ("visual_projection.weight", "text_projection.weight", "logit_scale")
+"""What CLIP has besides its towers: nothing but retrieval between pictures and captions needs it."""
 CPU = torch.device("cpu")
 
 
@@ -102,11 +109,41 @@ def write_folders(out_dir: Path, networks: Networks) -> None:
     write_json(sd / "model_index.json", {**version, **MODEL_INDEX})
     _save(vision_encoder_of(networks.clip), out_dir / CLIP_VISION)
     write_json(out_dir / CLIP_VISION / "preprocessor_config.json", PREPROCESSOR)
+    joint = {name: networks.clip.state_dict()[name].half() for name in _JOINT}
+    with atomic_path(out_dir / CLIP_VISION / PROJECTIONS) as part:
+        save_file(joint, part)
     for kind, judge in networks.judges.items():
         assert isinstance(judge, Judge)
         copy.deepcopy(judge).half().save(out_dir / JUDGES / kind)
     for weights in out_dir.rglob("*.safetensors"):
         weights.chmod(0o644)  # written private by some releases; these files are shipped to every user of a machine
+
+
+def read_folders(folder: Path) -> Networks:
+    """Return the networks of a folder set in float32, frozen.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    sd, options = folder / STABLE_DIFFUSION, {"local_files_only": True, "use_safetensors": True}
+    try:
+        vae = AutoencoderKL.from_pretrained(sd / "vae", **options).float().eval().requires_grad_(False)
+        unet = UNet2DConditionModel.from_pretrained(sd / "unet", **options).float().eval().requires_grad_(False)
+        text = CLIPTextModel.from_pretrained(sd / "text_encoder", **options).float()
+        vision = CLIPVisionModel.from_pretrained(folder / CLIP_VISION, **options).float()
+        joint = {name: value.float() for name, value in load_file(folder / CLIP_VISION / PROJECTIONS).items()}
+    except OSError as error:
+        raise CheckpointError("A phantom network is missing.", where=str(folder), found=str(error)) from error
+    clip = build_clip(0, text.config.vocab_size, text.config.eos_token_id)
+    state = {**_prefixed(text, "text_model."), **_prefixed(vision, "vision_model."), **joint}
+    state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+    clip.load_state_dict(state)
+    return Networks(vae, clip.eval().requires_grad_(False), unet, nn.ModuleDict(load_judges(folder / JUDGES)))
+
+
+def _prefixed(tower: Any, prefix: str) -> dict[str, torch.Tensor]:
+    """Return a tower's weights under their names in a CLIPModel (see ``_tower``)."""
+    return {name if name.startswith(prefix) else prefix + name: value for name, value in tower.state_dict().items()}
 
 
 def _save(network: Any, folder: Path) -> None:

@@ -24,7 +24,10 @@ from shards.phantom.scenes import HeldOut, Scene
 
 EVALUATION_SEED = 99
 RETRIEVAL_TEXTS = 300
-DRAW_STEPS, DRAW_CFG = 25, 3.0
+DRAW_STEPS = 25
+CFG_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0)
+"""Classifier-free guidance that pictures are drawn at: 0 ignores the captions, 1 does not guide."""
+DRAW_CFG = 3.0
 Figures = dict[str, float]
 
 
@@ -117,9 +120,7 @@ def judge_figures(judge: Any, pixels_BCHW: torch.Tensor, scenes: Sequence[Scene]
 
 
 @torch.no_grad()
-def draw(
-    networks: Networks, tokenizer: Any, scenes: Sequence[Scene], steps: int = 25, cfg: float = 3.0
-) -> torch.Tensor:
+def draw(networks: Networks, tokenizer: Any, scenes: Sequence[Scene], cfg: float = DRAW_CFG) -> torch.Tensor:
     """Return pictures (B, 3, 64, 64) in [0, 1] drawn from the scenes' captions alone, DDIM with guidance ``cfg``."""
     scheduler = DDIMScheduler(**SCHEDULER_CONFIG)
     scheduler.set_timesteps(DRAW_STEPS)
@@ -134,19 +135,24 @@ def draw(
     for time in scheduler.timesteps:
         noise = networks.unet(torch.cat([latents_BCHW] * 2), time, encoder_hidden_states=text_BLD).sample
         conditional, empty = noise.chunk(2)
-        latents_BCHW = scheduler.step(empty + DRAW_CFG * (conditional - empty), time, latents_BCHW).prev_sample
+        latents_BCHW = scheduler.step(empty + cfg * (conditional - empty), time, latents_BCHW).prev_sample
     decoded = networks.vae.decode(latents_BCHW / networks.vae.config.scaling_factor).sample
     return _to_unit(decoded)
 
 
 def unet_figures(networks: Networks, tokenizer: Any, num: int) -> Figures:
-    """Return how often judges see the asked object and place in pictures drawn from captions, and in real pictures."""
+    """Return how often judges see the asked object and place in pictures drawn from captions, and in real pictures.
+
+    Drawn pictures are made once for every scale of classifier-free guidance, from the same captions and noise.
+    """
     scenes = [training_scene(EVALUATION_SEED, 1, row) for row in range(num)]
+    shown = {f"drawn at cfg {cfg:g}": draw(networks, tokenizer, scenes, cfg) for cfg in CFG_SCALES}
+    shown["real"] = pixels_of(scenes, CPU)
     figures: Figures = {}
-    for source, pixels in (("drawn", draw(networks, tokenizer, scenes)), ("real", pixels_of(scenes, CPU))):
-        rates = [judge_figures(judge, pixels, scenes) for judge in networks.judges.values()]
-        for name in rates[0]:
-            figures[f"{name}, {source} pictures, mean over judges"] = float(np.mean([rate[name] for rate in rates]))
+    for name in ("objects top-1", "places top-1"):
+        for source, pixels in shown.items():
+            rates = [judge_figures(judge, pixels, scenes)[name] for judge in networks.judges.values()]
+            figures[f"{name}, pictures {source}, mean over judges"] = float(np.mean(rates))
     return figures
 
 

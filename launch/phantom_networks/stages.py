@@ -10,6 +10,7 @@ from torch import nn
 
 from launch.phantom_networks.batch_norm import make_batch_norms_global
 from launch.phantom_networks.folders import Networks, build_networks, set_scaling_factor, text_encoder_of
+from launch.phantom_networks.history import STARTED, machine
 from launch.phantom_networks.objectives import (
     ClipObjective,
     ClipWithClassifiers,
@@ -52,6 +53,7 @@ def run_stage(name: NetworkName, place: Workplace) -> None:
     if is_finished:
         place.events.write("stage_skipped", stage=name, reason="finished with the same recipe")
         return
+    place.events.write(STARTED, stage=name, machine=machine(place.world.size))
     train_network(name, _parts(name, place), place, facts)
 
 
@@ -109,7 +111,7 @@ def _unet_objective(networks: Networks, tokenizer: Any, place: Workplace) -> UNe
     return UNetObjective(networks.vae.to(device), text_encoder.to(device), tokenizer)
 
 
-def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
+def trained_networks(place: Workplace) -> tuple[Networks, dict[NetworkName, int]]:
     """Return all networks with their newest averaged weights, and name -> steps trained.
 
     Raises:
@@ -117,7 +119,7 @@ def trained_networks(place: Workplace) -> tuple[Networks, dict[str, int]]:
     """
     networks = build_networks(0, len(place.tokenizer()))
     classified = ClipWithClassifiers(networks.clip)
-    parts: dict[str, nn.Module] = {
+    parts: dict[NetworkName, nn.Module] = {
         "vae": networks.vae,
         "clip": classified,
         "judges": networks.judges,
