@@ -48,8 +48,8 @@ LIMITS = {
     "vae": "Edges are soft: 4x4 pixels become four numbers. Small things lose their inner lines.",
     "text": "One token per word of the phantom's captions; other words fall apart into letters it never learned.",
     "vision": "Objects that were never trained are hardly told apart: it knows places and colours, not new shapes.",
-    "unet": "Places, sizes and colours come out right, but the shapes of things are loose, the more so where there are "
-    "two. Strong guidance saturates colours.",
+    "unet": "Places, sizes and colours come out right, but the shapes of things are loose, the more so of two. "
+    "Strong guidance saturates colours.",
     "judges": "Places are easy (a judge hardly errs); objects of some 20 pixels are not, least of all for the plain "
     "and the residual one.",
 }

@@ -1,7 +1,8 @@
 """The folder set of the phantom networks, in Hugging Face layout: written from networks, whether trained or not.
 
 stable-diffusion/{model_index.json, unet, vae, text_encoder, tokenizer, scheduler}
-clip-vision/{config.json, model.safetensors, preprocessor_config.json, projections.safetensors}
+clip-vision/{config.json, model.safetensors, preprocessor_config.json}
+clip-projections/model.safetensors, what CLIP has besides its towers
 judges/{plain, residual, depthwise, mixer}/{config.json, model.safetensors}
 training.json, where they were trained (see ``launch.phantom_networks.history``)
 """
@@ -38,7 +39,7 @@ from shards.phantom.captions import vocabulary
 from shards.phantom.pictures import training_scene
 
 STABLE_DIFFUSION, CLIP_VISION, JUDGES = "stable-diffusion", "clip-vision", "judges"
-PROJECTIONS = "projections.safetensors"
+PROJECTIONS = "clip-projections/model.safetensors"
 _JOINT = ("visual_projection.weight", "text_projection.weight", "logit_scale")
 """What CLIP has besides its towers: nothing but retrieval between pictures and captions needs it."""
 CPU = torch.device("cpu")
@@ -110,7 +111,7 @@ def write_folders(out_dir: Path, networks: Networks) -> None:
     _save(vision_encoder_of(networks.clip), out_dir / CLIP_VISION)
     write_json(out_dir / CLIP_VISION / "preprocessor_config.json", PREPROCESSOR)
     joint = {name: networks.clip.state_dict()[name].half() for name in _JOINT}
-    with atomic_path(out_dir / CLIP_VISION / PROJECTIONS) as part:
+    with atomic_path(out_dir / PROJECTIONS) as part:
         save_file(joint, part)
     for kind, judge in networks.judges.items():
         assert isinstance(judge, Judge)
@@ -125,13 +126,14 @@ def read_folders(folder: Path) -> Networks:
     Raises:
         CheckpointError: one is missing.
     """
-    sd, options = folder / STABLE_DIFFUSION, {"local_files_only": True, "use_safetensors": True}
+    sd = folder / STABLE_DIFFUSION
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     try:
         vae = AutoencoderKL.from_pretrained(sd / "vae", **options).float().eval().requires_grad_(False)
         unet = UNet2DConditionModel.from_pretrained(sd / "unet", **options).float().eval().requires_grad_(False)
         text = CLIPTextModel.from_pretrained(sd / "text_encoder", **options).float()
         vision = CLIPVisionModel.from_pretrained(folder / CLIP_VISION, **options).float()
-        joint = {name: value.float() for name, value in load_file(folder / CLIP_VISION / PROJECTIONS).items()}
+        joint = {name: value.float() for name, value in load_file(folder / PROJECTIONS).items()}
     except OSError as error:
         raise CheckpointError("A phantom network is missing.", where=str(folder), found=str(error)) from error
     clip = build_clip(0, text.config.vocab_size, text.config.eos_token_id)

@@ -24,6 +24,7 @@ from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.nn.utils import clip_grads_with_norm_
 
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError, StorageError, WorldError
@@ -32,7 +33,7 @@ from nd_dist.training.collective import barrier, on_main
 from nd_dist.training.finite import raise_not_finite
 from nd_dist.training.gather import Gather, gather_rows, identity
 from nd_dist.training.objectives import StepInputs, Trainable
-from nd_dist.training.parameters import adamw, check_training, deepspeed_config
+from nd_dist.training.parameters import check_training, deepspeed_config
 from nd_dist.training.schedule import Schedule
 from nd_dist.training.shard_optimizer import ShardOptimizer
 from nd_dist.training.sharded import shard_large_layers
@@ -146,9 +147,8 @@ class Engine(Generic[Objective]):
             layers = shard_large_layers(objective.network, rows, request.samples_per_subject, world, self.device)
         self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
         self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
-        groups = objective.parameter_groups(training.weight_decay)
-        self._optimizer = adamw(groups)
-        self._weight_decays = [group["weight_decay"] for group in groups]
+        self._optimizer = objective.optimizer(training.weight_decay)
+        self._weight_decays = [group["weight_decay"] for group in self._optimizer.param_groups]
         try:
             self._engine: Any = deepspeed.initialize(  # Any: deepspeed has no types
                 model=objective,
@@ -210,12 +210,15 @@ class Engine(Generic[Objective]):
         """Update the parameters; return the gradient norm and whether the loss scaler skipped it.
 
         ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO, and of
-        sharded layers, it is computed here.
+        sharded layers, it is computed here, and gradients without ZeRO are clipped here.
         """
         is_plain, shard_norm = self.zero_stage == 0, self._shards.norm()
         norm = self._plain_norm() if is_plain else 0.0
         if not math.isfinite(norm + shard_norm):
             raise_not_finite("gradient", step, batches[-1], self.world, True)
+        if is_plain and self._training.gradient_clip > 0:
+            total = torch.tensor(norm, device=self.device)
+            clip_grads_with_norm_(self.objective.parameters(), self._training.gradient_clip, total)
         self._engine.step()
         if not is_plain:
             norm = _as_float(self._engine.get_global_grad_norm())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from nd_dist.schema import Batch
 from nd_dist.training import losses
 from nd_dist.training.gather import Gather, GlobalRows, identity
 from nd_dist.training.mixco import Mix, mix_voxels
-from nd_dist.training.parameters import decay_groups
+from nd_dist.training.parameters import adamw, decay_groups
 from nd_dist.training.schedule import ContrastivePhase, contrastive_phase
 
 LATENT_CONTRASTIVE_WEIGHT = 0.1
@@ -83,9 +83,9 @@ class Trainable(nn.Module):
         """What is trained; the module may hold more."""
         raise NotImplementedError
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:  # Any: torch's own form of groups
-        """Return AdamW's groups of parameters."""
-        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+    def optimizer(self, weight_decay: float) -> torch.optim.AdamW:
+        """Return AdamW over the network's parameters; the engine sets learning rate and betas."""
+        return torch.optim.AdamW(self.network.parameters(), weight_decay=weight_decay)
 
 
 class Objective(Trainable):
@@ -123,9 +123,9 @@ class Objective(Trainable):
         """The decoder."""
         return self.decoder
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return AdamW's groups: see ``decay_groups``."""
-        return decay_groups(self.decoder.named_parameters(), weight_decay)
+    def optimizer(self, weight_decay: float) -> torch.optim.AdamW:
+        """Return fused AdamW with the groups of ``decay_groups``."""
+        return adamw(decay_groups(self.decoder.named_parameters(), weight_decay))
 
     def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return this rank's loss (its average over ranks is the global loss) and its terms, detached.

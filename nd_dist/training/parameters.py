@@ -50,7 +50,7 @@ def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: i
         "train_micro_batch_size_per_gpu": rows_per_rank,
         "gradient_accumulation_steps": training.gradient_accumulation,
         "train_batch_size": rows_per_rank * world_size * training.gradient_accumulation,
-        "gradient_clipping": training.gradient_clip,
+        "gradient_clipping": training.gradient_clip if training.zero_stage else 0.0,  # the engine clips by itself
         "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
