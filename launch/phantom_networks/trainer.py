@@ -186,7 +186,9 @@ def load_average(network: nn.Module, out_dir: Path, name: str) -> int:
     return step
 
 
-def train_network(name: NetworkName, parts: tuple[nn.Module, Objective], place: Workplace, facts: Any) -> None:
+def train_network(
+    name: NetworkName, parts: tuple[nn.Module, Objective], place: Workplace, facts: Mapping[str, object]
+) -> None:
     """Train one network to its last step, from its newest checkpoint where there is one. Every rank calls it.
 
     Args:
