@@ -144,8 +144,8 @@ class Engine:
         if training.shard_layers:
             layers = shard_large_layers(decoder, rows, request.samples_per_subject, world, self.device)
         self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
-        self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
-        groups = decay_groups(decoder.named_parameters(), training.weight_decay)
+        self._shards = ShardOptimizer(layers, training, world, self.device)
+        groups = decay_groups(decoder.named_parameters(), training)
         self._optimizer = adamw(groups)
         self._weight_decays = [group["weight_decay"] for group in groups]
         try:
