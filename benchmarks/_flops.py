@@ -18,11 +18,11 @@ from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.schedule import num_guided
 
 
-class _FlopCount(TorchDispatchMode):
+class _FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up torch's own operation counts; unlike FlopCounterMode it also sees gradients of leaf tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,7 +37,7 @@ def count_flops(run: Callable[[], object]) -> int:
     """Return the floating-point operations of a call (2 per multiply-add)."""
     with _FlopCount() as counter:
         run()
-    return counter.total
+    return int(counter.total)
 
 
 @dataclass(frozen=True)

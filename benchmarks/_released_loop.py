@@ -150,7 +150,7 @@ class ReleasedLoop:
         """Make one optimizer step and return the loss."""
         self._optimizer.zero_grad()
         loss = torch.stack(list(self._losses(step, voxels, target))).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._schedule.step()
         return float(loss.detach())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,11 @@ class RandomTargets:
         self.fingerprint: Mapping[str, object] = {"benchmark": list(shape)}
 
     def extract(
-        self, pictures_BHWC: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], image_ids: Sequence[int]
+        self,
+        pictures_BHWC: npt.NDArray[np.uint8],
+        captions: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        wanted: Collection[str],
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the target of each image."""
         spec = self.specs[0]
@@ -63,7 +67,7 @@ def make_data(folder: Path, target: str, shape: tuple[int, ...], num_voxels: int
         ),
         phantom=phantom,
     )
-    if not (config.shards_dir / "index.json").exists():
+    if not (config.shards_folder / "index.json").exists():
         write_phantom(config.nsd_root, phantom, seed=0)
         pack(config, Comm(), EventLog(folder / "pack", 0, "pack"), RandomTargets(target, shape))
     return config

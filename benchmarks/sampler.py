@@ -41,7 +41,7 @@ COMPILED = {"off": (False,), "on": (True,), "both": (False, True)}
 
 def variants(networks: Networks, config: SamplerConfig, empty: torch.Tensor, approximations: bool) -> list[Variant]:
     """Return the baseline and the settings of the guided sampler that are compared with it."""
-    switches = {
+    switches: dict[str, dict[str, object]] = {
         "approximation: no UNet gradient": {"unet_gradient": False},
         "approximation: half guidance decode": {"guidance_decode": "half"},
     }

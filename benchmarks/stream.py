@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -145,13 +146,12 @@ def serve(folder: Path, scratch: Path) -> Iterator[str]:
         port.unlink(missing_ok=True)
 
 
-def curl(url: str, names: Sequence[str], sink: Path | None) -> int:
+def curl(url: str, names: Sequence[str], sink: Path | None) -> None:
     """Fetch files with one ``curl``, to a folder or to nowhere."""
     words = []
     for number, name in enumerate(names):
         words += ["-o", str(sink / str(number)) if sink else "/dev/null", f"{url}/{name}"]
     subprocess.run(["curl", "--silent", "--fail", *words], check=True)
-    return len(names)
 
 
 def run_http(reader: ShardReader, scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
@@ -175,9 +175,13 @@ def run_http(reader: ShardReader, scratch: Path, rounds: int) -> dict[str, dict[
         def first_pass(url: str = url) -> tuple[int, int]:
             return read_stream(ShardReader(url, RemoteConfig(cache_dir=cache)), 2, "stored")
 
+        def fetch(sink: Path | None, url: str = url) -> tuple[int, int]:
+            curl(url, names, sink)
+            return total, 0
+
         methods = [
-            Method("curl to a folder", lambda url=url: (total, curl(url, names, sink) * 0), clear),
-            Method("curl to /dev/null", lambda url=url: (total, curl(url, names, None) * 0), clear),
+            Method("curl to a folder", partial(fetch, sink), clear),
+            Method("curl to /dev/null", partial(fetch, None), clear),
             Method(FILL, fill, clear),
             Method(FIRST_PASS, first_pass, clear),
         ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # names and shapes only: importing this file stays cheap
 
 Role = Literal["semantic", "initial", "guidance"]
 Split = Literal["train", "test"]
+TwoRepeats = Literal["mean", "official"]  # of two repeats a, b of an image: their mean, or (2 a + b) / 3
 
 SEMANTIC = "c"
 INITIAL = "z"

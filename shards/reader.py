@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from nd_dist.schema import Split
+from nd_dist.schema import Split, TwoRepeats
 from shards.codec import PICTURES, decode_png, image_key, trial_key
 from shards.index import Index
 from shards.records import ShardFiles
@@ -93,17 +93,29 @@ class ShardReader:
         return [int(image_id) for image_id in np.unique(rows["image"][is_chosen])]
 
     def voxels(
-        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None = None
+        self,
+        subject: int,
+        image_ids: Sequence[int],
+        sessions: Sequence[int] | None = None,
+        *,
+        two_repeats: TwoRepeats = "mean",
     ) -> npt.NDArray[np.float32]:
         """Return z-scored betas (N, V), the mean over the repeats that the subject had of every image.
+
+        Two repeats a, b are averaged as ``two_repeats`` says: their mean, or (2 a + b) / 3 as the released code does.
 
         Raises:
             DataError: the subject did not see an image, or a shard is damaged.
         """
-        return self.voxels_and_repeats(subject, image_ids, sessions)[0]
+        return self.voxels_and_repeats(subject, image_ids, sessions, two_repeats=two_repeats)[0]
 
     def voxels_and_repeats(
-        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None = None
+        self,
+        subject: int,
+        image_ids: Sequence[int],
+        sessions: Sequence[int] | None = None,
+        *,
+        two_repeats: TwoRepeats = "mean",
     ) -> tuple[npt.NDArray[np.float32], list[int]]:
         """Return ``voxels`` and how many trials each is the mean of.
 
@@ -117,6 +129,8 @@ class ShardReader:
         means_NV = np.empty((len(image_ids), num_voxels), dtype=np.float32)
         for mean_1V, image_id in zip(means_NV[:, None], image_ids, strict=True):
             rows = by_image[image_id]
+            if two_repeats == "official" and len(rows) == 2:
+                rows = rows[[0, 1, 0]]
             repeats_RV = np.empty((len(rows), num_voxels), dtype=self.index.voxels.dtype)
             self.read_voxels(rows, repeats_RV)
             mean_items(repeats_RV, np.zeros(1, dtype=np.int64), mean_1V)

@@ -77,6 +77,9 @@ class EvaluationConfig(Section):
     """Named metric protocol."""
     z_calibration: Literal["test_set", "stored", "none"] = "test_set"
     """Statistics that re-standardise predicted z: of all test predictions (as published), of the training, or none."""
+    two_repeats: Literal["mean", "official"] = "mean"
+    """Voxels of an image that a subject saw twice only (possible for subjects 3, 4, 6, 8): the mean of a and b, or
+    (2 a + b) / 3 as the released code scores it (it fills the missing third repeat with the first)."""
     batch_size: Positive = 4
     """Images in one work unit (all repeats of an image ride together)."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000

@@ -60,6 +60,9 @@ class TrainingConfig(Section):
     """Peak of the one-cycle schedule, which counts global steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """AdamW weight decay."""
+    decay: Literal["official", "weights"] = "official"
+    """What decays: all but the biases outside the voxel encoders (as released: LayerNorm's weights and the voxel
+    encoders' biases too), or weight matrices and embeddings only."""
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 2 / 150
     """Share of the steps until the peak learning rate."""
     cycle_momentum: bool = True

@@ -9,9 +9,16 @@ from nd_dist.errors import ConfigError
 from nd_dist.evaluation.units import Point, grid_settings
 
 SECTIONS = ("sampler.", "frozen.")
-KEYS = ("seed", "model", "guidance_model", "evaluation.embeddings", "evaluation.z_calibration")
+KEYS = (
+    "seed",
+    "model",
+    "guidance_model",
+    "evaluation.embeddings",
+    "evaluation.z_calibration",
+    "evaluation.two_repeats",
+)
 OWN_AXES = {"sampler.kappa": "sweep.kappa", "sampler.eta": "sweep.eta", "evaluation.subjects": "evaluation.subjects"}
-DECODING = ("seed", "evaluation.z_calibration", "evaluation.embeddings")
+DECODING = ("seed", "evaluation.z_calibration", "evaluation.two_repeats", "evaluation.embeddings")
 
 
 def config_at(config: Config, point: Point) -> Config:

@@ -17,7 +17,7 @@ import torch
 
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.source import Source
-from nd_dist.schema import INITIAL
+from nd_dist.schema import INITIAL, TwoRepeats
 from nd_dist.seeds import unit_seed
 
 BATCH = 32  # fixed: a prediction's bits may depend on the batch it rides in, so this is not an option
@@ -81,7 +81,7 @@ def prediction_seeds(run_seed: int, subject: int, image_ids: Sequence[int]) -> l
 
 
 def write_predictions(
-    folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], run_seed: int
+    folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], settings: DecodeSettings
 ) -> None:
     """Predict all targets of some images and write each as ``NAME.npy`` (N, *shape) float32, in batches.
 
@@ -91,11 +91,12 @@ def write_predictions(
         source: Gives voxels, averaged over the repeats of an image first.
         subject: Whose voxels.
         image_ids: N images.
-        run_seed: Seed of the run.
+        settings: Seed of the run, and how two repeats are averaged.
     """
     stores: dict[str, np.memmap] = {}
     for batch in _batches(image_ids):
-        predictions = predict(source.voxels(subject, batch), prediction_seeds(run_seed, subject, batch))
+        voxels_BV = source.voxels(subject, batch, two_repeats=settings.two_repeats)
+        predictions = predict(voxels_BV, prediction_seeds(settings.run_seed, subject, batch))
         start = image_ids.index(batch[0])
         for name, values in predictions.items():
             if name not in stores:
@@ -154,7 +155,7 @@ def decode_subject(
     which images are decoded together, so always a whole split is). ``stored`` takes those of predictions for the
     subject's training images, so that an image can be decoded alone.
     """
-    write_predictions(folder, predict, source, subject, image_ids, settings.run_seed)
+    write_predictions(folder, predict, source, subject, image_ids, settings)
     path = folder / f"{INITIAL}.npy"
     if settings.z_calibration == "none" or not path.exists():
         return
@@ -164,7 +165,10 @@ def decode_subject(
     else:
         ids = source.images(subject, "train")
         predicted = Moments(
-            predict(source.voxels(subject, batch), prediction_seeds(settings.run_seed, subject, batch))[INITIAL]
+            predict(
+                source.voxels(subject, batch, two_repeats=settings.two_repeats),
+                prediction_seeds(settings.run_seed, subject, batch),
+            )[INITIAL]
             for batch in _batches(ids)
         )
     calibrate_initial(path, predicted, initial_moments(source, subject))
@@ -177,10 +181,12 @@ class DecodeSettings:
     Args:
         z_calibration: Statistics that standardise z: ``test_set``, ``stored`` or ``none``.
         run_seed: Seed of the run.
+        two_repeats: How the voxels of an image that was seen twice are averaged.
     """
 
     z_calibration: str
     run_seed: int
+    two_repeats: TwoRepeats = "mean"
 
 
 def decoder_predict(decoder_dir: Path, subject: int) -> Predict:

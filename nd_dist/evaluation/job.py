@@ -252,6 +252,7 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
         "embeddings": "decoded",
         "decoder": hash_json(read_json(description)),
         "z_calibration": rule,
+        "two_repeats": job.config_at(point).evaluation.two_repeats,
         "split": job.split,
         "seed": job.config_at(point).seed,
     }

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nd_dist.schema import Split
+from nd_dist.schema import Split, TwoRepeats
 
 NSD_IMAGES = 73_000  # pictures of the real NSD; another number means a made-up one
 
@@ -39,8 +39,10 @@ class Source(Protocol):
         """Return a subject's image ids of a split, ascending."""
         ...
 
-    def voxels(self, subject: int, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return z-scored betas (N, V), averaged over the repeats of each image."""
+    def voxels(
+        self, subject: int, image_ids: Sequence[int], *, two_repeats: TwoRepeats = "mean"
+    ) -> npt.NDArray[np.float32]:
+        """Return z-scored betas (N, V), averaged over the repeats of each image; two as ``two_repeats`` says."""
         ...
 
     def targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -146,8 +146,8 @@ class Engine(Generic[Objective]):
         if training.shard_layers:
             layers = shard_large_layers(objective.network, rows, request.samples_per_subject, world, self.device)
         self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
-        self._shards = ShardOptimizer(layers, training.weight_decay, world, self.device)
-        self._optimizer = objective.optimizer(training.weight_decay)
+        self._shards = ShardOptimizer(layers, training, world, self.device)
+        self._optimizer = objective.optimizer(training)
         self._weight_decays = [group["weight_decay"] for group in self._optimizer.param_groups]
         try:
             self._engine: Any = deepspeed.initialize(  # Any: deepspeed has no types

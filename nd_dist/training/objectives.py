@@ -83,9 +83,9 @@ class Trainable(nn.Module):
         """What is trained; the module may hold more."""
         raise NotImplementedError
 
-    def optimizer(self, weight_decay: float) -> torch.optim.AdamW:
+    def optimizer(self, training: TrainingConfig) -> torch.optim.AdamW:
         """Return AdamW over the network's parameters; the engine sets learning rate and betas."""
-        return torch.optim.AdamW(self.network.parameters(), weight_decay=weight_decay)
+        return torch.optim.AdamW(self.network.parameters(), weight_decay=training.weight_decay)
 
 
 class Objective(Trainable):
@@ -123,9 +123,9 @@ class Objective(Trainable):
         """The decoder."""
         return self.decoder
 
-    def optimizer(self, weight_decay: float) -> torch.optim.AdamW:
+    def optimizer(self, training: TrainingConfig) -> torch.optim.AdamW:
         """Return fused AdamW with the groups of ``decay_groups``."""
-        return adamw(decay_groups(self.decoder.named_parameters(), weight_decay))
+        return adamw(decay_groups(self.decoder.named_parameters(), training))
 
     def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return this rank's loss (its average over ranks is the global loss) and its terms, detached.

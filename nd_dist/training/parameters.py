@@ -21,20 +21,22 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
 
 
-def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: no decay for names containing "bias", except in the voxel encoders.
+def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups: those that decay, and those that do not.
 
     Args:
         named: Names in the decoder, and parameters.
-        weight_decay: Of those that decay.
-
-    Source: the released rule; LayerNorm weights are decayed, as there.
+        training: Says how strongly and what decays. ``official``: all but names containing "bias", of the voxel
+            encoders these too (the released rule); ``weights``: parameters of two axes and more.
     """
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for name, parameter in named:
-        (plain if "bias" in name and not name.startswith(VOXEL_PREFIX) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        is_exempt = "bias" in name and not name.startswith(VOXEL_PREFIX)
+        if training.decay == "weights":
+            is_exempt = parameter.ndim < 2
+        (plain if is_exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import distributed, nn
 
 from nd_dist.checkpoint import write_tensors
+from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError
 from nd_dist.training.parameters import adamw, decay_groups
 from nd_dist.training.sharded import Columns, ShardedLinear
@@ -32,13 +33,13 @@ class ShardOptimizer:
 
     Args:
         layers: Name in the decoder -> layer; may be empty.
-        weight_decay: AdamW's, for the parameters that the recipe decays.
+        training: Says what AdamW decays.
         world: Who this rank is.
         device: The training device.
     """
 
     def __init__(
-        self, layers: Mapping[str, ShardedLinear], weight_decay: float, world: World, device: torch.device
+        self, layers: Mapping[str, ShardedLinear], training: TrainingConfig, world: World, device: torch.device
     ) -> None:
         self._world, self._device, self._layers = world, device, tuple(layers.values())
         self._owned: dict[str, tuple[nn.Parameter, Columns]] = {
@@ -46,7 +47,7 @@ class ShardOptimizer:
             for name, layer in layers.items()
             for part, parameter in layer.own.items()
         }
-        groups = decay_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), weight_decay)
+        groups = decay_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), training)
         self._optimizer = adamw(groups) if groups else None
 
     def norm(self) -> float:

@@ -53,6 +53,22 @@ def test_the_order_asked_for_is_the_order_given(reader: ShardReader) -> None:
     assert reader.voxels(3, []).shape == (0, reader.num_voxels[3])
 
 
+def test_two_repeats_are_averaged_plainly_or_as_released(reader: ShardReader) -> None:
+    sessions = range(1, reader.index.subjects[3].sessions)
+    trials = reader.trials_of(3, sessions)
+    ids, counts = np.unique(trials["image"], return_counts=True)
+    pair = int(ids[counts == 2][0])
+    stored_RV = np.empty((2, reader.num_voxels[3]), dtype=np.float16)
+    reader.read_voxels(trials[trials["image"] == pair], stored_RV)
+    a, b = stored_RV.astype(np.float64)
+    np.testing.assert_allclose(reader.voxels(3, [pair], sessions)[0], (a + b) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        reader.voxels(3, [pair], sessions, two_repeats="official")[0], (2 * a + b) / 3, atol=1e-6
+    )
+    others = [int(image_id) for image_id in ids[counts != 2]]
+    assert (reader.voxels(3, others, sessions, two_repeats="official") == reader.voxels(3, others, sessions)).all()
+
+
 def test_what_was_not_packed_is_said(reader: ShardReader) -> None:
     unseen = next(i for i in reader.images(1, "test") if i not in reader.images(2, "test"))
     with pytest.raises(DataError, match=f"did not see image {unseen}"):

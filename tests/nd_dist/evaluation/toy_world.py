@@ -53,7 +53,7 @@ class ToySource:
     def images(self, subject: int, split: str) -> list[int]:
         return list(range(self._test_images)) if split == "test" else list(range(50, 60))
 
-    def voxels(self, subject: int, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def voxels(self, subject: int, image_ids: Sequence[int], *, two_repeats: str = "mean") -> npt.NDArray[np.float32]:
         return np.stack([_noise("voxels", subject, image, shape=(NUM_VOXELS[subject],)) for image in image_ids])
 
     def targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -197,6 +197,18 @@ def test_a_batch_that_is_not_finite_stops_before_the_step_and_names_its_sample(t
     assert json.loads(pointer.read_text())["name"] == "step-0000004"
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is(
+    zero_stage: int, tmp_path: Path
+) -> None:
+    config = small_recipe(tmp_path, stages=(2,), steps=(1, 3), zero_stage=zero_stage, prior_weight=1e30)
+    with pytest.raises(NonFiniteError, match="The gradient is not finite at step 0") as caught:
+        run(config)
+    assert "rank 0: subjects [1], images [" in caught.value.where
+    assert "inputs are finite" in caught.value.where
+    assert losses(list(read_events(events_path(config.run_dir, 0)))) == {}
+
+
 class WithoutTestImages(SyntheticSource):
     def test_images(self, subject: int) -> list[int]:
         return []

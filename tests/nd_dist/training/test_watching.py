@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from nd_dist.config import Config
@@ -24,7 +25,7 @@ from tests.ranks.synthetic import NUM_TEST, SyntheticSource
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Events]:
     config = small_recipe(
         tmp_path_factory.mktemp("watched"),
-        stages=(2,), steps=(1, 9), validate_every=2, monitors=("csv",), profile=True, learning_rate=1e-2,
+        stages=(2,), steps=(1, 9), validate_every=2, monitors=("csv", "tensorboard"), profile=True, learning_rate=1e-2,
     )  # fmt: skip
     return config, run(config)
 
@@ -101,6 +102,10 @@ def test_the_monitor_gets_every_step_and_validation(watched: tuple[Config, Event
         (step + 1, loss) for (_, step), loss in losses(events).items()
     ]
     assert (folder / "validation_c_top1_image_given_voxels.csv").exists()
+    board = EventAccumulator(str(folder)).Reload()
+    assert [(event.step, pytest.approx(event.value)) for event in board.Scalars("train/loss")] == [
+        (step + 1, loss) for (_, step), loss in losses(events).items()
+    ]
 
 
 def test_the_profiler_writes_one_trace_of_some_steps(watched: tuple[Config, Events]) -> None:
