@@ -119,7 +119,7 @@ def cards_of(networks: Networks, tokenizer: Any, histories: Mapping[NetworkName,
     scenes = evaluation_scenes(NUM_PICTURES, "combination")
     pixels_BCHW = pixels_of(scenes, CPU)
     of_judges = {
-        f"{kind}: {name}": value
+        f"{kind}: {name}, held-out combinations": value
         for kind, judge in networks.judges.items()
         for name, value in judge_figures(judge, pixels_BCHW, scenes).items()
     }
