@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from launch.phantom_networks.__main__ import main
 from launch.phantom_networks.trainer import average_path
-from nd_dist.errors import CheckpointError, ConfigError, Requeue
+from nd_dist.errors import CheckpointError, ConfigError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
 from tests.ranks.launching import ROOT, environment
 
@@ -49,7 +49,7 @@ def kill_last_rank(out_dir: Path) -> None:
 def test_after_a_killed_rank_and_after_a_stop_the_same_command_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight, killed, stopped = (tmp_path / name for name in ("straight", "killed", "stopped"))
     assert start(straight, 2).wait(300) == 0
-    assert interrupt(killed, lambda _: kill_last_rank(killed)) == 3
+    assert interrupt(killed, lambda _: kill_last_rank(killed)) == RankFailure.exit_code
     assert start(killed, 2).wait(300) == 0
     assert interrupt(stopped, lambda process: process.send_signal(signal.SIGTERM)) == Requeue.exit_code
     saved = [event["step"] for event in read_events(events_path(stopped, 0)) if event["event"] == "checkpoint_saved"]
