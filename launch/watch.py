@@ -125,7 +125,8 @@ def _batch_line(event: dict[str, Any]) -> str:
     """Return the shapes of the first batch of a rank."""
     voxels = ", ".join(f"subject {subject} {shape}" for subject, shape in event["voxels"].items())
     targets = ", ".join(f"{name} {shape}" for name, shape in event["targets"].items())
-    return f"a rank's batch: {event['rows']} rows; voxels {voxels}; targets {targets}"
+    parts = (f"{event['rows']} rows", f"voxels {voxels}" if voxels else "", f"targets {targets}" if targets else "")
+    return f"a rank's batch: {'; '.join(filter(None, parts))}"
 
 
 _ONCE: dict[str, Callable[[dict[str, Any]], str]] = {"model": _model_line, "first_batch": _batch_line}
