@@ -20,6 +20,7 @@ from launch.deepspeed_plan import deepspeed_plan
 from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
 from launch.mpi_plan import mpirun_plan
+from launch.pack_recipe import write_pack_recipe
 from launch.plan import (
     LAUNCHERS,
     LaunchPlan,
@@ -30,7 +31,7 @@ from launch.plan import (
     single_plan,
 )
 from launch.preflight import preflight, require_starters
-from launch.recipe import config_yaml, load_recipe, write_config, write_pack_recipe
+from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
