@@ -69,7 +69,7 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
             todo="run `nd pack` with the same recipe: it packs just what is missing",
         )
     given = {word.split("=", 1)[0] for word in overrides}
-    words = [f"shards_dir={shards_dir.resolve()}", *overrides]
+    words = [f"shards_dir={shards_dir.resolve()}", "run_dir=runs/repair", *overrides]
     for name, value in _kept_places(path).items():
         if name in given or not (value == LEFT_OUT or value.startswith(("./", "../"))):
             continue

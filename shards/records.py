@@ -62,11 +62,12 @@ class ShardFiles:
         max_open: Files kept open; the least recently used is closed first, once no thread reads it.
     """
 
+    _scattered = ScatteredReads()  # of the thread, whichever files it reads
+
     def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int = MAX_OPEN_FILES) -> None:
         self._store, self._shards, self._max_open = store, shards, max_open
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
-        self._scattered = ScatteredReads()
 
     def read_rows(self, rows: Table, records: Records, name: Callable[[int], str]) -> None:
         """Fill records with what rows of a table point to.
@@ -80,9 +81,9 @@ class ShardFiles:
             DataError: a shard is missing or cut, or a record's bytes are not those that were packed.
         """
         contents = _as_bytes(records)
-        is_right = (
-            self._read_together(rows, contents) if isinstance(contents, np.ndarray) else np.zeros(len(rows), bool)
-        )
+        is_right = np.zeros(len(rows), dtype=np.bool_)
+        if isinstance(contents, np.ndarray) and len(rows):
+            is_right = self._read_together(rows, contents)
         for position in np.flatnonzero(~is_right).tolist():
             content = contents[position]
             shard, offset, expected = (int(rows[column][position]) for column in ("shard", "offset", "checksum"))
