@@ -20,7 +20,7 @@ from launch.deepspeed_plan import deepspeed_plan
 from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
 from launch.mpi_plan import mpirun_plan
-from launch.pack_recipe import write_pack_recipe
+from launch.pack_recipe import pack_recipe_path, write_pack_recipe
 from launch.plan import (
     LAUNCHERS,
     LaunchPlan,
@@ -179,7 +179,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     preflight(command, config, plan.ranks)
     require_starters(plan, Path.home())
     write_config(config)
-    if command == "pack":
+    if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():
         write_pack_recipe(config)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -195,6 +195,8 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
             console.print(f"  note: {plan.note}", highlight=False)
         launch = Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s)
         lost = run_plan(launch, Watcher(console), environment(), agents)
+    if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
+        write_pack_recipe(config)
     if lost:
         console.print(f"  note: ranks {lost} died on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started

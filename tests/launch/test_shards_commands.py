@@ -90,6 +90,15 @@ def test_a_moved_folder_is_repaired_from_a_data_set_that_is_given(packed: Path, 
     assert shard.read_bytes() == right
 
 
+def test_packing_that_is_refused_leaves_the_recipe_for_repairs(packed: Path) -> None:
+    recipe = packed / "shards/.pack/recipe.yaml"
+    before = recipe.read_text()
+    refused = nd("pack", "demo", *words_of(packed), "data.normalization=mindeye1")
+    assert refused.returncode == 3
+    assert "packed with other settings" in refused.stderr
+    assert recipe.read_text() == before
+
+
 def test_words_without_repair_are_refused(packed: Path) -> None:
     result = nd("verify", str(packed / "shards"), "nsd_root=nsd")
     assert result.returncode == 2
