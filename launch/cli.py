@@ -113,6 +113,7 @@ def pack(
 @app.command()
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    overrides: Overrides = None,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Pack again what is damaged, with the recipe that the folder keeps."),
@@ -120,8 +121,11 @@ def verify(
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.shards_commands import run_repair, run_verify
+    from nd_dist.errors import ConfigError
 
-    run_repair(Path(shards_dir)) if repair else run_verify(shards_dir)
+    if overrides and not repair:
+        raise ConfigError("Only a repair takes key=value words.", found=" ".join(overrides), todo="add --repair")
+    run_repair(Path(shards_dir), overrides or []) if repair else run_verify(shards_dir)
 
 
 @app.command()

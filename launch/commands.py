@@ -20,6 +20,7 @@ from launch.deepspeed_plan import deepspeed_plan
 from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
 from launch.mpi_plan import mpirun_plan
+from launch.pack_recipe import pack_recipe_path, write_pack_recipe
 from launch.plan import (
     LAUNCHERS,
     LaunchPlan,
@@ -30,7 +31,7 @@ from launch.plan import (
     single_plan,
 )
 from launch.preflight import preflight, require_starters
-from launch.recipe import config_yaml, load_recipe, write_config, write_pack_recipe
+from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
 from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
@@ -180,7 +181,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     preflight(command, config, plan.ranks)
     require_starters(plan, Path.home())
     write_config(config)
-    if command == "pack":
+    if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():
         write_pack_recipe(config)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -196,6 +197,8 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
             console.print(f"  note: {plan.note}", highlight=False)
         launch = Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s)
         lost = run_plan(launch, Watcher(console), environment(), agents)
+    if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
+        write_pack_recipe(config)
     if lost:
         console.print(f"  note: ranks {lost} died on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started

@@ -117,22 +117,3 @@ def write_config(config: Config) -> Path:
     path = config.run_dir / "config.yaml"
     write_text(path, config_yaml(config))
     return path
-
-
-def pack_recipe_path(shards_dir: Path) -> Path:
-    """Return where a folder of shards keeps the recipe that it was packed by."""
-    return shards_dir / ".pack" / "recipe.yaml"
-
-
-def write_pack_recipe(config: Config) -> None:
-    """Keep a recipe, with absolute paths, beside the shards that it packs, so that they can be repaired later."""
-    folders = {name: getattr(config, name).resolve() for name in ("nsd_root", "run_dir")}
-    models = {name: _absolute(getattr(config, name)) for name in ("model", "guidance_model")}
-    data = config.data.model_copy(update={"captions": _absolute(config.data.captions)})
-    update = {**folders, **models, "data": data, "shards_dir": config.shards_folder.resolve()}
-    write_text(pack_recipe_path(config.shards_folder), config_yaml(config.model_copy(update=update)))
-
-
-def _absolute(name: str) -> str:
-    """Return a folder's absolute path; a name that is no folder stays."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from launch.recipe import load_recipe, pack_recipe_path
+from launch.pack_recipe import read_pack_recipe
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, DataError
 from nd_dist.world import World
@@ -41,8 +41,12 @@ def run_verify(shards_dir: Path | str) -> None:
     console.print(f"  verify: every shard and table of {shards_dir} is as its index says", highlight=False)
 
 
-def run_repair(shards_dir: Path) -> None:
+def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
     """Remove what is damaged, pack just that again with the recipe that the folder keeps, and verify.
+
+    Args:
+        shards_dir: The folder.
+        overrides: ``key=value`` words for what lies elsewhere now, such as ``nsd_root``.
 
     Raises:
         DataError: the folder keeps no recipe, or what packing needs is gone.
@@ -57,14 +61,7 @@ def run_repair(shards_dir: Path) -> None:
     if not removed and (shards_dir / "index.json").is_file():
         console.print("  repair: nothing was damaged", highlight=False)
         return
-    recipe = pack_recipe_path(shards_dir)
-    if not recipe.is_file():
-        raise DataError(
-            "What was damaged is removed, but the folder does not keep the recipe that it was packed by.",
-            where=str(recipe),
-            todo="run `nd pack` with the same recipe: it packs just what is missing",
-        )
-    launch_command("pack", load_recipe(str(recipe), [f"shards_dir={shards_dir.resolve()}"]), LaunchOptions(), console)
+    launch_command("pack", read_pack_recipe(shards_dir, overrides), LaunchOptions(), console)
     run_verify(shards_dir)
 
 

@@ -95,7 +95,7 @@ def _time_trials(packer: Packer, whole: PackPlan) -> float:
     design = whole.designs[unit.subject]
     sample = len(design.trials_of(unit.session)) * design.num_voxels
     if not packer.scheme.per_session:
-        packer.subject_moments[unit.subject] = packer.fit_session(unit.subject, unit.session)
+        packer.subject_moments[unit.subject] = packer.fit_subject(unit.subject, [unit.session])
     started = time.perf_counter()
     packer.run([unit], set())
     seconds = time.perf_counter() - started

@@ -128,14 +128,14 @@ def _write_tar(path: Path, values: npt.NDArray[np.float64], trials: npt.NDArray[
         for trial in trials.tolist():
             same_session = np.flatnonzero(values[:, SESSION] == values[trial, SESSION])
             before, after = same_session[same_session < trial], same_session[same_session > trial]
-            olds = np.flatnonzero(values[:trial, IMAGE] == values[trial, IMAGE])
+            others = np.flatnonzero(values[:, IMAGE] == values[trial, IMAGE])
             tar.write(
                 {
                     "__key__": f"sample{trial:09d}",
                     "behav.npy": table_bytes(values[trial : trial + 1]),
                     "past_behav.npy": table_bytes(_padded(values[before[::-1]], NUM_NEIGHBOURS)),
                     "future_behav.npy": table_bytes(_padded(values[after], NUM_NEIGHBOURS)),
-                    "olds_behav.npy": table_bytes(_padded(values[olds], NUM_OLDS)),
+                    "olds_behav.npy": table_bytes(_padded(values[others[others != trial]], NUM_OLDS)),
                 }
             )
         tar.close()

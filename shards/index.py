@@ -35,6 +35,7 @@ FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1
 INDEX_NAME = "index.json"
 TRIALS = "trials"
+MAX_NAMED = 4  # wrong fields in a message
 
 
 class _Record(BaseModel):
@@ -248,21 +249,44 @@ class Index(_Record):
             content = json.loads(text)
         except ValueError as error:
             raise DataError("A file is not valid JSON.", where=where, found=str(error)) from error
-        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-            found = [content.get("format"), content.get("version")] if isinstance(content, dict) else "no object"
-            raise DataError("Unknown shard format.", where=where, expected=[FORMAT, VERSION], found=found)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise DataError("This is not the index of packed shards.", where=where, expected=FORMAT, found=found)
+        if (version := content.get("version")) != VERSION:
+            is_newer = isinstance(version, int) and version > VERSION
+            raise DataError(
+                "These shards are of another version of the format.",
+                where=where,
+                expected=f"version {VERSION}",
+                found=f"version {version}",
+                todo="update nd_dist" if is_newer else "pack into a new folder",
+            )
         if content.get("id") != index_id(content):
             raise DataError("The index is damaged: its hash differs.", where=where, todo="run `nd pack` again")
         try:
             index = Index(**content)
-        except (ValidationError, TypeError) as error:
-            raise DataError("The index does not have the expected fields.", where=where, found=error) from error
+        except ValidationError as error:
+            raise DataError(
+                "The index has other fields than this version of nd_dist writes.",
+                where=where,
+                expected=f"the fields of {FORMAT}, version {VERSION}",
+                found=differing_fields(error),
+                todo="use the nd_dist that packed these shards, or pack into a new folder with this one",
+            ) from error
         index._store = store
         return index
 
     def json_bytes(self) -> bytes:
         """Return the content of ``index.json``."""
         return json_bytes(self.model_dump(mode="json"))
+
+
+def differing_fields(error: ValidationError) -> str:
+    """Return the first fields that do not fit, in words of ours."""
+    words = {"missing": "is missing", "extra_forbidden": "is unknown"}
+    details = error.errors(include_url=False)
+    named = [f"{'.'.join(map(str, detail['loc']))} {words.get(detail['type'], 'is wrong')}" for detail in details]
+    return ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else "")
 
 
 def index_id(content: Mapping[str, Any]) -> str:

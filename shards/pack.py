@@ -8,14 +8,13 @@ the unit only: target extraction runs in batches that begin at the shard's first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
-from shards import normalize
 from shards.assemble import assemble_index
 from shards.contract import Reader, open_reader
 from shards.index import Index
@@ -101,21 +100,10 @@ def _on_main(comm: Comm, work: Callable[[], T]) -> T:
 
 
 def _fit_subjects(packer: Packer, comm: Comm, pending: Sequence[Unit]) -> None:
-    """Fit the z-scoring of whole subjects, where the scheme wants that; every rank reads some sessions."""
+    """Fit the z-scoring of whole subjects, where the scheme wants that; every rank reads some subjects."""
     if packer.scheme.per_session:
         return
     subjects = sorted({unit.subject for unit in pending if isinstance(unit, TrialUnit)})
-    sessions = [(subject, session) for subject in subjects for session in packer.plan.designs[subject].sessions]
-    parts = comm.gather({key: packer.fit_session(*key) for key in sessions[comm.rank :: comm.size]})
-    packer.subject_moments.update(_on_main(comm, lambda: _merge_sessions(parts, sessions)))
-
-
-def _merge_sessions(
-    parts: Sequence[Mapping[tuple[int, int], normalize.Moments]], sessions: Sequence[tuple[int, int]]
-) -> dict[int, normalize.Moments]:
-    """Return subject -> moments of all its sessions, merged in session order whoever fitted them."""
-    by_session = {key: moments for part in parts for key, moments in part.items()}
-    return {
-        subject: normalize.merge(by_session[key] for key in sessions if key[0] == subject)
-        for subject in dict.fromkeys(key[0] for key in sessions)
-    }
+    parts = comm.gather({subject: packer.fit_subject(subject) for subject in subjects[comm.rank :: comm.size]})
+    fitted = {subject: moments for part in parts for subject, moments in part.items()}
+    packer.subject_moments.update(_on_main(comm, lambda: fitted))

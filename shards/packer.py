@@ -30,6 +30,7 @@ from shards.codec import (
     trial_key,
 )
 from shards.contract import Reader
+from shards.image_means import ImageMeans
 from shards.index import TRIALS, VERSION, ShardInfo
 from shards.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.quantize import channel_peaks
@@ -122,7 +123,7 @@ class Packer:
             recipe: dict[str, object] = {
                 **self._source,
                 **design.source,
-                "normalization": data.normalization,
+                "normalization": f"{data.normalization}: {self.scheme.text}",
                 "voxel_dtype": data.voxel_dtype,
             }
             if not self.scheme.per_session:
@@ -141,9 +142,27 @@ class Packer:
         fixed = {"format": VERSION, "checksum": CHECKSUM}
         return {path: json.loads(canonical_json({**recipe, **fixed})) for path, recipe in recipes.items()}
 
-    def fit_session(self, subject: int, session: int) -> normalize.Moments:
-        """Return the moments of one session's fitted trials, in percent signal change."""
-        return self._fit(subject, session, self._reader.read_session(subject, session))
+    def fit_subject(self, subject: int, sessions: Sequence[int] | None = None) -> normalize.Moments:
+        """Return the moments of the fitted images' means over all sessions (or some), in percent signal change.
+
+        Raises:
+            DataError: the subject has fewer than two images to fit on.
+        """
+        design = self.plan.designs[subject]
+        chosen = design.sessions if sessions is None else sessions
+        is_fitted = np.isin(design.session, chosen) & (~design.is_test | self.scheme.uses_test)
+        if (num_images := len(np.unique(design.image_id[is_fitted]))) < 2:
+            raise DataError(
+                "A subject has too few images to be z-scored.",
+                where=f"subject {subject}",
+                expected="at least 2 that are not shared",
+                found=num_images,
+            )
+        means = ImageMeans(design.image_id[is_fitted])
+        for session in chosen:
+            trials = design.trials_of(session)
+            means.add(self._reader.read_session(subject, session), design.image_id[trials], is_fitted[trials])
+        return means.moments
 
     def _fit(self, subject: int, session: int, betas_TV: npt.NDArray[np.float32]) -> normalize.Moments:
         """Return the moments of one session's fitted trials."""

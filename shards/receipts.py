@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nd_dist.errors import DataError
 from nd_dist.files import PART_SUFFIX, read_json, write_json
-from shards.index import TRIALS, ShardInfo
+from shards.index import TRIALS, ShardInfo, differing_fields
 from shards.tables import IMAGE_ROW, TRIAL_ROW, Table
 
 RECEIPTS_DIR = ".pack"
@@ -114,9 +114,14 @@ def find_receipt(
     if not path.is_file():
         return None
     try:
-        receipt = Receipt(**read_json(path))
-    except (ValidationError, TypeError) as error:
-        raise DataError("A receipt is damaged.", where=str(path), found=error, todo="delete it, run again") from error
+        receipt = Receipt.model_validate(read_json(path))
+    except ValidationError as error:
+        raise DataError(
+            "A receipt is damaged, or of another version of nd_dist.",
+            where=str(path),
+            found=differing_fields(error),
+            todo="delete it and run again: its shard is packed again",
+        ) from error
     differing = _differing_keys(receipt.recipe, recipe)
     if differing and is_derived:
         return None

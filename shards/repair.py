@@ -25,8 +25,8 @@ def repair(shards_dir: Path) -> list[str]:
     removed = []
     for receipt_path in sorted((shards_dir / RECEIPTS_DIR).glob("*.json")):
         try:
-            receipt = Receipt(**read_json(receipt_path))
-        except (DataError, ValidationError, TypeError):
+            receipt = Receipt.model_validate(read_json(receipt_path))
+        except (DataError, ValidationError):
             receipt_path.unlink()
             removed.append(str(receipt_path.relative_to(shards_dir)))
             continue

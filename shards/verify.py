@@ -21,6 +21,7 @@ from nd_dist.errors import DataError
 from shards import normalize, nsd_counts
 from shards.checksum import checksum
 from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
+from shards.image_means import ImageMeans
 from shards.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.reader import trial_row_key
 from shards.store import StoredFile
@@ -81,13 +82,14 @@ def verify(
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += check_counts(index)
-    moments: dict[int, list[normalize.Moments]] = {}
+    means: dict[int, ImageMeans] = {}
     for number in range(len(index.shards)):
-        problems += verify_shard(index, number, moments)
+        problems += verify_shard(index, number, means)
         if progress is not None:
             progress(number + 1, len(index.shards))
-    for subject, parts in moments.items():
-        problems += _check_moments(f"subject {subject}", normalize.merge(parts), _scheme(index, subject).ddof)
+    for subject, of_subject in means.items():
+        if of_subject.is_complete:  # else a session was told above
+            problems += _check_moments(f"subject {subject}", of_subject.moments, _scheme(index, subject).ddof)
     return problems
 
 
@@ -153,15 +155,13 @@ def _compare(
             yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
 
 
-def verify_shard(
-    index: Index, number: int, moments: dict[int, list[normalize.Moments]] | None = None
-) -> list[Problem]:
+def verify_shard(index: Index, number: int, means: dict[int, ImageMeans] | None = None) -> list[Problem]:
     """Return what is wrong with one shard, against tables that are sound.
 
     Args:
         index: Index of the folder.
         number: Position of the shard in the index.
-        moments: Gets the session's moments where the z-scoring spans sessions and only all of them can be judged.
+        means: Gets the session's trials where the z-scoring spans sessions and only all of them can be judged.
     """
     shard = index.shards[number]
     content, problems = _read_whole(index, shard)
@@ -179,7 +179,7 @@ def verify_shard(
     if shard.samples != len(expected):
         problems.append(Problem(shard.path, "", f"{len(expected)} samples in the table instead of {shard.samples}"))
     if not problems and shard.kind == TRIALS:
-        problems += _check_normalization(index, shard, content, rows, {} if moments is None else moments)
+        problems += _check_normalization(index, shard, content, rows, {} if means is None else means)
     return problems
 
 
@@ -239,7 +239,7 @@ def _scheme(index: Index, subject: int) -> normalize.Scheme:
 
 
 def _check_normalization(
-    index: Index, shard: ShardInfo, content: bytes, rows: Table, moments: dict[int, list[normalize.Moments]]
+    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, ImageMeans]
 ) -> Iterator[Problem]:
     """Yield voxels of a session that are not finite or not z-scored."""
     subject = int(rows["subject"][0])
@@ -254,12 +254,19 @@ def _check_normalization(
     if num_invalid != shard.invalid_voxels:
         yield Problem(shard.path, "", f"{num_invalid} voxels are zero instead of {shard.invalid_voxels}")
     scheme = _scheme(index, subject)
-    is_fitted = (rows["split"] != TEST) | scheme.uses_test
-    fitted = normalize.fit(voxels_TV, np.asarray(is_fitted, dtype=np.bool_), where=shard.path)
+    is_fitted = _is_fitted(rows, scheme)
     if scheme.per_session:
-        yield from _check_moments(shard.path, fitted, scheme.ddof)
-    else:
-        moments.setdefault(subject, []).append(fitted)
+        yield from _check_moments(shard.path, normalize.fit(voxels_TV, is_fitted, where=shard.path), scheme.ddof)
+        return
+    if subject not in means:
+        trials = index.trials[index.trials["subject"] == subject]
+        means[subject] = ImageMeans(trials["image"][_is_fitted(trials, scheme)])
+    means[subject].add(voxels_TV, rows["image"], is_fitted)
+
+
+def _is_fitted(rows: Table, scheme: normalize.Scheme) -> npt.NDArray[np.bool_]:
+    """Return which trials the z-scoring was fitted on."""
+    return np.asarray((rows["split"] != TEST) | scheme.uses_test, dtype=np.bool_)
 
 
 def _check_moments(where: str, moments: normalize.Moments, ddof: int) -> Iterator[Problem]:

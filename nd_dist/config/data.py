@@ -45,8 +45,9 @@ class DataConfig(Section):
     max_sessions: Positive | None = None
     """Take only the first sessions of every subject (37 = the early release); none takes all."""
     normalization: Literal["session-train", "mindeye1", "mindeye2", "brain-diffuser"] = "session-train"
-    """Z-scoring: per session without the test images (default, and what MindEye2's paper says), per session with
-    all trials (mindeye1, mindeye2's notebook), or by the training trials of all sessions (brain-diffuser)."""
+    """Z-scoring: per session without the test images (session-train, and mindeye2 as its paper says), per session with
+    all trials (mindeye1, and the notebook that MindEye2 published), or once over all sessions by the training images'
+    mean over their trials (brain-diffuser)."""
     voxel_dtype: Literal["float16", "float32"] = "float16"
     """How voxels are stored."""
     captions: str = "${nsd_root}/captions"

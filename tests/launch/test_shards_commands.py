@@ -59,6 +59,7 @@ def test_one_command_repairs_what_is_damaged_with_the_recipe_that_the_folder_kee
     packed: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(packed / "shards", tmp_path / "moved"))
+    (tmp_path / "nsd").symlink_to(packed / "nsd")  # a data set beside the shards is found
     shard = folder / "trials/subj02/nsd-s02-e01.tar"
     right = shard.read_bytes()
     shard.write_bytes(right[:700] + b"x" + right[701:])
@@ -74,6 +75,41 @@ def test_one_command_repairs_what_is_damaged_with_the_recipe_that_the_folder_kee
     assert shard.read_bytes() == right
     assert {path: path.stat().st_mtime_ns for path in times} == times, "nothing else was packed again"
     assert "nothing was damaged" in nd("verify", str(folder), "--repair").stdout
+
+
+def test_a_moved_folder_is_repaired_from_a_data_set_that_is_given(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed / "shards", tmp_path / "moved"))
+    shard = folder / "trials/subj02/nsd-s02-e01.tar"
+    right = shard.read_bytes()
+    shard.unlink()
+    result = nd("verify", str(folder), "--repair")
+    assert result.returncode == 3
+    assert "--repair nsd_root=FOLDER" in result.stderr
+    result = nd("verify", str(folder), "--repair", f"nsd_root={packed / 'nsd'}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert shard.read_bytes() == right
+
+
+def test_packing_that_is_refused_leaves_the_recipe_for_repairs(packed: Path) -> None:
+    recipe = packed / "shards/.pack/recipe.yaml"
+    before = recipe.read_text()
+    refused = nd("pack", "demo", *words_of(packed), "data.normalization=mindeye1")
+    assert refused.returncode == 3
+    assert "packed with other settings" in refused.stderr
+    assert recipe.read_text() == before
+
+
+def test_words_without_repair_are_refused(packed: Path) -> None:
+    result = nd("verify", str(packed / "shards"), "nsd_root=nsd")
+    assert result.returncode == 2
+    assert "add --repair" in result.stderr
+
+
+def test_shards_hold_no_path_of_the_machine_that_packed_them(packed: Path) -> None:
+    tell_tales = [f"{folder}/".encode() for folder in (packed, Path.home(), Path.cwd())]
+    files = [path for path in (packed / "shards").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if any(word in path.read_bytes() for word in tell_tales)] == []
 
 
 def test_a_repair_without_a_recipe_says_what_to_run(packed: Path, tmp_path: Path) -> None:

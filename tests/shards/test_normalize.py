@@ -85,6 +85,9 @@ def test_too_few_trials_are_an_error_that_names_the_session(betas: npt.NDArray[n
 def test_schemes_are_what_their_sources_say() -> None:
     assert SCHEMES["session-train"].per_session
     assert not SCHEMES["session-train"].uses_test
+    assert SCHEMES["mindeye1"].per_session
     assert SCHEMES["mindeye1"].uses_test
+    assert SCHEMES["mindeye2"] == SCHEMES["session-train"], "MindEye2's paper leaves the shared images out of the fit"
     assert not SCHEMES["brain-diffuser"].per_session
+    assert not SCHEMES["brain-diffuser"].uses_test
     assert SCHEMES["brain-diffuser"].ddof == 1

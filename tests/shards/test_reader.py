@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
+from shards import scatter
 from shards.codec import image_shard_path, trial_shard_path
 from shards.contract import open_reader
-from shards.index import Index
+from shards.index import Index, index_id
 from shards.reader import ShardReader
 from tests.shards.support import PooledExtractor, flip_byte, make_config
 
@@ -83,6 +85,13 @@ def test_what_was_not_packed_is_said(reader: ShardReader) -> None:
         reader.targets("z", [10**6])
 
 
+@pytest.fixture(params=["together", "one by one"])
+def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "one by one":
+        monkeypatch.setattr(scatter.platform, "machine", lambda: "another")
+
+
+@pytest.mark.usefixtures("way_of_reading")
 def test_a_flipped_byte_in_a_record_is_an_error_that_names_shard_sample_and_offset(packed_copy: Path) -> None:
     reader = ShardReader(packed_copy)
     row = reader.trials[reader.trials["subject"] == 1][0]
@@ -135,6 +144,7 @@ def test_a_cut_or_missing_shard_is_an_error(packed_copy: Path) -> None:
         ShardReader(packed_copy).targets("z", [image_id])
 
 
+@pytest.mark.usefixtures("way_of_reading")
 def test_a_shard_cut_while_it_is_open_is_an_error(packed_copy: Path) -> None:
     reader = ShardReader(packed_copy)
     ids = reader.images(1, "test")
@@ -158,9 +168,11 @@ def test_few_open_files_serve_many_shards(packed_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 2', "Unknown shard format"),
+        ('"version": 1', '"version": 2', "another version of the format(.|\n)*update nd_dist"),
+        ('"version": 1', '"version": 0', "another version of the format(.|\n)*pack into a new folder"),
         ('"samples": 15', '"samples": 14', "hash differs"),
-        ('"format"', '"fromat"', "Unknown shard format"),
+        ('"format"', '"fromat"', "not the index of packed shards"),
+        ("{", "[{", "not valid JSON"),
         ("{", "", "not valid JSON"),
     ],
 )
@@ -169,6 +181,22 @@ def test_a_changed_index_is_refused(packed_copy: Path, old: str, new: str, messa
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(DataError, match=message):
         ShardReader(packed_copy)
+
+
+def test_an_index_of_other_fields_is_refused_in_words_that_name_them(packed_copy: Path) -> None:
+    path = packed_copy / "index.json"
+    content = json.loads(path.read_text())
+    del content["voxels"]["header"]
+    content["subjects"]["1"]["age"] = 30
+    content["num_images"] = "many"
+    content["id"] = index_id(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        ShardReader(packed_copy)
+    message = str(caught.value)
+    for words in ("num_images is wrong", "voxels.header is missing", "subjects.1.age is unknown", "pack into a new"):
+        assert words in message
+    assert "pydantic" not in message
 
 
 def test_a_folder_without_index_says_what_to_run(tmp_path: Path) -> None:
