@@ -42,7 +42,7 @@ from nd_dist.metrics.table import metric_of
 WINS = "wins."
 EACH = "each."
 RESAMPLED = "resampled."
-BLOCK_BYTES = 64 << 20  # of features (float64) of one side in memory at a time
+BLOCK_BYTES = 32 << 20  # of features (float64) of one side in memory at a time
 
 Float64 = npt.NDArray[np.float64]
 
