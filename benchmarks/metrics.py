@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks._together import answer, run_together, wait_for_start
 from nd_dist.evaluation.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.layout import PICTURE
 from nd_dist.evaluation.leases import LeasePool
@@ -165,7 +165,8 @@ def plain(folder: Path, num_pairs: int, judges: Sequence[Judge], _rank: int, _si
 def floor(folder: Path, num_pairs: int, judges: Sequence[Judge], _rank: int, _size: int) -> dict[str, float]:
     """Run every picture once through every network, and do nothing with the features."""
     for side in read_sides(folder, num_pairs):
-        for pixels_BCHW in side.split(FLOOR_BATCH):
+        for first in range(0, num_pairs, FLOOR_BATCH):
+            pixels_BCHW = side[first : first + FLOOR_BATCH]
             for judge in judges:
                 judge.features(pixels_BCHW)
     return {}
@@ -176,14 +177,13 @@ def run_side(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     judges = load_judges(arguments.judges)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print("ready", flush=True)
-    sys.stdin.readline()
+    wait_for_start()
     cpu = time.process_time()
     side = {"ours": ours, "plain": plain, "floor": floor}[arguments.side]
     metrics = side(arguments.folder, arguments.pairs, judges, arguments.rank, arguments.size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     took = {"cpu_s": time.process_time() - cpu, "peak_mib": peak / 1024, "loaded_mib": before / 1024}
-    print(json.dumps({**took, "metrics": metrics}), flush=True)
+    answer({**took, "metrics": metrics})
 
 
 def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -194,25 +194,8 @@ def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     words += ["--pairs", str(arguments.pairs), "--threads", str(threads), "--size", str(ranks)]
     words += ["--judges", str(arguments.judges)] if arguments.judges else []
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    pipe = subprocess.PIPE
-    started = [
-        subprocess.Popen([*words, "--rank", str(rank)], env=env, stdin=pipe, stdout=pipe, text=True)
-        for rank in range(ranks)
-    ]
-    streams = [(process.stdin, process.stdout) for process in started]
-    for _, output in streams:  # every process has loaded its networks before the clock starts
-        assert output is not None
-        output.readline()
-    began = time.perf_counter()
-    for start, _ in streams:
-        assert start is not None
-        start.write("go\n")
-        start.flush()
-    answers = [json.loads(output.readline()) for _, output in streams if output is not None]
-    wall_s = time.perf_counter() - began
-    for process in started:
-        process.communicate()
-    sums = {key: sum(answer[key] for answer in answers) for key in ("cpu_s", "peak_mib", "loaded_mib")}
+    wall_s, answers = run_together([[*words, "--rank", str(rank)] for rank in range(ranks)], env)
+    sums = {key: sum(item[key] for item in answers) for key in ("cpu_s", "peak_mib", "loaded_mib")}
     return {"wall_s": wall_s, **sums, "metrics": answers[0]["metrics"]}
 
 
