@@ -240,24 +240,6 @@ def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(worl
     assert pictures(world / "died") == pictures(slow)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
-def test_where_mpi_lets_them_live_the_others_finish_the_unit_of_a_killed_rank(world: Path, slow: Path) -> None:
-    assert MPIRUN is not None
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=True).stdout
-    recovery = "--enable-recovery" if "Open MPI" in version else "-disable-auto-cleanup"
-    job = _start(world, "survived", SLOW, [MPIRUN, recovery, "-n", "2"])
-    victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "survived"))
-    os.kill(int(victim["pid"]), signal.SIGKILL)
-    job.wait(timeout=200)  # its exit code is the dead rank's; `nd evaluate` asks the results
-    assert numbers(world / "survived") == numbers(slow)
-    assert pictures(world / "survived") == pictures(slow)
-    survivor = 1 - int(victim["rank"])
-    assert [event["dead"]["pid"] for event in events(world / "survived", "unit_taken_over", survivor)] == [
-        victim["pid"]
-    ]
-
-
 def _start(world: Path, run_name: str, num_steps: int, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     words = [
         *launcher,
