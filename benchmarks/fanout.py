@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks._together import answer, run_together, wait_for_start
 from nd_dist.evaluation.leases import LeasePool
 from nd_dist.evaluation.records import has_result, publish, write_staged
 from nd_dist.evaluation.work import Task, work_off
@@ -63,8 +62,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     """Work as one rank until every unit has a result; print what it did."""
     torch.set_num_threads(1)
     tasks = make_tasks(arguments.folder, arguments.units, arguments.work_s)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    wait_for_start()
     pool = LeasePool(arguments.folder / "leases", "bench", arguments.rank)
     wall, cpu = time.perf_counter(), time.process_time()
     tally = work_off(tasks, pool, arguments.rank * len(tasks) // arguments.size)
@@ -72,7 +70,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     looking = time.perf_counter()
     all(task.is_done() for task in tasks)
     look_s = (time.perf_counter() - looking) / len(tasks)
-    print(json.dumps({**took, "done": tally.done, "busy_s": tally.busy_s, "look_s": look_s}))
+    answer({**took, "done": tally.done, "busy_s": tally.busy_s, "look_s": look_s})
 
 
 def measure(size: int, arguments: argparse.Namespace) -> tuple[float, list[dict[str, float]]]:
@@ -80,30 +78,8 @@ def measure(size: int, arguments: argparse.Namespace) -> tuple[float, list[dict[
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "benchmarks.fanout", "--folder", folder, "--size", str(size)]
         words += ["--units", str(arguments.units), "--work-s", str(arguments.work_s)]
-        ranks = [
-            subprocess.Popen(
-                [*words, "--rank", str(rank)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            for rank in range(size)
-        ]
-        pipes = [(rank.stdin, rank.stdout) for rank in ranks]
-        for _, output in pipes:  # every rank has loaded before the clock starts
-            assert output is not None
-            output.readline()
-        began = time.perf_counter()
-        for start, _ in pipes:
-            assert start is not None
-            start.write("go\n")
-            start.flush()
-        answers = [json.loads(output.readline()) for _, output in pipes if output is not None]
-        took_s = time.perf_counter() - began
-        for rank in ranks:
-            rank.communicate()
-        return took_s, answers
+        commands = [[*words, "--rank", str(rank)] for rank in range(size)]
+        return run_together(commands, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def simulate(num_ranks: int, num_units: int, unit_s: float, overhead_s: float, look_s: float, seed: int = 0) -> float:
@@ -153,10 +129,10 @@ def main() -> None:
         for size, found in seconds.items():
             wall_s, answers = measure(size, arguments)
             found.append(wall_s)
-            overheads += [(answer["cpu_s"] - answer["done"] * arguments.work_s) / answer["done"] for answer in answers]
-            busiest[size].append(max(answer["cpu_s"] for answer in answers))
-            looks += [answer["look_s"] for answer in answers]
-            shares += [answer["done"] / arguments.units for answer in answers] if size == 2 else []
+            overheads += [(item["cpu_s"] - item["done"] * arguments.work_s) / item["done"] for item in answers]
+            busiest[size].append(max(item["cpu_s"] for item in answers))
+            looks += [item["look_s"] for item in answers]
+            shares += [item["done"] / arguments.units for item in answers] if size == 2 else []
     one, two = (float(np.median(seconds[size])) for size in (1, 2))
     busiest_one, busiest_two = (float(np.median(busiest[size])) for size in (1, 2))
     overhead_s, look_s = float(np.median(overheads)), float(np.median(looks))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nd_dist.config import Config
+from nd_dist.config import Config, EvaluationConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -139,10 +139,11 @@ def _check_teacher(teacher: str, index: Index) -> None:
 
 
 def _check_evaluation(config: Config, index: Index) -> None:
-    """Refuse an evaluation without pictures, networks or a decoder."""
+    """Refuse an evaluation without pictures, networks, a protocol or a decoder."""
     from nd_dist.evaluation.axes import check_axes
     from nd_dist.frozen.folders import resolve_folder
 
+    _check_metrics(config.evaluation)
     if "img" not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
@@ -154,6 +155,21 @@ def _check_evaluation(config: Config, index: Index) -> None:
     check_axes(config)
     if config.evaluation.embeddings == "decoded":
         _check_decoder(config)
+
+
+def _check_metrics(evaluation: EvaluationConfig) -> None:
+    """Refuse a protocol or a folder of metric networks that does not exist."""
+    from nd_dist.metrics.protocols import protocol_named
+
+    protocol_named(evaluation.protocol)
+    judges = evaluation.judges_dir
+    if judges is not None and not judges.is_dir():
+        raise ConfigError(
+            "The folder of metric networks is not there.",
+            where="evaluation.judges_dir",
+            found=str(judges),
+            todo="docs/evaluation.md lists the files that belong into it",
+        )
 
 
 def decoder_dir(config: Config) -> Path:

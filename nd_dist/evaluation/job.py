@@ -21,6 +21,7 @@ from nd_dist.schema import Split
 from nd_dist.seeds import unit_seed
 
 FORMAT = 1
+JUDGING_FORMAT = 2
 STATISTICS_FORMAT = 2
 SELECTION = "selection"
 
@@ -194,7 +195,7 @@ def fingerprints(job: Job) -> Fingerprints:
     evaluation = job.config.evaluation
     judges = job.networks.judges()
     judging = {
-        "format": FORMAT,
+        "format": JUDGING_FORMAT,
         "protocol": job.protocol.settings(),
         "judges": {judge.name: judge.identity for judge in judges},
         **({"pair_judges": pairs} if (pairs := _identities(job.networks.pair_judges())) else {}),

@@ -11,10 +11,12 @@ import errno
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ FORMAT = 1
 RECORD = "record.json"
 OUTDATED = "outdated"
 SETTINGS = "settings.json"
+MAX_PENDING = 8  # results in memory that are not on disk yet
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -74,6 +77,37 @@ def publish(folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Cal
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+class Publisher:
+    """Publishes results from a thread of its own, in order: the rank computes the next while the disk takes the last.
+
+    A context manager; on leaving it everything is on disk, or the first error is raised.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: deque[Future[bool]] = deque()
+
+    def publish(self, folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """Publish as the function ``publish`` does, soon.
+
+        Raises:
+            DataError: an earlier result could not be written.
+        """
+        while len(self._pending) >= MAX_PENDING or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(publish, folder, fingerprint, facts, write))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until everything is on disk."""
+        self._thread.shutdown()
+        for future in self._pending:
+            future.result()
 
 
 def write_staged(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -179,7 +213,7 @@ def read_png(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
+            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise DataError(
             "A reconstruction on disk is missing or damaged.",

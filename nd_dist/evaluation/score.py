@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from nd_dist.metrics.table import metric_of
 WINS = "wins."
 EACH = "each."
 RESAMPLED = "resampled."
-BLOCK_IMAGES = 128
+BLOCK_BYTES = 32 << 20  # of features (float64) of one side in memory at a time
 
 Float64 = npt.NDArray[np.float64]
 
@@ -108,7 +109,7 @@ def _distances(judged: JudgedImages, judge: str, protocol: Protocol) -> Float64:
     per_repeat = []
     for repeat in _used_repeats(judged, protocol):
         recons = FeatureRows(judged.recons, judge, repeat)
-        blocks = [slice(start, start + BLOCK_IMAGES) for start in range(0, len(judged), BLOCK_IMAGES)]
+        blocks = [slice(start, start + reals.block) for start in range(0, len(judged), reals.block)]
         per_repeat.append(np.concatenate([correlation_distance(reals[rows], recons[rows]) for rows in blocks]))
     return np.asarray(np.stack(per_repeat).sum(axis=0) / len(per_repeat), dtype=np.float64)
 
@@ -117,7 +118,7 @@ def _wins(judged: JudgedImages, judge: str, protocol: Protocol) -> npt.NDArray[n
     """Return (N, N): how many repeats of pair j beat distractor k (1 or 0 where correlations are averaged first)."""
     reals = FeatureRows(judged.originals, judge, 0)
     matrices = (
-        correlation_matrix(reals, FeatureRows(judged.recons, judge, repeat), BLOCK_IMAGES)
+        correlation_matrix(reals, FeatureRows(judged.recons, judge, repeat), reals.block)
         for repeat in _used_repeats(judged, protocol)
     )
     if protocol.repeats == "mean_correlation":
@@ -143,6 +144,11 @@ class FeatureRows:
         """Return the number of rows."""
         return len(self._folders)
 
+    @cached_property
+    def block(self) -> int:
+        """How many rows to work on at a time: as many as ``BLOCK_BYTES`` hold."""
+        return max(1, BLOCK_BYTES // (8 * self._row(self._folders[0]).size))
+
     def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
         """Return some rows (B, D)."""
         return np.stack([self._row(folder) for folder in self._folders[rows]])
@@ -167,7 +173,15 @@ class Statistics:
 
     def counts(self, num_images: int) -> Counts:
         """Return the resamples of N images (B, N)."""
-        return resample_counts(num_images, self.num_resamples, self.seed)
+        return _counts(num_images, self.num_resamples, self.seed)
+
+
+@lru_cache(maxsize=1)
+def _counts(num_images: int, num_resamples: int, seed: int) -> Counts:
+    """Return resamples; those that were made last stay at hand, because all metrics share them."""
+    counts_BN = resample_counts(num_images, num_resamples, seed)
+    counts_BN.setflags(write=False)
+    return counts_BN
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.controls import nearest_images
 from nd_dist.evaluation.costs import Work, cost_class, unit_work
 from nd_dist.evaluation.decode import DecodeSettings, StoredTargets, TrueTargets, decode_subject, decoder_predict
-from nd_dist.evaluation.judging import judge_image, judge_original
+from nd_dist.evaluation.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.layout import ARRAYS
 from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
 from nd_dist.evaluation.records import publish, read_record, write_staged
@@ -88,13 +88,14 @@ def _original_task(bench: Bench, index: int, image_ids: Sequence[int]) -> Task:
         return all(bench.has(judged / image_name(image_id), prints.judged_originals) for image_id in image_ids)
 
     def work() -> None:
+        verdicts = []
         for image_id in image_ids:
-            original = job.layout.original_of(image_id)
+            original, folder = job.layout.original_of(image_id), judged / image_name(image_id)
             if not bench.has(original, prints.originals):
                 store_original(original, prints.originals, job.source, image_id)
-            folder = judged / image_name(image_id)
             if not bench.has(folder, prints.judged_originals):
-                judge_original(folder, prints.judged_originals, original, job.protocol, bench.judges.features)
+                verdicts.append(Verdict(folder, prints.judged_originals, original))
+        judge_all(verdicts, job.protocol, Judges(bench.judges.features), bench.check_stop)
 
     return Task(f"original_{index:05d}", is_done, work)
 
@@ -124,7 +125,8 @@ def _calibration_task(bench: Bench, name: str, groups: Sequence[Group]) -> Task:
                 missing = bench.unmade(group, image_id)
                 bench.sampler(group.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
-                _make_image(bench, group, image_id)
+                _make_pictures(bench, group, image_id)
+                _judge(bench, group, [image_id])
                 if missing:
                     timed.append((unit_work(config, missing), time.monotonic() - before))
             measured += [{"guided": w.guided, "plain": w.plain, "seconds": s} for w, s in timed[-1:]]
@@ -157,34 +159,47 @@ def _group_task(bench: Bench, group: Group) -> Task:
         for image_id in group.image_ids:
             if bench.missing(group, image_id):
                 bench.check_stop()
-                _make_image(bench, group, image_id)
+                _make_pictures(bench, group, image_id)
+        _judge(bench, group, group.image_ids)
 
     work_of_one = unit_work(bench.job.config_at(group.points[0]), group.points)
     weight = bench.cost_of(group.points[0]).seconds(work_of_one) * len(group.image_ids)
     return Task(group.name, is_done, work, weight)
 
 
-def _make_image(bench: Bench, group: Group, image_id: int) -> None:
-    """Make one image's reconstructions where they are missing, then its metrics and features."""
+def _make_pictures(bench: Bench, group: Group, image_id: int) -> None:
+    """Make one image's reconstructions at the points where they are missing."""
     job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, group.subject
-    missing = bench.missing(group, image_id)
-    results = [
+    unmade = [
         Result(point, layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
-        for point in missing
+        for point in bench.missing(group, image_id)
+        if point in bench.unmade(group, image_id)
     ]
-    unmade = [result for result in results if not bench.has(result.folder, result.fingerprint)]
-    if unmade:
-        config = job.config_at(group.points[0])
-        if unmade[0].point.control == "nearest":
-            nearest = read_record(layout.nearest(subject))["nearest"][str(image_id)]
-            copy_picture(unmade[0], job.source, nearest, image_id, config.evaluation.num_repeats)
-        else:
-            sampler = bench.sampler(group.points[0])
-            reconstruct_image(unmade, config, sampler, bench.targets(group.points[0], subject), image_id)
-    original = layout.original_of(image_id)
-    for result in results:
-        judged = layout.judged(result.point, subject) / image_name(image_id)
-        judge_image(judged, prints.judged(result.point, subject), result.folder, original, job.protocol, bench.judges)
+    if not unmade:
+        return
+    config = job.config_at(group.points[0])
+    if unmade[0].point.control == "nearest":
+        nearest = read_record(layout.nearest(subject))["nearest"][str(image_id)]
+        copy_picture(unmade[0], job.source, nearest, image_id, config.evaluation.num_repeats)
+    else:
+        sampler = bench.sampler(group.points[0])
+        reconstruct_image(unmade, config, sampler, bench.targets(group.points[0], subject), image_id)
+
+
+def _judge(bench: Bench, group: Group, image_ids: Sequence[int]) -> None:
+    """Judge reconstructions where that is missing, image by image."""
+    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, group.subject
+    verdicts = [
+        Verdict(
+            layout.judged(point, subject) / image_name(image_id),
+            prints.judged(point, subject),
+            layout.original_of(image_id),
+            layout.pictures_of(point, subject, image_id),
+        )
+        for image_id in image_ids
+        for point in bench.missing(group, image_id)
+    ]
+    judge_all(verdicts, job.protocol, bench.judges, bench.check_stop)
 
 
 def score_tasks(bench: Bench) -> list[Task]:

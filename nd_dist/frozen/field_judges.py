@@ -21,7 +21,16 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import Judge, JudgeSettings, NetworkJudge, Score, SharedPass, tap_layers
+from nd_dist.frozen.judges import (
+    Judge,
+    JudgeSettings,
+    NetworkJudge,
+    Preparation,
+    Score,
+    SharedPass,
+    Statistics,
+    tap_layers,
+)
 from nd_dist.frozen.optional_judges import load_distribution_judge
 from nd_dist.frozen.pictures import Resize
 
@@ -63,11 +72,31 @@ def load_field_judges(folder: Path, settings: JudgeSettings, device: torch.devic
         CheckpointError: a weight file is missing or does not fit its network.
     """
     models = _torchvision_models()
+    inputs = _Inputs(settings, device)
     judges: list[Judge] = []
     for _, recipes in itertools.groupby(_RECIPES, key=lambda recipe: recipe.file):
-        judges += _torchvision_judges(models, list(recipes), folder, settings, device)
-    judges.insert(3, _clip_judge(folder / CLIP_FOLDER, settings, device))
+        judges += _torchvision_judges(models, list(recipes), folder, inputs)
+    judges.insert(3, _clip_judge(folder / CLIP_FOLDER, inputs))
     return [*judges, *load_distribution_judge(folder, device)]
+
+
+class _Inputs:
+    """What the networks get; those of one size and normalisation share it.
+
+    Args:
+        settings: Input sizes and weights of the protocol.
+        device: Where the networks run.
+    """
+
+    def __init__(self, settings: JudgeSettings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self._made: dict[tuple[int, Statistics], Preparation] = {}
+
+    def of(self, name: str, statistics: Statistics) -> Preparation:
+        """Return the preparation of a network's input by its name in the settings."""
+        size = getattr(self.settings, name)
+        resize = Resize(size, self.settings.backend, self.settings.antialias)
+        return self._made.setdefault((size, statistics), Preparation(resize, statistics, self.device))
 
 
 def _torchvision_models() -> ModuleType:
@@ -82,31 +111,32 @@ def _torchvision_models() -> ModuleType:
 
 
 def _torchvision_judges(
-    models: ModuleType, recipes: Sequence[_Recipe], folder: Path, settings: JudgeSettings, device: torch.device
+    models: ModuleType, recipes: Sequence[_Recipe], folder: Path, inputs: _Inputs
 ) -> list[NetworkJudge]:
     """Return the judges of one network: torchvision's architecture, our weights file, a tapped layer each."""
     recipe = recipes[0]
     is_efficientnet = recipe.file == "efficientnet_b1"
-    path = folder / (f"{recipe.file}_{settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file)
+    path = folder / (
+        f"{recipe.file}_{inputs.settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file
+    )
     path = path.with_name(f"{path.name}.safetensors")
     # torchvision's pretrained Inception-v3 re-scales its normalised input; without weights it has to be told to
     inception: dict[str, Any] = {"init_weights": False, "transform_input": True}
     options = inception if recipe.builder == "inception_v3" else {}
     network = getattr(models, recipe.builder)(weights=None, **options)
     _load_weights(network, path, recipe)
-    resize = Resize(getattr(settings, recipe.input_size), settings.backend, settings.antialias)
-    network = network.to(device).requires_grad_(False).eval()
+    prepare = inputs.of(recipe.input_size, "imagenet")
+    # a tenth to a third faster on CPUs; the convolutions follow their weights, whatever the pictures' layout
+    network = network.to(inputs.device, memory_format=torch.channels_last).requires_grad_(False).eval()
     shared = SharedPass(tap_layers(network, [recipe.tap for recipe in recipes]))
     digest = f"{path.name}:{sha256_file(path)[:16]}"
     return [
         NetworkJudge(
             recipe.name,
             recipe.score,
-            f"{digest}:{recipe.tap}:{resize}",
+            f"{digest}:{recipe.tap}:{prepare.resize}",
             shared.tap(recipe.tap),
-            resize,
-            "imagenet",
-            device,
+            prepare,
         )
         for recipe in recipes
     ]
@@ -138,7 +168,7 @@ def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
         )
 
 
-def _clip_judge(folder: Path, settings: JudgeSettings, device: torch.device) -> NetworkJudge:
+def _clip_judge(folder: Path, inputs: _Inputs) -> NetworkJudge:
     """Return the projected image embedding (768) of OpenAI's CLIP ViT-L/14, from a Hugging Face folder."""
     path = folder / "model.safetensors"
     if not path.is_file():
@@ -151,12 +181,12 @@ def _clip_judge(folder: Path, settings: JudgeSettings, device: torch.device) -> 
     from transformers import CLIPVisionModelWithProjection
 
     network = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    network = network.to(device).requires_grad_(False).eval()
-    resize = Resize(settings.clip, settings.backend, settings.antialias)
+    network = network.to(inputs.device).requires_grad_(False).eval()
+    prepare = inputs.of("clip", "clip")
 
     def embed(inputs_BCHW: Tensor) -> Tensor:
         embeds_BD: Tensor = network(pixel_values=inputs_BCHW).image_embeds
         return embeds_BD
 
-    identity = f"{CLIP_FOLDER}:{sha256_file(path)[:16]}:{resize}"
-    return NetworkJudge("clip", "two_way", identity, embed, resize, "clip", device)
+    identity = f"{CLIP_FOLDER}:{sha256_file(path)[:16]}:{prepare.resize}"
+    return NetworkJudge("clip", "two_way", identity, embed, prepare)

@@ -94,27 +94,46 @@ class NetworkJudge:
         name: Metric name.
         score: Which comparison its features are for.
         identity: Weights' hash and settings, see ``Judge``.
-        network: Maps normalised pixels to features of any shape (B, ...).
-        resize: To the network's input size.
-        statistics: Pixel mean and standard deviation; ``none`` for networks that take [0,1].
-        device: Where it runs.
+        network: Maps prepared pixels to features of any shape (B, ...).
+        prepare: Resizes and normalises; judges that do so alike share one.
     """
 
     name: str
     score: Score
     identity: str
     network: Callable[[Tensor], Tensor]
-    resize: Resize
-    statistics: Statistics
-    device: torch.device
+    prepare: Preparation
 
     @torch.inference_mode()
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Return features (B, D) float32 on the CPU."""
-        inputs_BCHW = self.resize(pixels_BCHW.to(self.device))
-        if self.statistics != "none":
-            inputs_BCHW = normalize_pixels(inputs_BCHW, self.statistics)
-        return self.network(inputs_BCHW).flatten(1).float().cpu()
+        return self.network(self.prepare(pixels_BCHW)).flatten(1).float().cpu()
+
+
+class Preparation:
+    """Brings pictures to a network's input; the tensor that was given last is not prepared again.
+
+    So a tensor of pictures must not be changed in place once a judge has seen it.
+
+    Args:
+        resize: To the network's input size.
+        statistics: Pixel mean and standard deviation; ``none`` for networks that take [0,1].
+        device: Where the network runs.
+    """
+
+    def __init__(self, resize: Resize, statistics: Statistics, device: torch.device) -> None:
+        self.resize = resize
+        self._statistics, self._device = statistics, device
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the network's input (B, C, size, size) on its device."""
+        if self._last is None or self._last[0] is not pixels_BCHW:
+            inputs_BCHW = self.resize(pixels_BCHW.to(self._device))
+            if self._statistics != "none":
+                inputs_BCHW = normalize_pixels(inputs_BCHW, self._statistics)
+            self._last = pixels_BCHW, inputs_BCHW
+        return self._last[1]
 
 
 class SharedPass:
@@ -141,7 +160,7 @@ class SharedPass:
 
 def _are_equal(first: Tensor, second: Tensor) -> bool:
     """Return whether two inputs hold the same numbers; far cheaper than a pass of a network."""
-    return first.shape == second.shape and torch.equal(first, second)
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
 
 
 # phantom judge, depth -> what it stands in for: the field's table has four identification columns and a distance
@@ -174,10 +193,11 @@ def load_phantom_judges(folder: Path, device: torch.device) -> list[Judge]:
 
     passes = {kind: SharedPass(_depths_of(network.to(device))) for kind, network in load_judges(folder).items()}
     resize = Resize(PHANTOM_SIZE)
+    prepare = Preparation(resize, "none", device)
     judges: list[Judge] = []
     for name, kind, depth, score in _PHANTOM:
         identity = f"{kind}:{sha256_file(folder / kind / WEIGHTS)[:16]}:{depth}:{resize}"
-        judges.append(NetworkJudge(name, score, identity, passes[kind].tap(depth), resize, "none", device))
+        judges.append(NetworkJudge(name, score, identity, passes[kind].tap(depth), prepare))
     return judges
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import Judge, NetworkJudge, PairJudge
+from nd_dist.frozen.judges import Judge, NetworkJudge, PairJudge, Preparation
 from nd_dist.frozen.pictures import Resize
 
 LPIPS_WEIGHTS = "alexnet.safetensors"  # the very AlexNet of the two-way columns; torchmetrics brings LPIPS' own layers
@@ -118,4 +118,4 @@ def load_distribution_judge(folder: Path, device: torch.device) -> list[Judge]:
         return features_BD
 
     identity = f"{FID_WEIGHTS}:{sha256_file(folder / FID_WEIGHTS)[:16]}:{FID_FEATURES}"
-    return [NetworkJudge(DISTRIBUTION, "distribution", identity, features, Resize(None), "none", device)]
+    return [NetworkJudge(DISTRIBUTION, "distribution", identity, features, Preparation(Resize(None), "none", device))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,42 +20,39 @@ SsimKind = Literal["2d", "columns"]
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5  # int(3.5 * sigma + 0.5): scikit-image's truncation, an 11-tap window
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
+SAME_COLOUR = 1e-6  # pixels that differ by less were equal bytes, before they were resized
 
 
-class PictureSet:
-    """Pictures that are compared in pairs: what a metric needs of one picture is computed once, not once a pair.
+class Picture:
+    """A picture that is compared with others: what a metric needs of it alone is computed once, not once a pair.
 
     Args:
-        pixels_BCHW: Pictures of one size, pixels in [0,1].
+        pixels_CHW: Pixels in [0,1].
         kind: Kind of SSIM.
     """
 
-    def __init__(self, pixels_BCHW: Tensor, kind: SsimKind = "2d") -> None:
-        self._pixels_BCHW, self._kind = pixels_BCHW, kind
-        self._unit: dict[int, Tensor] = {}
-        self._moments: dict[int, _Moments] = {}
+    def __init__(self, pixels_CHW: Tensor, kind: SsimKind = "2d") -> None:
+        self._pixels_CHW, self._kind = pixels_CHW, kind
 
-    def correlation(self, first: int, second: int) -> float:
-        """Return PixCorr of two pictures of the set, see ``pixel_correlation``."""
-        return float(self._unit_pixels(first) @ self._unit_pixels(second))
+    def correlation(self, other: Picture) -> float:
+        """Return PixCorr with a picture of the same size, see ``pixel_correlation``."""
+        return float(self._unit @ other._unit)
 
-    def similarity(self, first: int, second: int) -> float:
-        """Return SSIM of two pictures of the set, see ``structural_similarity``."""
-        return float(_ssim(self._moments_of(first), self._moments_of(second), self._kind))
+    def similarity(self, other: Picture) -> float:
+        """Return SSIM with a picture of the same size, see ``structural_similarity``."""
+        return float(_ssim(self._moments, other._moments, self._kind))
 
-    def _unit_pixels(self, picture: int) -> Tensor:
-        """Return the flat pixels (P,) float64 with mean 0 and norm 1; of a picture of one colour zeros."""
-        if picture not in self._unit:
-            flat_P = self._pixels_BCHW[picture].flatten().double()
-            is_constant = bool(flat_P.amax() == flat_P.amin())
-            flat_P -= flat_P.mean()
-            self._unit[picture] = flat_P.zero_() if is_constant else flat_P / flat_P.norm()
-        return self._unit[picture]
+    @cached_property
+    def _unit(self) -> Tensor:
+        """The flat pixels (P,) float64 with mean 0 and norm 1; of a picture of one colour zeros."""
+        lowest, highest = self._pixels_CHW.aminmax()
+        flat_P = self._pixels_CHW.flatten().double()
+        flat_P -= flat_P.mean()
+        return flat_P.zero_() if bool(highest - lowest <= SAME_COLOUR) else flat_P.div_(flat_P.dot(flat_P).sqrt())
 
-    def _moments_of(self, picture: int) -> _Moments:
-        if picture not in self._moments:
-            self._moments[picture] = _moments(self._pixels_BCHW[picture], self._kind)
-        return self._moments[picture]
+    @cached_property
+    def _moments(self) -> _Moments:
+        return _moments(self._pixels_CHW, self._kind)
 
 
 def pixel_correlation(recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
@@ -69,7 +67,7 @@ def pixel_correlation(recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
 
     Source: MindEye2's final_evaluations notebook (np.corrcoef).
     """
-    return _of_pairs(recons_BCHW, originals_BCHW, "2d", PictureSet.correlation)
+    return _of_pairs(recons_BCHW, originals_BCHW, "2d", Picture.correlation)
 
 
 def structural_similarity(recons_BCHW: Tensor, originals_BCHW: Tensor, kind: SsimKind = "2d") -> Tensor:
@@ -89,15 +87,16 @@ def structural_similarity(recons_BCHW: Tensor, originals_BCHW: Tensor, kind: Ssi
     Source: Wang et al. (2004), equation 13, with scikit-image's ``gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, data_range=1.0``.
     """
-    return _of_pairs(recons_BCHW, originals_BCHW, kind, PictureSet.similarity)
+    return _of_pairs(recons_BCHW, originals_BCHW, kind, Picture.similarity)
 
 
 def _of_pairs(
-    firsts_BCHW: Tensor, seconds_BCHW: Tensor, kind: SsimKind, metric: Callable[[PictureSet, int, int], float]
+    firsts_BCHW: Tensor, seconds_BCHW: Tensor, kind: SsimKind, metric: Callable[[Picture, Picture], float]
 ) -> Tensor:
     """Return a metric of each pair, one pair at a time."""
-    pairs = (PictureSet(torch.stack(pair), kind) for pair in zip(firsts_BCHW, seconds_BCHW, strict=True))
-    return torch.tensor([metric(pair, 0, 1) for pair in pairs], dtype=torch.float64)
+    pairs = zip(firsts_BCHW, seconds_BCHW, strict=True)
+    values = [metric(Picture(first_CHW, kind), Picture(second_CHW, kind)) for first_CHW, second_CHW in pairs]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,12 @@ def _ssim(x: _Moments, y: _Moments, kind: SsimKind) -> Tensor:
     """Return the SSIM of two grey pictures with data range 1."""
     c1, c2 = 0.01**2, 0.03**2
     mean_xy = x.mean * y.mean
-    mean_xx_yy = x.mean * x.mean + y.mean * y.mean
-    numerator = (2 * mean_xy + c1) * (2 * (_filtered(x.grey_HW * y.grey_HW, kind) - mean_xy) + c2)
-    denominator = (mean_xx_yy + c1) * (x.square + y.square - mean_xx_yy + c2)
-    similarity: Tensor = (numerator / denominator).mean()
-    return similarity
+    mean_xx_yy = (x.mean * x.mean).addcmul_(y.mean, y.mean)
+    covariance = _filtered(x.grey_HW * y.grey_HW, kind).sub_(mean_xy)
+    variances = (x.square + y.square).sub_(mean_xx_yy)
+    numerator = mean_xy.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    denominator = mean_xx_yy.add_(c1).mul_(variances.add_(c2))
+    return numerator.div_(denominator).mean()
 
 
 def _filtered(map_HW: Tensor, kind: SsimKind) -> Tensor:

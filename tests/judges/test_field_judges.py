@@ -97,7 +97,8 @@ def test_the_taps_are_those_of_torchvisions_own_feature_extraction(judges: dict[
         extractor = create_feature_extractor(network.eval(), return_nodes={"avgpool": "tap"})
         with torch.no_grad():
             expected = extractor(normalized(picture(size=size)))["tap"].flatten(1)
-        assert torch.allclose(judges[name].features(picture(size=size)), expected, atol=1e-5), name
+        rounding = 1e-5 * float(expected.abs().max())  # ours lies channels last: other kernels, other last bits
+        assert torch.allclose(judges[name].features(picture(size=size)), expected, atol=rounding), name
 
 
 def test_both_versions_of_efficientnet_are_separate_files_that_a_protocol_chooses(folder: Path) -> None:

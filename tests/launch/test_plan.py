@@ -11,9 +11,10 @@ from launch.deepspeed_plan import SSH_OPTIONS, deepspeed_plan
 from launch.hosts import Host, host_of_rank
 from launch.mpi_plan import mpirun_plan
 from launch.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
-from launch.preflight import require_starters
+from launch.preflight import _check_metrics, require_starters
 from launch.recipe import load_recipe
 from launch.slurm_plan import srun_deepspeed_plan, srun_plan
+from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
@@ -279,3 +280,11 @@ def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="apt-get install pdsh"):
         require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"), tmp_path)
+
+
+def test_a_protocol_or_judges_that_are_not_there_are_refused_before_ranks_start(tmp_path: Path) -> None:
+    _check_metrics(EvaluationConfig(protocol="takagi", judges_dir=tmp_path))
+    with pytest.raises(ConfigError, match="metric protocol does not exist"):
+        _check_metrics(EvaluationConfig(protocol="takagy"))
+    with pytest.raises(ConfigError, match="metric networks"):
+        _check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))

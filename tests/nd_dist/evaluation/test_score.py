@@ -84,7 +84,7 @@ def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, mo
         judged, recons=[judged.recons[i] for i in order], originals=[judged.originals[i] for i in order]
     )
     assert [value(shuffled, protocol, name, REPEATS) for name in names] == before
-    monkeypatch.setattr(score, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(score, "BLOCK_BYTES", 2 * 8 * WIDTH)
     assert [value(judged, protocol, name, REPEATS) for name in names] == pytest.approx(before, abs=1e-12)
 
 

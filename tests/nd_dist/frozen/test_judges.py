@@ -11,11 +11,12 @@ from torch import nn
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.frozen import phantom_judges
-from nd_dist.frozen.field_judges import CLIP_FOLDER, _clip_judge, load_field_judges
+from nd_dist.frozen.field_judges import CLIP_FOLDER, _clip_judge, _Inputs, load_field_judges
 from nd_dist.frozen.judges import (
     Judge,
     JudgeSettings,
     NetworkJudge,
+    Preparation,
     has_phantom_judges,
     load_phantom_judges,
     tap_layers,
@@ -38,7 +39,7 @@ def test_a_tap_gives_the_layers_output_even_if_the_next_layer_works_in_place() -
 
 
 def test_a_network_judge_resizes_normalises_and_flattens() -> None:
-    judge = NetworkJudge("x", "two_way", "", nn.Identity(), Resize(4), "imagenet", CPU)
+    judge = NetworkJudge("x", "two_way", "", nn.Identity(), Preparation(Resize(4), "imagenet", CPU))
     features = judge.features(torch.full((2, 3, 9, 9), 0.485))
     assert features.shape == (2, 48)
     assert features[:, :16].abs().max() < 1e-6
@@ -67,7 +68,7 @@ def test_without_torchvision_the_field_judges_say_how_to_install_it(tmp_path: Pa
 
 def test_a_missing_clip_judge_says_how_to_fetch_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hf download openai/clip-vit-large-patch14"):
-        _clip_judge(tmp_path / CLIP_FOLDER, SETTINGS, CPU)
+        _clip_judge(tmp_path / CLIP_FOLDER, _Inputs(SETTINGS, CPU))
 
 
 def test_the_clip_judge_gives_the_projected_image_embedding(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_clip_judge_gives_the_projected_image_embedding(tmp_path: Path) -> N
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     network = CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=6, **sizes))
     network.eval().save_pretrained(tmp_path)
-    judge = _clip_judge(tmp_path, SETTINGS, CPU)
+    judge = _clip_judge(tmp_path, _Inputs(SETTINGS, CPU))
     pixels = torch.full((1, 3, 32, 32), 0.5)
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     inputs = ((0.5 - mean) / std).view(1, 3, 1, 1).expand(1, 3, 32, 32)

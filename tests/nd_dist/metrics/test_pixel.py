@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity as skimage_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.regression import pearson_corrcoef
 
-from nd_dist.metrics.pixel import GREY_WEIGHTS, PictureSet, pixel_correlation, structural_similarity
+from nd_dist.metrics.pixel import GREY_WEIGHTS, Picture, pixel_correlation, structural_similarity
 
 FIELD = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
 
@@ -44,11 +44,11 @@ def test_pixcorr_is_torchmetrics_pearson() -> None:
 
 def test_pictures_of_a_set_compare_as_pairs_of_their_own_do() -> None:
     recons, originals = pictures(3)
-    both = PictureSet(torch.cat([recons, originals[:1]]), "columns")
-    for recon in range(3):
-        alone = recons[recon : recon + 1], originals[:1]
-        assert both.correlation(recon, 3) == both.correlation(3, recon) == pixel_correlation(*alone).item()
-        assert both.similarity(recon, 3) == structural_similarity(*alone, "columns").item()
+    original = Picture(originals[0], "columns")
+    for number, recon in enumerate(Picture(pixels_CHW, "columns") for pixels_CHW in recons):
+        alone = recons[number : number + 1], originals[:1]
+        assert recon.correlation(original) == original.correlation(recon) == pixel_correlation(*alone).item()
+        assert recon.similarity(original) == structural_similarity(*alone, "columns").item()
 
 
 def test_pixcorr_of_two_worked_pictures() -> None:

@@ -19,7 +19,7 @@ from nd_dist.metrics.bootstrap import (
 )
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, wins
-from nd_dist.metrics.pixel import PictureSet, pixel_correlation
+from nd_dist.metrics.pixel import Picture, pixel_correlation
 
 
 def test_correlation_distance_is_scipys() -> None:
@@ -37,13 +37,14 @@ def test_agreement_is_the_mean_over_all_pairs_of_repeats() -> None:
     repeats = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     expected = np.mean([pixel_correlation(repeats[i : i + 1], repeats[j : j + 1]).item() for i, j in pairs])
-    assert repeat_agreement(4, PictureSet(repeats).correlation) == pytest.approx(expected)
-    assert repeat_agreement(3, PictureSet(repeats[:1].repeat(3, 1, 1, 1)).correlation) == pytest.approx(1.0)
+    pictures = [Picture(pixels_CHW) for pixels_CHW in repeats]
+    assert repeat_agreement(pictures, Picture.correlation) == pytest.approx(expected)
+    assert repeat_agreement(pictures[:1] * 3, Picture.correlation) == pytest.approx(1.0)
 
 
 def test_one_repeat_agrees_with_nothing() -> None:
     with pytest.raises(ValueError, match="two repeats"):
-        repeat_agreement(1, PictureSet(torch.rand(1, 3, 8, 8)).correlation)
+        repeat_agreement([Picture(torch.rand(3, 8, 8))], Picture.correlation)
 
 
 @settings(max_examples=20, deadline=None)

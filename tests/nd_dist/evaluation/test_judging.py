@@ -1,0 +1,155 @@
+"""Judging: batches of one fixed size, features that do not depend on neighbours, results that outlive a stop."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nd_dist.errors import DataError, Requeue
+from nd_dist.evaluation.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
+from nd_dist.evaluation.layout import PICTURE, repeat_file
+from nd_dist.evaluation.records import Publisher, has_result, publish, read_record, write_png
+from nd_dist.files import sha256_file
+from nd_dist.frozen import phantom_judges
+from nd_dist.frozen.judges import Judge, Preparation, Score, load_phantom_judges
+from nd_dist.frozen.pictures import Resize
+from nd_dist.metrics.protocols import protocol_named
+from tests.nd_dist.evaluation.toy_world import toy_picture
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class MeanColour:
+    """A judge whose features are the mean colour; keeps the sizes of the batches that it was given."""
+
+    sizes: list[int] = field(default_factory=list)
+    name: str = "colour"
+    score: Score = "distance"
+    identity: str = "colour"
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        self.sizes.append(len(pixels_BCHW))
+        return pixels_BCHW.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> list[Judge]:
+    """The phantom's judges with random weights."""
+    folder = tmp_path_factory.mktemp("judges")
+    for index, kind in enumerate(phantom_judges.JUDGE_KINDS):
+        torch.manual_seed(index)
+        phantom_judges.Judge(kind, 3, 2).save(folder / kind)
+    return load_phantom_judges(folder, CPU)
+
+
+def pictures(*sizes: int, pixels: int = 64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand((size, 3, pixels, pixels), generator=generator) for size in sizes]
+
+
+def test_features_do_not_depend_on_what_else_is_judged(judges: list[Judge]) -> None:
+    sets = pictures(2, 5, 1, 4, 1)
+    together = list(features_of(sets, judges))
+    backwards = list(features_of(sets[::-1], judges))[::-1]
+    for index, alone in enumerate(sets):
+        found = next(features_of([alone], judges))
+        assert set(found) == {"plain_early", "plain_late", "residual", "mixer", "depthwise"}
+        for name, features_RD in found.items():
+            assert torch.equal(together[index][name], features_RD)
+            assert torch.equal(backwards[index][name], features_RD)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (8,), (3, 3, 3), (5, 5, 5, 5), (20, 1)])
+def test_every_batch_is_full_and_every_set_comes_back_whole(sizes: tuple[int, ...]) -> None:
+    judge, sets = MeanColour(), pictures(*sizes, pixels=4)
+    found = list(features_of(sets, [judge]))
+    assert [len(features["colour"]) for features in found] == list(sizes)
+    for features, pixels_RCHW in zip(found, sets, strict=True):
+        assert torch.allclose(features["colour"], pixels_RCHW.mean((2, 3)))
+    assert set(judge.sizes) == {JUDGE_BATCH}
+    assert len(judge.sizes) == -(-sum(sizes) // JUDGE_BATCH)
+
+
+def test_pictures_of_two_sizes_are_judged_apart() -> None:
+    sets = [*pictures(3, pixels=4), *pictures(2, pixels=6)]
+    assert [len(features["colour"]) for features in features_of(sets, [MeanColour()])] == [3, 2]
+
+
+def test_a_result_comes_as_soon_as_its_last_picture_is_judged() -> None:
+    given: list[int] = []
+
+    def sets() -> object:
+        for index, pixels_RCHW in enumerate(pictures(*[4] * 6, pixels=4)):
+            given.append(index)
+            yield pixels_RCHW
+
+    next(features_of(sets(), [MeanColour()]))  # type: ignore[arg-type]
+    assert given == [0, 1]
+
+
+def test_judges_of_one_input_prepare_a_batch_once() -> None:
+    prepare, (first, second) = Preparation(Resize(4), "imagenet", CPU), pictures(2, 2, pixels=8)
+    inputs = prepare(first)
+    assert prepare(first) is inputs
+    assert not torch.equal(prepare(second), inputs)
+    assert torch.equal(prepare(first), inputs)
+
+
+def write_images(folder: Path, num: int) -> list[Verdict]:
+    """Write originals and two repeats each; return what judges them."""
+    verdicts = []
+    for image in range(num):
+        original, recons = folder / "originals" / str(image), folder / "recons" / str(image)
+        publish(original, "f", {}, lambda path, i=image: write_png(path / PICTURE, toy_picture(i)))  # type: ignore[misc]
+        recons.mkdir(parents=True)
+        for repeat in range(2):
+            write_png(recons / repeat_file(repeat), np.roll(toy_picture(image), repeat + 1, axis=0))
+        files = {repeat_file(repeat): sha256_file(recons / repeat_file(repeat)) for repeat in range(2)}
+        publish(folder / "hashes" / str(image), "f", {"files": files}, lambda path: None)
+        (folder / "hashes" / str(image) / "record.json").rename(recons / "record.json")
+        verdicts.append(Verdict(folder / "judged" / str(image), "f", original, recons))
+    return verdicts
+
+
+def stop_after(allowed: int) -> Callable[[], None]:
+    left = iter(range(allowed))
+
+    def between() -> None:
+        if next(left, None) is None:
+            raise Requeue("stop")
+
+    return between
+
+
+def test_what_was_judged_before_a_stop_is_on_disk_and_the_rest_gives_the_same_numbers(tmp_path: Path) -> None:
+    verdicts, protocol, found = write_images(tmp_path, 6), protocol_named("nd"), Judges([MeanColour()])
+    with pytest.raises(Requeue):
+        judge_all(verdicts, protocol, found, stop_after(5))
+    done = [has_result(verdict.folder, "f") for verdict in verdicts]
+    assert done == [True] * 4 + [False] * 2  # a batch holds four images of two repeats
+    judge_all(verdicts[4:], protocol, found)
+    records = [read_record(verdict.folder)["metrics"] for verdict in verdicts]
+    again = [
+        Verdict(tmp_path / "again" / str(index), "f", v.original, v.reconstructions)
+        for index, v in enumerate(verdicts)
+    ]
+    judge_all(again, protocol, found)
+    assert [read_record(verdict.folder)["metrics"] for verdict in again] == records
+    assert set(records[0]) == {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim"}
+
+
+def test_a_disk_that_fills_up_while_the_next_is_computed_is_an_error(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"disk is full|No space"), Publisher() as publisher:
+        publisher.publish(tmp_path / "a", "f", {}, lambda path: None)
+        publisher.publish(tmp_path / "b", "f", {}, full)
+    assert has_result(tmp_path / "a", "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
