@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from nd_dist.files import write_text
 POLL_S = 0.2
 STOP_GRACE_S = 45.0
 FAILURE_GRACE_S = 8.0  # after a failure nobody can finish; the others get a moment to say what they met
+LATE_S = 30.0  # leased work is done when one rank says so; the others look for work every moment and follow at once
 END_GRACE_S = 4.0  # from "end at once" until the starting process itself is killed
 LOG_TAIL_LINES = 20
 
@@ -38,6 +40,7 @@ class Launch:
         launch_id: Id that the ranks were given.
         plan: What to start.
         stop_grace_s: Seconds that ranks get to save after a stop was asked for.
+        silence_s: Seconds without an event of any rank after which the ranks count as hung.
     """
 
     command: str
@@ -45,6 +48,7 @@ class Launch:
     launch_id: str
     plan: LaunchPlan
     stop_grace_s: float = STOP_GRACE_S
+    silence_s: float = math.inf
 
     @property
     def launcher_log(self) -> Path:
@@ -55,9 +59,9 @@ class Launch:
 def run_plan(
     launch: Launch, watcher: Watcher, environ: Mapping[str, str], agents: HostAgents | None = None
 ) -> list[int]:
-    """Start the ranks, follow them to the end, leave no process behind; return the ranks that died on the way.
+    """Start the ranks, follow them to the end, leave no process behind; return the ranks that were lost on the way.
 
-    Only ranks of a leased plan may die without failing it.
+    Only ranks of a leased plan may be lost without failing it.
 
     Args:
         launch: What to start.
@@ -106,6 +110,7 @@ class _Following:
     ) -> None:
         self._launch, self._process, self._folder, self._agents = launch, process, folder, agents
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
+        self._heard_at = self._done_at = time.monotonic()
         self.outcome = Outcome(launch.launch_id, launch.plan)
 
     def follow(self, watcher: Watcher, stop: StopSignal) -> None:
@@ -123,8 +128,8 @@ class _Following:
                 stop_at = now + (FAILURE_GRACE_S if self.outcome.has_failed else self._launch.stop_grace_s)
             elif stop_at is not None and self.outcome.has_failed:
                 stop_at = min(stop_at, now + FAILURE_GRACE_S)
-            is_over = not self.outcome.open_ranks
-            if end_at is None and (is_over or stop.count > 1 or (stop_at is not None and now > stop_at)):
+            is_over, is_late = not self.outcome.open_ranks, stop_at is not None and now > stop_at
+            if end_at is None and (is_over or is_late or stop.count > 1 or self._hangs(now)):
                 if not is_over:
                     self._folder.tell("end")
                 end_at = now + (FAILURE_GRACE_S if is_over else END_GRACE_S)
@@ -132,10 +137,17 @@ class _Following:
                 return
             time.sleep(POLL_S)
 
+    def _hangs(self, now: float) -> bool:
+        """Return whether nobody says anything any more, or a rank does not leave although all work is done."""
+        is_done = self._launch.plan.is_leased and bool(self.outcome.done)
+        return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
+
     def _read(self, watcher: Watcher) -> None:
         """Take in what the ranks wrote and which hosts were lost."""
         for rank, tail in enumerate(self._tails):
             for event in tail.read():
+                self._heard_at = time.monotonic()
+                self._done_at = self._heard_at if event["event"] == "rank_done" else self._done_at
                 self.outcome.note(event)
                 if rank == 0:
                     watcher.show(event)

@@ -1,7 +1,7 @@
 """Claims on shared storage: any number of ranks on any number of hosts share a list of tasks without messages.
 
 A claim on a task is a file ``TASK.GENERATION`` created exclusively; its modification time is the heartbeat. When a
-claim grows stale (its rank is dead, frozen or cut off) another rank creates the next generation. Creation is
+claim grows stale (its rank is dead, frozen, cut off, or hangs in the task) another rank creates the next generation. Creation is
 exclusive, so exactly one rank takes over, and no file is ever moved or removed: a claim cannot be lost to a race
 between two that take over. The highest generation holds the task. A task's *result* is published once by its owner
 (``records``), so that a rank that wakes up late does no harm.
@@ -13,9 +13,11 @@ of a process of this very host that no longer exists is stale at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +82,13 @@ class LeasePool:
         launch: Id of this launch; attempts at a task are counted per launch.
         rank: This process's rank, for messages.
         stale_s: Seconds without heartbeat after which a claim is taken over.
+        limit_s: Seconds after which a claim is renewed no more: its rank is alive, but hangs in the task.
     """
 
-    def __init__(self, folder: Path, launch: str, rank: int = 0, stale_s: float = STALE_S) -> None:
-        self._folder, self._stale_s = folder, stale_s
+    def __init__(
+        self, folder: Path, launch: str, rank: int = 0, stale_s: float = STALE_S, limit_s: float = math.inf
+    ) -> None:
+        self._folder, self._stale_s, self._limit_s = folder, stale_s, limit_s
         self._owner = {**process_identity(), "launch": launch, "rank": rank}
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +137,8 @@ class LeasePool:
         self._clock.unlink(missing_ok=True)
 
     def _renew(self, lease: Lease, stop: threading.Event) -> None:
-        while not stop.wait(self._stale_s / 4) and self.holds(lease):
+        until = time.monotonic() + self._limit_s
+        while not stop.wait(self._stale_s / 4) and self.holds(lease) and time.monotonic() < until:
             os.utime(lease.path)
 
     def _path(self, task: str, generation: int) -> Path:
@@ -191,7 +197,8 @@ class LeasePool:
         if len(mine) >= MAX_ATTEMPTS:
             last = mine[-1]
             raise RankFailure(
-                f"{len(mine)} ranks died or stopped while they worked on the same unit.",
+                f"{len(mine)} ranks died, stopped or took too long while they worked on the same unit.",
                 where=f"unit {task}; last: rank {last.get('rank')} on {last.get('host')}",
-                todo="look into that rank's log; if memory ran out, use a smaller evaluation.num_repeats",
+                todo="look into that rank's log; if memory ran out, use a smaller evaluation.num_repeats; "
+                "if one unit takes longer than launch.silence_s, raise that",
             )

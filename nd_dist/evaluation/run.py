@@ -229,7 +229,8 @@ class Run:
         """Work off the tasks of a phase with the other ranks."""
         job = bench.job
         label = f"{SELECTION}: {name}" if job.split == "train" else name
-        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s)
+        limit_s = job.config.launch.silence_s
+        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s, limit_s)
         report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
         began = partial(self._began, label)
         watch = Watch(self.should_stop, report, partial(self._took_over, label), began)

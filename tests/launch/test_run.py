@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> 
     with pytest.raises(RankFailure, match=r"Rank 0 on .* killed by SIGABRT") as caught:
         run(config, plan_of(config, "abort", 1))
     assert caught.value.exit_code == 4
+
+
+def test_ranks_that_say_nothing_for_the_stated_time_are_ended_and_named(config: Config) -> None:
+    launch = Launch("rank_program", config.run_dir, "L", plan_of(config, "deaf", 1), silence_s=5)
+    with pytest.raises(RankFailure, match=r"Rank 0 on .* went silent(.|\n)*last event was rank_start"):
+        run_plan(launch, Watcher(Console(file=io.StringIO())), environment())
+    assert_gone(rank_pids(config, 1))
+
+
+def test_a_rank_that_hangs_when_all_work_is_done_is_ended_and_costs_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.run.LATE_S", 1.0)
+    plan = replace(plan_of(config, "deaf-last", 2), is_leased=True)
+    launch = Launch("rank_program", config.run_dir, "L", plan)
+    assert run_plan(launch, Watcher(Console(file=io.StringIO())), environment()) == [1]
+    assert_gone(rank_pids(config, 2))
 
 
 @pytest.mark.slow
