@@ -1,10 +1,10 @@
 """Claims on shared storage: any number of ranks on any number of hosts share a list of tasks without messages.
 
 A claim on a task is a file ``TASK.GENERATION`` created exclusively; its modification time is the heartbeat. When a
-claim grows stale (its rank is dead, frozen, cut off, or hangs in the task) another rank creates the next generation. Creation is
-exclusive, so exactly one rank takes over, and no file is ever moved or removed: a claim cannot be lost to a race
-between two that take over. The highest generation holds the task. A task's *result* is published once by its owner
-(``records``), so that a rank that wakes up late does no harm.
+claim grows stale (its rank is dead, frozen, cut off, or hangs in the task) another rank creates the next generation.
+Creation is exclusive, so exactly one rank takes over, and no file is ever moved or removed: a claim cannot be lost to
+a race between two that take over. The highest generation holds the task. A task's *result* is published once by its
+owner (``records``), so that a rank that wakes up late does no harm.
 
 Ages are measured with the file server's clock (the time it gives a file touched now), never with a host's own. A claim
 of a process of this very host that no longer exists is stale at once.

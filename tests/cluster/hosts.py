@@ -65,6 +65,11 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, as this machine counts."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def wait_until(is_true: Callable[[], object], within_s: float, what: str) -> float:
     """Wait for a condition and return the seconds that it took.
 

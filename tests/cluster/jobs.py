@@ -21,11 +21,12 @@ TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16",
     "training.steps=[24,4]", "training.samples_per_subject=[4,8]", "training.checkpoint_every=8",
-    "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4",
+    "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4", "evaluation.controls=false",
     "evaluation.num_repeats=1", "evaluation.batch_size=1", "evaluation.bootstrap=100", "evaluation.baseline=false",
-    "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "launch.timeout_s=60", "launch.stop_grace_s=20",
+    "sweep.num_images=2", "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "launch.timeout_s=60", "launch.stop_grace_s=20",
 ]  # fmt: skip
 LIMIT_S = 240
+BOUND_S = 60
 
 
 def words_of(folder: Path, **more: object) -> list[str]:
@@ -123,6 +124,17 @@ def wait_until_clear(cluster: Cluster, within_s: float = 60) -> float:
     except AssertionError as error:
         left = {name: host.leftovers() for name, host in cluster.hosts.items()}
         raise AssertionError(f"{error}: {left}") from None
+
+
+def end_of(job: Job, fault: str, since: float, bound_s: float = BOUND_S) -> tuple[int, str]:
+    """Wait until `nd` has ended and no host runs anything of it; return exit code and message."""
+    code, text = job.finish()
+    ended = time.monotonic() - since
+    wait_until_clear(job.cluster)
+    cleared = time.monotonic() - since
+    record(fault=fault, nd_ends_s=round(ended, 1), all_gone_s=round(cleared, 1), exit_code=code)
+    assert cleared < bound_s, f"{fault}: {cleared:.0f} s"
+    return code, text
 
 
 def record(**facts: object) -> None:

@@ -14,9 +14,8 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, wait_until
-from tests.cluster.jobs import Job, losses, record, run_nd, wait_until_clear, words_of
+from tests.cluster.jobs import Job, end_of, losses, run_nd, words_of
 
-BOUND_S = 60
 FAULT_STEP = 16
 
 
@@ -31,17 +30,6 @@ def start(cluster: Cluster, folder: Path, *options: str, host: str = "node1", **
     job.wait_for(0, "checkpoint_saved", step=8)
     job.wait_for(1, "train_step", step=FAULT_STEP)
     return job
-
-
-def end_of(job: Job, fault: str, since: float) -> tuple[int, str]:
-    """Wait until `nd` has ended and no host runs anything of it; return exit code and message."""
-    code, text = job.finish()
-    ended = time.monotonic() - since
-    wait_until_clear(job.cluster)
-    cleared = time.monotonic() - since
-    record(fault=fault, nd_ends_s=round(ended, 1), all_gone_s=round(cleared, 1), exit_code=code)
-    assert cleared < BOUND_S, f"{fault}: {cleared:.0f} s"
-    return code, text
 
 
 def assert_goes_on(cluster: Cluster, folder: Path, **more: object) -> None:
