@@ -18,6 +18,7 @@ from launch.outcome import Evidence, Outcome
 from launch.plan import LaunchPlan
 from launch.rank import log_path
 from launch.stop import StopSignal
+from launch.tree import ProcessTree
 from launch.watch import EventTail, Watcher
 from nd_dist.events import events_path
 from nd_dist.files import write_text
@@ -80,7 +81,7 @@ def run_plan(
     for path, text in launch.plan.files.items():
         write_text(path, text)
     try:
-        with open(launch.launcher_log, "ab") as log, stopped_by, watcher:
+        with open(launch.launcher_log, "ab") as log, stopped_by, watcher, ProcessTree() as tree:
             process = subprocess.Popen(
                 launch.plan.argv,
                 env={**environ, **launch.plan.env, **launch.plan.own_env},
@@ -95,7 +96,8 @@ def run_plan(
                 following.follow(watcher, stopped_by)
             finally:
                 folder.tell("end")
-                following.end_tree()
+                following.end_process()
+                tree.kill()
     finally:
         folder.release()
     evidence = Evidence(lambda rank: log_path(launch.run_dir, launch.command, rank), launch.launcher_log, tail_of)
@@ -154,7 +156,7 @@ class _Following:
         for host in self._agents.lost() if self._agents is not None else ():
             self.outcome.lose(host)
 
-    def end_tree(self) -> None:
+    def end_process(self) -> None:
         """Kill whatever is left of the starting process's session and reap it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -22,7 +22,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.3"
-PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh")
+TRIAL = """\
+set -e
+mount -t proc proc /proc
+mount -t tmpfs trial /run
+ip link add bridge type bridge
+ip link add one type veth peer name two
+"""
 SSHD_CONFIG = """\
 ListenAddress {address}
 HostKey {folder}/host_key
@@ -52,9 +59,12 @@ def reason_against() -> str:
     if os.geteuid() != 0:
         return "needs root (network and process namespaces)"
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
-        return f"needs {', '.join(missing)} (packages openssh-server, iproute2, util-linux)"
-    trial = subprocess.run(["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "true"], check=False)
-    return "" if trial.returncode == 0 else "this machine allows no namespaces"
+        return f"needs {', '.join(missing)} (packages openssh-server, pdsh, iproute2, util-linux)"
+    kinds = ["--net", "--pid", "--uts", "--ipc", "--mount", "--propagation", "private"]
+    trial = subprocess.run(
+        ["unshare", *kinds, "--fork", "bash", "-c", TRIAL], capture_output=True, text=True, check=False
+    )
+    return "" if trial.returncode == 0 else f"this machine allows no hosts in namespaces: {trial.stderr.strip()}"
 
 
 def children_of(pid: int) -> list[int]:

@@ -47,7 +47,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 BOOT = """\
 #!/bin/bash
-mkdir -p /run/munge /run/slurmd && mount --bind {folder} /etc/slurm
+mkdir -p /run/munge /run/slurmd /etc/slurm && mount --bind {folder} /etc/slurm
 /usr/sbin/munged --foreground --force --key-file={folder}/munge.key --socket=/run/munge/munge.socket.2 \\
   --pid-file=/run/munge/munged.pid --log-file=/run/munge/munged.log --seed-file=/run/munge/seed --num-threads=2 &
 until [ -S /run/munge/munge.socket.2 ]; do sleep 0.1; done

@@ -104,8 +104,11 @@ def test_a_short_group_timeout_ends_a_cut_off_training_sooner_than_the_hosts_are
 
 
 @pytest.mark.slow
-def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(healthy: Cluster, broken: Path) -> None:
-    job = start(healthy, broken, launch__timeout_s=600)
+@pytest.mark.parametrize("launcher", ["deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich"])
+def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(
+    launcher: str, healthy: Cluster, broken: Path
+) -> None:
+    job = start(healthy, broken, "--launcher", launcher, launch__timeout_s=600)
     began = time.monotonic()
     healthy.cut("node2")
     time.sleep(20)
@@ -113,7 +116,7 @@ def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(healthy: Clust
     healthy.heal("node2")
     wait_until(lambda: max(step for _, step in losses(job.events(0))) > at + 4, 120, "training goes on")
     job.signal(signal.SIGTERM)
-    code, text = end_of(job, "link cut for 20 s, then SIGTERM", began + 20)
+    code, text = end_of(job, f"link cut for 20 s, then SIGTERM, {launcher}", began + 20)
     assert code == 5, text
 
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -140,6 +141,21 @@ def test_ranks_work_in_the_callers_folder_with_the_plans_variables(config: Confi
     run(config, LaunchPlan(argv, {"NCCL_NOTE": hostile}, 1))
     found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
     assert (found["cwd"], found["variables"]) == (os.getcwd(), {"NCCL_NOTE": hostile})
+
+
+def test_what_the_starting_process_put_into_a_session_of_its_own_is_killed_too(config: Config) -> None:
+    code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], start_new_session=True).pid, flush=True)"
+    plan = LaunchPlan((sys.executable, "-c", code, "sleep", "600"), {}, 1)
+    others = subprocess.Popen(["sleep", "600"])
+    try:
+        with pytest.raises(RankFailure, match="never started"):
+            run(config, plan)
+        left = int((config.run_dir / "logs" / "rank_program" / "launcher.log").read_text())
+        assert not psutil.pid_exists(left)
+        assert others.poll() is None
+    finally:
+        others.kill()
+        others.wait()
 
 
 def test_kill_9_of_the_launcher_takes_its_ranks_with_it(config: Config) -> None:
