@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from launch.grid import (
     plan_slots,
     subject_dir,
 )
-from launch.grid_process import TrainingProcess, command_of, visible_devices
+from launch.grid_process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid_state import outcome_of, share_of, state_on_disk
 from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder, state_dir
@@ -67,7 +68,7 @@ class Grid:
     launch_id: str
     states: dict[Training, State] = field(default_factory=dict)
     running: dict[Training, TrainingProcess] = field(default_factory=dict)
-    lost_hosts: tuple[str, ...] = ()
+    lost_hosts: set[str] = field(default_factory=set)
 
     @property
     def recipe_path(self) -> Path:
@@ -187,15 +188,14 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
         time.sleep(POLL_S)
 
 
-def _lose(grid: Grid, lost: tuple[str, ...], console: Console) -> None:
+def _lose(grid: Grid, lost: Iterable[str], console: Console) -> None:
     """Give up what runs on hosts that do not answer any more; their own agents clear them."""
-    for host in lost:
-        if host not in grid.lost_hosts:
-            console.print(f"  host {host} does not answer any more", highlight=False)
-    grid.lost_hosts = lost
-    for process in grid.running.values():
-        if process.slot.host in lost:
-            process.give_up()
+    for host in set(lost) - grid.lost_hosts:
+        console.print(f"  host {host} does not answer any more", highlight=False)
+        grid.lost_hosts.add(host)
+        for process in grid.running.values():
+            if process.slot.host == host:
+                process.give_up()
 
 
 def _reap(grid: Grid, console: Console) -> None:
@@ -203,7 +203,10 @@ def _reap(grid: Grid, console: Console) -> None:
     codes = {training: process.poll() for training, process in grid.running.items()}
     for training, code in codes.items():
         if code is not None:
-            grid.running.pop(training).close()
+            process = grid.running.pop(training)
+            process.close()
+            if code == SSH_FAILED and not process.slot.is_local:
+                _lose(grid, [process.slot.host], console)
             grid.states[training] = outcome_of(training, code)
             console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
     for training in blocked(grid.plan, grid.states):
@@ -227,7 +230,7 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
     if not left:
         return
     failed = [training for training in left if grid.states[training] == "failed"]
-    lost = f" Hosts that do not answer any more: {', '.join(grid.lost_hosts)}." if grid.lost_hosts else ""
+    lost = f" Hosts that do not answer any more: {', '.join(sorted(grid.lost_hosts))}." if grid.lost_hosts else ""
     log = grid.log_path((failed or left)[0])
     raise RankFailure(
         f"{len(failed)} of {len(grid.plan)} trainings failed: {', '.join(t.name for t in failed)}.{lost}",

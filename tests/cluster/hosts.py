@@ -229,7 +229,7 @@ class Cluster:
         return subprocess.Popen([*enter, "--", *words], text=True, **{**given, **options})  # type: ignore[call-overload,no-any-return]
 
     def run(
-        self, name: str, words: Sequence[str], timeout_s: float = 120, **options: object
+        self, name: str, words: Sequence[str], timeout_s: float = 300, **options: object
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host to its end."""
         process = self.popen(name, words, **options)
@@ -313,7 +313,7 @@ def _bound(*words: str) -> list[str]:
 
 def _await_namespace(pid: int) -> None:
     """Wait until a process has left this machine's network namespace."""
-    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), 20, "a network namespace")
+    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), 60, "a network namespace")
 
 
 def _make_key(path: Path) -> None:

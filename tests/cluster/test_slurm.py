@@ -172,7 +172,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
         events = read_events(events_path(folder / "run", 0))
         return [event["step"] for event in events if event["event"] == "checkpoint_loaded"]
 
-    wait_until(loaded, 240, "a loaded checkpoint")
+    wait_until(loaded, 600, "a loaded checkpoint")
     assert loaded()[0] >= 8
     wait_for_step(folder, max(step for _, step in before) + 2)
     query(slurm, ["scancel", job])
@@ -183,7 +183,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, 240, f"step {step}")
+    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, 600, f"step {step}")
 
 
 def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slurm: Cluster, folder: Path) -> None:
@@ -193,8 +193,8 @@ def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slu
     )
     python = ND[0]
     words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", python, "-c", code]
-    result = slurm.run("node1", ["timeout", "60", *words], 90)
+    result = slurm.run("node1", ["timeout", "180", *words], 240)
     assert result.returncode != 0
     assert "MPI does not see the ranks that the launcher started" in result.stderr
-    good = slurm.run("node1", ["timeout", "60", *words[:1], "--mpi=pmi2", *words[2:]], 90)
+    good = slurm.run("node1", ["timeout", "180", *words[:1], "--mpi=pmi2", *words[2:]], 240)
     assert good.returncode == 0, good.stderr
