@@ -84,7 +84,7 @@ def test_an_evaluation_that_loses_a_host_ends_or_goes_on_and_the_same_command_co
         healthy.cut("node2")
     code, text = end_of(job, f"host {fault}, nd evaluate", time.monotonic(), bound_s=300)
     assert code in (0, 4), text
-    assert "node2" in text if code else "ranks [1] were lost" in text
+    assert code == 0 or "node2" in text, text  # a rank that only lost the network may end its work before it is ended
     healthy.repair()
     run_nd(healthy, "node1", *words)
     assert metrics_points(broken / "run") == expected
