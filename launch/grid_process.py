@@ -17,7 +17,7 @@ from launch.grid import Slot
 from launch.plan import carried_environment
 
 CTRL_C = b"\x03"
-# a terminal, so that the remote `nd` gets ctrl-C from here, and SIGHUP (it saves) when this end goes away
+# a terminal, so that the remote `nd` gets ctrl-C from here
 SSH = ("ssh", "-tt", "-e", "none", *shlex.split(SSH_OPTIONS))
 SSH_FAILED = 255  # ssh's own exit code; `nd` has none of that number
 PR_SET_PDEATHSIG = 1

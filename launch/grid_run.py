@@ -224,12 +224,15 @@ def _start(grid: Grid, training: Training, slot: Slot) -> None:
 
 def _judge(grid: Grid, stop: StopSignal) -> None:
     """Raise what explains a grid that is not done."""
-    if stop.name:
-        raise Requeue(f"Stopped by {stop.name}; every training saved its state.", todo="run the same command again")
     left = [training for training in grid.plan if grid.states[training] != "done"]
+    failed = [training for training in left if grid.states[training] == "failed"]
+    if stop.name:
+        unsaved = f" but {', '.join(t.name for t in failed)}" if failed else ""
+        raise Requeue(
+            f"Stopped by {stop.name}; every training{unsaved} saved its state.", todo="run the command again"
+        )
     if not left:
         return
-    failed = [training for training in left if grid.states[training] == "failed"]
     lost = f" Hosts that do not answer any more: {', '.join(sorted(grid.lost_hosts))}." if grid.lost_hosts else ""
     log = grid.log_path((failed or left)[0])
     raise RankFailure(
