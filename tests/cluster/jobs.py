@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, children_of, wait_until
@@ -27,6 +30,12 @@ TINY = [
 ]  # fmt: skip
 LIMIT_S = 600
 BOUND_S = 180  # three times what docs/operations.md promises: machines that test are busy
+
+
+def require_launcher(launcher: str) -> None:
+    """Skip the test where the launcher's program is missing."""
+    if launcher == "deepspeed-openmpi" and shutil.which("ompi_info") is None:
+        pytest.skip("needs Open MPI (package openmpi-bin)")
 
 
 def words_of(folder: Path, **more: object) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, wait_until
-from tests.cluster.jobs import Job, end_of, losses, run_nd, words_of
+from tests.cluster.jobs import Job, end_of, losses, require_launcher, run_nd, words_of
 
 FAULT_STEP = 16
 
@@ -108,6 +108,7 @@ def test_a_short_group_timeout_ends_a_cut_off_training_sooner_than_the_hosts_are
 def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(
     launcher: str, healthy: Cluster, broken: Path
 ) -> None:
+    require_launcher(launcher)
     job = start(healthy, broken, "--launcher", launcher, launch__timeout_s=600)
     began = time.monotonic()
     healthy.cut("node2")
@@ -169,6 +170,7 @@ def test_a_head_that_loses_its_power_leaves_nothing_on_the_other_hosts(healthy: 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed-openmpi", "deepspeed-mpich"])
 def test_other_launchers_end_as_well(launcher: str, healthy: Cluster, broken: Path) -> None:
+    require_launcher(launcher)
     job = start(healthy, broken, "--launcher", launcher)
     os.kill(job.pid_of(1), signal.SIGKILL)
     code, text = end_of(job, f"kill -9 of a rank, {launcher}", time.monotonic())
@@ -179,6 +181,7 @@ def test_other_launchers_end_as_well(launcher: str, healthy: Cluster, broken: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed-openmpi", "deepspeed-mpich"])
 def test_a_cut_off_host_is_cleared_under_mpi_too(launcher: str, healthy: Cluster, broken: Path) -> None:
+    require_launcher(launcher)
     job = start(healthy, broken, "--launcher", launcher, launch__timeout_s=600)
     healthy.cut("node2")
     code, text = end_of(job, f"link cut for good, {launcher}", time.monotonic())

@@ -9,7 +9,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster
-from tests.cluster.jobs import losses, metrics_points, record_start, run_nd, words_of
+from tests.cluster.jobs import losses, metrics_points, record_start, require_launcher, run_nd, words_of
 
 THREE_HOSTS = ["node1 slots=1", "node2 slots=2", "node3 slots=1"]
 
@@ -88,8 +88,7 @@ def test_evaluation_and_sweep_over_two_hosts_give_the_metrics_of_one(hosts: Clus
 def test_other_deepspeed_launchers_train_the_same(
     launcher: str, healthy: Cluster, trained: Path, broken: Path
 ) -> None:
-    if launcher == "deepspeed-openmpi" and shutil.which("ompi_info") is None:
-        pytest.skip("needs Open MPI (package openmpi-bin)")
+    require_launcher(launcher)
     words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"), "--launcher", launcher]
     run_nd(healthy, "node1", *words)
     assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
