@@ -82,13 +82,15 @@ class LeasePool:
         launch: Id of this launch; attempts at a task are counted per launch.
         rank: This process's rank, for messages.
         stale_s: Seconds without heartbeat after which a claim is taken over.
-        limit_s: Seconds after which a claim is renewed no more: its rank is alive, but hangs in the task.
+        limit_s: Seconds without progress after which a claim is renewed no more: its rank is alive, but hangs in the
+            task.
     """
 
     def __init__(
         self, folder: Path, launch: str, rank: int = 0, stale_s: float = STALE_S, limit_s: float = math.inf
     ) -> None:
         self._folder, self._stale_s, self._limit_s = folder, stale_s, limit_s
+        self._progress_at = time.monotonic()
         self._owner = {**process_identity(), "launch": launch, "rank": rank}
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,9 +121,14 @@ class LeasePool:
         if self.holds(lease):
             os.utime(lease.path, (RELEASED, RELEASED))
 
+    def note_progress(self) -> None:
+        """Say that the task which this rank holds goes on."""
+        self._progress_at = time.monotonic()
+
     @contextmanager
     def renewing(self, lease: Lease) -> Iterator[None]:
         """Renew the lease from a thread while the body runs, then release it, however the body ended."""
+        self.note_progress()
         stop = threading.Event()
         thread = threading.Thread(target=self._renew, args=(lease, stop), daemon=True)
         thread.start()
@@ -137,8 +144,9 @@ class LeasePool:
         self._clock.unlink(missing_ok=True)
 
     def _renew(self, lease: Lease, stop: threading.Event) -> None:
-        until = time.monotonic() + self._limit_s
-        while not stop.wait(self._stale_s / 4) and self.holds(lease) and time.monotonic() < until:
+        while not stop.wait(self._stale_s / 4) and self.holds(lease):
+            if time.monotonic() - self._progress_at > self._limit_s:
+                return
             os.utime(lease.path)
 
     def _path(self, task: str, generation: int) -> Path:
