@@ -122,7 +122,7 @@ class AgentLink:
         Args:
             wanted: Versions that it should have.
             where: Who has these versions, for messages.
-            is_alone: Whether it is the only host.
+            is_alone: Whether its ranks meet none of other hosts.
             interface: The chosen network interface, if one was.
         """
         if not self.facts:

@@ -42,6 +42,7 @@ class Inquiry:
         interface: Network interface of the rendezvous; empty: the one that ssh uses.
         port: First port to try; 0: any.
         python: Interpreter of the agents.
+        ranks_meet: Whether ranks on different hosts talk to each other; otherwise a host's own name may mean anything.
     """
 
     launch_id: str
@@ -49,6 +50,7 @@ class Inquiry:
     interface: str = ""
     port: int = 0
     python: str = sys.executable
+    ranks_meet: bool = True
 
 
 class HostAgents:
@@ -122,7 +124,7 @@ class HostAgents:
         first = self._agents[0]
         if self._inquiry.python != sys.executable and first.facts:
             wanted, where = {**first.facts["versions"], CODE: wanted[CODE]}, f"on {first.host.name}"
-        is_alone = len(self._agents) == 1
+        is_alone = len(self._agents) == 1 or not self._inquiry.ranks_meet
         return tuple(agent.host_facts(wanted, where, is_alone, self._inquiry.interface) for agent in self._agents)
 
     def lost(self) -> tuple[str, ...]:

@@ -195,12 +195,13 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
             plan = make_plan(command, config, options, tools, launch_id)
         if plan.note:
             console.print(f"  note: {plan.note}", highlight=False)
-        launch = Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s)
+        wanted = config.launch
+        launch = Launch(command, config.run_dir, launch_id, plan, wanted.stop_grace_s, wanted.silence_s)
         lost = run_plan(launch, Watcher(console), environment(), agents)
     if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
         write_pack_recipe(config)
     if lost:
-        console.print(f"  note: ranks {lost} died on the way; the others did their work", highlight=False)
+        console.print(f"  note: ranks {lost} were lost on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started
     console.print(f"  {command}: done by {plan.ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
 

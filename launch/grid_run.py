@@ -6,12 +6,9 @@ The same command again goes on with what is not done.
 
 from __future__ import annotations
 
-import ctypes
 import shlex
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from launch.agents import HostAgents, Inquiry, require_hosts
 from launch.commands import environment, new_launch_id
 from launch.grid import (
     GridRequest,
@@ -33,9 +31,10 @@ from launch.grid import (
     plan_slots,
     subject_dir,
 )
+from launch.grid_process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid_state import outcome_of, share_of, state_on_disk
 from launch.hosts import Host, num_local_gpus, read_hostfile
-from launch.liveness import RunFolder
+from launch.liveness import RunFolder, state_dir
 from launch.recipe import config_yaml
 from launch.run import tail_of
 from launch.stop import StopSignal
@@ -45,7 +44,6 @@ from nd_dist.files import write_text
 from nd_dist.training.records import MODEL, stage_dir
 
 POLL_S = 0.5
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -57,14 +55,20 @@ class Grid:
         plan: Its trainings.
         slots: Places for them.
         ranks: Ranks of one training.
+        launch_id: This grid's, by which hosts know what belongs to it.
+        states: How each training stands.
+        running: Those that run.
+        lost_hosts: Hosts that do not answer any more.
     """
 
     config: Config
     plan: tuple[Training, ...]
     slots: tuple[Slot, ...]
     ranks: int
+    launch_id: str
     states: dict[Training, State] = field(default_factory=dict)
-    running: dict[Training, tuple[subprocess.Popen[bytes], Slot]] = field(default_factory=dict)
+    running: dict[Training, TrainingProcess] = field(default_factory=dict)
+    lost_hosts: set[str] = field(default_factory=set)
 
     @property
     def recipe_path(self) -> Path:
@@ -75,21 +79,15 @@ class Grid:
         """Return the file that takes a training's launcher output."""
         return self.config.run_dir / "logs" / "grid" / f"{training.name.replace(' ', '-')}.log"
 
-    def command(self, training: Training, slot: Slot) -> list[str]:
-        """Return the command of a training in a slot: here, or over ssh on the slot's host."""
-        words = [sys.executable, "-m", "launch.cli", "train", str(self.recipe_path.resolve())]
-        words += [*training.overrides, "--ranks", str(self.ranks)]
-        if slot.is_local:
-            return words
-        variables = [f"PYTHONPATH={environment()['PYTHONPATH']}", *_visible(slot)]
-        remote = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join([*variables, *words])}"
-        # a terminal, so that the remote launcher gets SIGHUP (and saves) when this end goes away
-        return ["ssh", "-tt", "-o", "BatchMode=yes", slot.host, remote]
+    def words(self, training: Training) -> list[str]:
+        """Return the words of a training's command, after the Python that runs it."""
+        words = ["-m", "launch.cli", "train", str(self.recipe_path.resolve())]
+        return [*words, *training.overrides, "--ranks", str(self.ranks)]
 
     def free_slots(self) -> list[Slot]:
-        """Return the slots without a training."""
-        taken = {slot for _, slot in self.running.values()}
-        return [slot for slot in self.slots if slot not in taken]
+        """Return the slots without a training, on hosts that answer."""
+        taken = {process.slot for process in self.running.values()}
+        return [slot for slot in self.slots if slot not in taken and slot.host not in self.lost_hosts]
 
     def shares(self) -> dict[Training, float]:
         """Return the share of its steps that each training has made."""
@@ -117,7 +115,7 @@ def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Gr
     if not has_gpus:
         hosts = (Host("localhost", request.ranks),)
     slots = plan_slots(hosts, request, has_gpus, is_local=hostfile is None)
-    return Grid(config, plan_grid(config, request), slots, request.ranks)
+    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
 
 
 def show_grid(grid: Grid, console: Console) -> None:
@@ -125,7 +123,8 @@ def show_grid(grid: Grid, console: Console) -> None:
     grid.states = dict.fromkeys(grid.plan, "waiting")
     console.print(grid_table(grid.plan, grid.states, grid.shares()))
     for training in grid.plan:
-        console.print(shlex.join(grid.command(training, grid.slots[0])), highlight=False, markup=False)
+        command = command_of(grid.slots[0], grid.words(training), grid.launch_id, environment())
+        console.print(shlex.join(command), highlight=False, markup=False)
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
     console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}", highlight=False)
 
@@ -137,16 +136,19 @@ def run_grid(grid: Grid, console: Console) -> None:
         Requeue: stopped by a signal; every training has saved its state.
         RankFailure: some trainings failed; the others are done.
         CheckpointError: a run folder holds another recipe's training.
+        WorldError: a host cannot take part.
     """
     from shards.index import Index
 
-    folder = RunFolder(grid.config.run_dir, new_launch_id("grid"))
+    folder = RunFolder(grid.config.run_dir, grid.launch_id)
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index_id = Index.read(grid.config.shards_dir).id
         grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
-        with StopSignal() as stop, _board(grid, console):
-            _work(grid, stop, console)
+        with _agents_of(grid) as agents, StopSignal() as stop, _board(grid, console):
+            if agents is not None:
+                require_hosts(agents.facts())
+            _work(grid, agents, stop, console)
         console.print(grid_table(grid.plan, grid.states, grid.shares()))
         _judge(grid, stop)
         for subject in dict.fromkeys(training.subject for training in grid.plan):
@@ -155,31 +157,58 @@ def run_grid(grid: Grid, console: Console) -> None:
         folder.release()
 
 
-def _work(grid: Grid, stop: StopSignal, console: Console) -> None:
-    """Start and reap trainings until none is left; a signal is passed on to those that run."""
-    was_told = False
+def _agents_of(grid: Grid) -> AbstractContextManager[HostAgents | None]:
+    """Return agents for the hosts that ssh reaches: they are checked first, watched, and cleared at the end."""
+    names = dict.fromkeys(slot.host for slot in grid.slots if not slot.is_local)
+    if not names:
+        return nullcontext()
+    shared_dir = state_dir(grid.config.run_dir).resolve()
+    inquiry = Inquiry(grid.launch_id, shared_dir, ranks_meet=False)
+    logs = grid.config.run_dir / "logs" / "grid"
+    return HostAgents([Host(name, 1) for name in names], inquiry, logs, environment(), always_ssh=True)
+
+
+def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Console) -> None:
+    """Start and reap trainings until none is left; signals are passed on to those that run."""
+    num_told = 0
     while True:
+        _lose(grid, agents.lost() if agents is not None else (), console)
         _reap(grid, console)
-        if stop.name and not was_told:
-            was_told = True
-            for process, _ in grid.running.values():
-                process.send_signal(signal.SIGTERM)
+        if stop.count > num_told:
+            num_told = stop.count
+            for process in grid.running.values():
+                process.ask_to_stop()
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
-                where = " ".join([slot.host, *_visible(slot)])
+                where = " ".join([slot.host, *visible_devices(slot)])
                 console.print(f"  {training.name}: running on {where}", highlight=False)
         if not grid.running:
             return
         time.sleep(POLL_S)
 
 
+def _lose(grid: Grid, lost: Iterable[str], console: Console) -> None:
+    """Give up what runs on hosts that do not answer any more; their own agents clear them."""
+    for host in set(lost) - grid.lost_hosts:
+        console.print(f"  host {host} does not answer any more", highlight=False)
+        grid.lost_hosts.add(host)
+        for process in grid.running.values():
+            if process.slot.host == host:
+                process.give_up()
+
+
 def _reap(grid: Grid, console: Console) -> None:
     """Take note of the trainings that ended, and of those that can no longer start."""
-    for training in [training for training, (process, _) in grid.running.items() if process.poll() is not None]:
-        process, _ = grid.running.pop(training)
-        grid.states[training] = outcome_of(training, process.returncode)
-        console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
+    codes = {training: process.poll() for training, process in grid.running.items()}
+    for training, code in codes.items():
+        if code is not None:
+            process = grid.running.pop(training)
+            process.close()
+            if code == SSH_FAILED and not process.slot.is_local:
+                _lose(grid, [process.slot.host], console)
+            grid.states[training] = outcome_of(training, code)
+            console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
     for training in blocked(grid.plan, grid.states):
         grid.states[training] = "blocked"
 
@@ -188,48 +217,30 @@ def _start(grid: Grid, training: Training, slot: Slot) -> None:
     """Start one training."""
     log = grid.log_path(training)
     log.parent.mkdir(parents=True, exist_ok=True)
-    variables = dict(word.split("=", 1) for word in _visible(slot)) if slot.is_local else {}
-    with open(log, "ab") as stream:
-        process = subprocess.Popen(
-            grid.command(training, slot),
-            env={**environment(), **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-    grid.running[training] = (process, slot)
+    command = command_of(slot, grid.words(training), grid.launch_id, environment())
+    grid.running[training] = TrainingProcess(slot, command, environment(), log)
     grid.states[training] = "running"
-
-
-def _die_with_parent() -> None:
-    """Let the kernel ask this process to stop (and save) when the grid is killed (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _visible(slot: Slot) -> list[str]:
-    """Return the variable that gives a training its GPUs; here they count through those that this process sees."""
-    if not slot.devices:
-        return []
-    seen = environment().get("CUDA_VISIBLE_DEVICES", "") if slot.is_local else ""
-    names = seen.split(",") if seen else [str(i) for i in range(max(slot.devices) + 1)]
-    return [f"CUDA_VISIBLE_DEVICES={','.join(names[i] for i in slot.devices)}"]
 
 
 def _judge(grid: Grid, stop: StopSignal) -> None:
     """Raise what explains a grid that is not done."""
+    left = [training for training in grid.plan if grid.states[training] != "done"]
+    failed = [training for training in left if grid.states[training] == "failed"]
     if stop.name:
-        raise Requeue(f"Stopped by {stop.name}; every training saved its state.", todo="run the same command again")
-    failed = [training for training in grid.plan if grid.states[training] == "failed"]
-    if failed:
-        raise RankFailure(
-            f"{len(failed)} of {len(grid.plan)} trainings failed: {', '.join(t.name for t in failed)}.",
-            where=str(grid.log_path(failed[0])),
-            found=tail_of(grid.log_path(failed[0])),
-            todo="repair the cause, then run the same command again: what is done stays done",
+        unsaved = f" but {', '.join(t.name for t in failed)}" if failed else ""
+        raise Requeue(
+            f"Stopped by {stop.name}; every training{unsaved} saved its state.", todo="run the command again"
         )
+    if not left:
+        return
+    lost = f" Hosts that do not answer any more: {', '.join(sorted(grid.lost_hosts))}." if grid.lost_hosts else ""
+    log = grid.log_path((failed or left)[0])
+    raise RankFailure(
+        f"{len(failed)} of {len(grid.plan)} trainings failed: {', '.join(t.name for t in failed)}.{lost}",
+        where=str(log),
+        found=tail_of(log),
+        todo="repair the cause, then run the same command again: what is done stays done",
+    )
 
 
 def _merge(grid: Grid, subject: int, console: Console) -> None:

@@ -126,7 +126,8 @@ class Outcome:
     def _blame(self, missing: list[int], evidence: Evidence, returncode: int | None) -> NdDistError:
         """Return the error that explains the end: first causes before the failures that follow from them."""
         failed = [event for event in self.ends if event["event"] == "rank_failed"]
-        if named := [event for event in failed if event["exit_code"] in NAMED_CODES or event["kind"] == STORAGE]:
+        full = [event for event in failed if event["kind"] == STORAGE and not ECHO.search(event["message"])]
+        if named := [event for event in failed if event["exit_code"] in NAMED_CODES or event in full]:
             return self._reported(named[0], evidence)
         if cut_off := [rank for rank in missing if self._is_cut_off(rank)]:
             return self._host_lost(cut_off, evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from launch.outcome import Evidence, Outcome
 from launch.plan import LaunchPlan
 from launch.rank import log_path
 from launch.stop import StopSignal
+from launch.tree import ProcessTree
 from launch.watch import EventTail, Watcher
 from nd_dist.events import events_path
 from nd_dist.files import write_text
@@ -24,6 +26,7 @@ from nd_dist.files import write_text
 POLL_S = 0.2
 STOP_GRACE_S = 45.0
 FAILURE_GRACE_S = 8.0  # after a failure nobody can finish; the others get a moment to say what they met
+LATE_S = 30.0  # leased work is done when one rank says so; the others look for work every moment and follow at once
 END_GRACE_S = 4.0  # from "end at once" until the starting process itself is killed
 LOG_TAIL_LINES = 20
 
@@ -38,6 +41,7 @@ class Launch:
         launch_id: Id that the ranks were given.
         plan: What to start.
         stop_grace_s: Seconds that ranks get to save after a stop was asked for.
+        silence_s: Seconds without an event of any rank after which the ranks count as hung.
     """
 
     command: str
@@ -45,6 +49,7 @@ class Launch:
     launch_id: str
     plan: LaunchPlan
     stop_grace_s: float = STOP_GRACE_S
+    silence_s: float = math.inf
 
     @property
     def launcher_log(self) -> Path:
@@ -55,9 +60,9 @@ class Launch:
 def run_plan(
     launch: Launch, watcher: Watcher, environ: Mapping[str, str], agents: HostAgents | None = None
 ) -> list[int]:
-    """Start the ranks, follow them to the end, leave no process behind; return the ranks that died on the way.
+    """Start the ranks, follow them to the end, leave no process behind; return the ranks that were lost on the way.
 
-    Only ranks of a leased plan may die without failing it.
+    Only ranks of a leased plan may be lost without failing it.
 
     Args:
         launch: What to start.
@@ -76,7 +81,7 @@ def run_plan(
     for path, text in launch.plan.files.items():
         write_text(path, text)
     try:
-        with open(launch.launcher_log, "ab") as log, stopped_by, watcher:
+        with open(launch.launcher_log, "ab") as log, stopped_by, watcher, ProcessTree() as tree:
             process = subprocess.Popen(
                 launch.plan.argv,
                 env={**environ, **launch.plan.env, **launch.plan.own_env},
@@ -91,7 +96,8 @@ def run_plan(
                 following.follow(watcher, stopped_by)
             finally:
                 folder.tell("end")
-                following.end_tree()
+                following.end_process()
+                tree.kill()
     finally:
         folder.release()
     evidence = Evidence(lambda rank: log_path(launch.run_dir, launch.command, rank), launch.launcher_log, tail_of)
@@ -106,6 +112,7 @@ class _Following:
     ) -> None:
         self._launch, self._process, self._folder, self._agents = launch, process, folder, agents
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
+        self._heard_at = self._done_at = time.monotonic()
         self.outcome = Outcome(launch.launch_id, launch.plan)
 
     def follow(self, watcher: Watcher, stop: StopSignal) -> None:
@@ -123,8 +130,8 @@ class _Following:
                 stop_at = now + (FAILURE_GRACE_S if self.outcome.has_failed else self._launch.stop_grace_s)
             elif stop_at is not None and self.outcome.has_failed:
                 stop_at = min(stop_at, now + FAILURE_GRACE_S)
-            is_over = not self.outcome.open_ranks
-            if end_at is None and (is_over or stop.count > 1 or (stop_at is not None and now > stop_at)):
+            is_over, is_late = not self.outcome.open_ranks, stop_at is not None and now > stop_at
+            if end_at is None and (is_over or is_late or stop.count > 1 or self._hangs(now)):
                 if not is_over:
                     self._folder.tell("end")
                 end_at = now + (FAILURE_GRACE_S if is_over else END_GRACE_S)
@@ -132,17 +139,24 @@ class _Following:
                 return
             time.sleep(POLL_S)
 
+    def _hangs(self, now: float) -> bool:
+        """Return whether nobody says anything any more, or a rank does not leave although all work is done."""
+        is_done = self._launch.plan.is_leased and bool(self.outcome.done)
+        return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
+
     def _read(self, watcher: Watcher) -> None:
         """Take in what the ranks wrote and which hosts were lost."""
         for rank, tail in enumerate(self._tails):
             for event in tail.read():
+                self._heard_at = time.monotonic()
+                self._done_at = self._heard_at if event["event"] == "rank_done" else self._done_at
                 self.outcome.note(event)
                 if rank == 0:
                     watcher.show(event)
         for host in self._agents.lost() if self._agents is not None else ():
             self.outcome.lose(host)
 
-    def end_tree(self) -> None:
+    def end_process(self) -> None:
         """Kill whatever is left of the starting process's session and reap it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -18,7 +18,8 @@ from nd_dist.errors import ConfigError
 
 # the node's number is known on the node only: the one word that a shell there has to fill in
 NODE_SCRIPT = 'exec "$@" --node_rank "$SLURM_NODEID" --module'
-REQUEUE_CODE = 5
+REQUEUE_CODE, FAILURE_CODE = 5, 4
+NODES_ANSWER_WITHIN_S = 60
 
 
 def allocated_hosts(environ: Mapping[str, str], ranks_per_node: int) -> tuple[Host, ...]:
@@ -96,7 +97,8 @@ def sbatch_text(submission: Submission, slurm: SlurmConfig) -> str:
     """Return the sbatch script of a command: the resources, the site's set-up lines, `nd` as the head of the launch.
 
     The script asks for a signal before the time ends; `nd` then lets the ranks save and leaves with exit code 5, upon
-    which the job puts itself back into the queue.
+    which the job puts itself back into the queue. It does so too when ranks were lost and a node does not answer any
+    more: `nd` notices a lost node long before Slurm does, which would otherwise see a job that has failed.
     """
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(submission, slurm))]
     lines += slurm.setup
@@ -171,6 +173,13 @@ def _run_lines(command: str, slurm: SlurmConfig) -> Sequence[str]:
         "done",
     ]
     if slurm.requeue:  # a job that was cancelled is running no more, and stays cancelled
-        running = '[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]'
-        lines.append(f'if [ $code = {REQUEUE_CODE} ] && {running}; then scontrol requeue "$SLURM_JOB_ID"; fi')
+        where = f"--nodes={slurm.nodes} --ntasks={slurm.nodes} --ntasks-per-node=1"
+        asked = f"timeout {NODES_ANSWER_WITHIN_S} srun {where} --mpi=none --cpu-bind=none --overlap true"
+        lines += [
+            "again=no",
+            f"[ $code = {REQUEUE_CODE} ] && again=yes",
+            f'[ $code = {FAILURE_CODE} ] && ! {asked} && echo "a node of this job does not answer" && again=yes',
+            '[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] || again=no',
+            '[ $again = yes ] && scontrol requeue "$SLURM_JOB_ID"',
+        ]
     return [*lines, "exit $code"]

@@ -1,10 +1,10 @@
 """Claims on shared storage: any number of ranks on any number of hosts share a list of tasks without messages.
 
 A claim on a task is a file ``TASK.GENERATION`` created exclusively; its modification time is the heartbeat. When a
-claim grows stale (its rank is dead, frozen or cut off) another rank creates the next generation. Creation is
-exclusive, so exactly one rank takes over, and no file is ever moved or removed: a claim cannot be lost to a race
-between two that take over. The highest generation holds the task. A task's *result* is published once by its owner
-(``records``), so that a rank that wakes up late does no harm.
+claim grows stale (its rank is dead, frozen, cut off, or hangs in the task) another rank creates the next generation.
+Creation is exclusive, so exactly one rank takes over, and no file is ever moved or removed: a claim cannot be lost to
+a race between two that take over. The highest generation holds the task. A task's *result* is published once by its
+owner (``records``), so that a rank that wakes up late does no harm.
 
 Ages are measured with the file server's clock (the time it gives a file touched now), never with a host's own. A claim
 of a process of this very host that no longer exists is stale at once.
@@ -13,9 +13,11 @@ of a process of this very host that no longer exists is stale at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +82,15 @@ class LeasePool:
         launch: Id of this launch; attempts at a task are counted per launch.
         rank: This process's rank, for messages.
         stale_s: Seconds without heartbeat after which a claim is taken over.
+        limit_s: Seconds without progress after which a claim is renewed no more: its rank is alive, but hangs in the
+            task.
     """
 
-    def __init__(self, folder: Path, launch: str, rank: int = 0, stale_s: float = STALE_S) -> None:
-        self._folder, self._stale_s = folder, stale_s
+    def __init__(
+        self, folder: Path, launch: str, rank: int = 0, stale_s: float = STALE_S, limit_s: float = math.inf
+    ) -> None:
+        self._folder, self._stale_s, self._limit_s = folder, stale_s, limit_s
+        self._progress_at = time.monotonic()
         self._owner = {**process_identity(), "launch": launch, "rank": rank}
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +121,14 @@ class LeasePool:
         if self.holds(lease):
             os.utime(lease.path, (RELEASED, RELEASED))
 
+    def note_progress(self) -> None:
+        """Say that the task which this rank holds goes on."""
+        self._progress_at = time.monotonic()
+
     @contextmanager
     def renewing(self, lease: Lease) -> Iterator[None]:
         """Renew the lease from a thread while the body runs, then release it, however the body ended."""
+        self.note_progress()
         stop = threading.Event()
         thread = threading.Thread(target=self._renew, args=(lease, stop), daemon=True)
         thread.start()
@@ -133,6 +145,8 @@ class LeasePool:
 
     def _renew(self, lease: Lease, stop: threading.Event) -> None:
         while not stop.wait(self._stale_s / 4) and self.holds(lease):
+            if time.monotonic() - self._progress_at > self._limit_s:
+                return
             os.utime(lease.path)
 
     def _path(self, task: str, generation: int) -> Path:
@@ -191,7 +205,8 @@ class LeasePool:
         if len(mine) >= MAX_ATTEMPTS:
             last = mine[-1]
             raise RankFailure(
-                f"{len(mine)} ranks died or stopped while they worked on the same unit.",
+                f"{len(mine)} ranks died, stopped or took too long while they worked on the same unit.",
                 where=f"unit {task}; last: rank {last.get('rank')} on {last.get('host')}",
-                todo="look into that rank's log; if memory ran out, use a smaller evaluation.num_repeats",
+                todo="look into that rank's log; if memory ran out, use a smaller evaluation.num_repeats; "
+                "if one unit takes longer than launch.silence_s, raise that",
             )

@@ -43,6 +43,7 @@ from nd_dist.events import EventLog
 from nd_dist.files import read_json, write_json
 
 ROLL_CALL_S = 10.0
+SAY_S = 30.0
 
 
 def _never() -> bool:
@@ -191,10 +192,12 @@ class Run:
     should_stop: Callable[[], bool]
     tallies: dict[str, Tally] = field(default_factory=dict)
     costs: dict[str, StepCost] = field(default_factory=dict)
+    _pool: LeasePool | None = field(default=None, init=False)
+    _said_at: float = field(default=0.0, init=False)
 
     def evaluate(self, job: Job, prints: Fingerprints) -> dict[str, Any]:
         """Go through all phases of a job and return the content of its metrics.json."""
-        bench = Bench(job, prints, self.should_stop)
+        bench = Bench(job, prints, self._asked)
         self._prepare(bench)
         bench.costs = self.costs
         self._phase(bench, "reconstruct", group_tasks(bench))
@@ -205,7 +208,7 @@ class Run:
 
     def estimate(self, jobs: Sequence[tuple[Job, Fingerprints]]) -> None:
         """Measure a few units of the first job, and say what everything that is left costs."""
-        benches = [Bench(job, prints, self.should_stop) for job, prints in jobs]
+        benches = [Bench(job, prints, self._asked) for job, prints in jobs]
         first = benches[0]
         self._prepare(first)
         self._phase(first, "calibrate", calibration_tasks(first))
@@ -229,7 +232,9 @@ class Run:
         """Work off the tasks of a phase with the other ranks."""
         job = bench.job
         label = f"{SELECTION}: {name}" if job.split == "train" else name
-        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s)
+        limit_s = job.config.launch.silence_s
+        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s, limit_s)
+        self._pool = pool
         report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
         began = partial(self._began, label)
         watch = Watch(self.should_stop, report, partial(self._took_over, label), began)
@@ -241,6 +246,15 @@ class Run:
         finally:
             pool.close()
         self.tallies.setdefault(label, Tally()).add(tally)
+
+    def _asked(self) -> bool:
+        """Return whether to stop; asked between images, it also says that the unit goes on, however long it takes."""
+        if self._pool is not None:
+            self._pool.note_progress()
+        if time.monotonic() - self._said_at > SAY_S:
+            self._said_at = time.monotonic()
+            self.events.write("unit_goes_on")
+        return self.should_stop()
 
     def _progress(self, label: str, done: int, total: int, left_s: float | None) -> None:
         self.events.progress(label, done, total, **({} if left_s is None else {"left_s": round(left_s, 1)}))

@@ -52,7 +52,7 @@ def become_host(spec: dict[str, str], own: pathlib.Path) -> None:
 
 
 def wait_for_port(address: str, port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection((address, port), 1).close()

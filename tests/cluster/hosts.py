@@ -22,7 +22,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.3"
-PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh")
+TRIAL = """\
+set -e
+mount -t proc proc /proc
+mount -t tmpfs trial /run
+ip link add bridge type bridge
+ip link add one type veth peer name two
+"""
 SSHD_CONFIG = """\
 ListenAddress {address}
 HostKey {folder}/host_key
@@ -52,9 +59,12 @@ def reason_against() -> str:
     if os.geteuid() != 0:
         return "needs root (network and process namespaces)"
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
-        return f"needs {', '.join(missing)} (packages openssh-server, iproute2, util-linux)"
-    trial = subprocess.run(["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "true"], check=False)
-    return "" if trial.returncode == 0 else "this machine allows no namespaces"
+        return f"needs {', '.join(missing)} (packages openssh-server, pdsh, iproute2, util-linux)"
+    kinds = ["--net", "--pid", "--uts", "--ipc", "--mount", "--propagation", "private"]
+    trial = subprocess.run(
+        ["unshare", *kinds, "--fork", "bash", "-c", TRIAL], capture_output=True, text=True, check=False
+    )
+    return "" if trial.returncode == 0 else f"this machine allows no hosts in namespaces: {trial.stderr.strip()}"
 
 
 def children_of(pid: int) -> list[int]:
@@ -63,6 +73,11 @@ def children_of(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, as this machine counts."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def wait_until(is_true: Callable[[], object], within_s: float, what: str) -> float:
@@ -214,7 +229,7 @@ class Cluster:
         return subprocess.Popen([*enter, "--", *words], text=True, **{**given, **options})  # type: ignore[call-overload,no-any-return]
 
     def run(
-        self, name: str, words: Sequence[str], timeout_s: float = 120, **options: object
+        self, name: str, words: Sequence[str], timeout_s: float = 300, **options: object
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host to its end."""
         process = self.popen(name, words, **options)
@@ -298,7 +313,7 @@ def _bound(*words: str) -> list[str]:
 
 def _await_namespace(pid: int) -> None:
     """Wait until a process has left this machine's network namespace."""
-    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), 20, "a network namespace")
+    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), 60, "a network namespace")
 
 
 def _make_key(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster, children_of, wait_until
@@ -21,11 +24,18 @@ TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16",
     "training.steps=[24,4]", "training.samples_per_subject=[4,8]", "training.checkpoint_every=8",
-    "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4",
+    "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4", "evaluation.controls=false",
     "evaluation.num_repeats=1", "evaluation.batch_size=1", "evaluation.bootstrap=100", "evaluation.baseline=false",
-    "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "launch.timeout_s=60", "launch.stop_grace_s=20",
+    "sweep.num_images=2", "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "launch.timeout_s=60", "launch.stop_grace_s=20",
 ]  # fmt: skip
-LIMIT_S = 240
+LIMIT_S = 600
+BOUND_S = 180  # three times what docs/operations.md promises: machines that test are busy
+
+
+def require_launcher(launcher: str) -> None:
+    """Skip the test where the launcher's program is missing."""
+    if launcher == "deepspeed-openmpi" and shutil.which("ompi_info") is None:
+        pytest.skip("needs Open MPI (package openmpi-bin)")
 
 
 def words_of(folder: Path, **more: object) -> list[str]:
@@ -112,7 +122,7 @@ def run_nd(cluster: Cluster, host: str, *words: str, within_s: float = LIMIT_S, 
     return result.stdout
 
 
-def wait_until_clear(cluster: Cluster, within_s: float = 60) -> float:
+def wait_until_clear(cluster: Cluster, within_s: float = 120) -> float:
     """Wait until no host runs anything of a launch; return the seconds that it took."""
 
     def is_clear() -> bool:
@@ -123,6 +133,17 @@ def wait_until_clear(cluster: Cluster, within_s: float = 60) -> float:
     except AssertionError as error:
         left = {name: host.leftovers() for name, host in cluster.hosts.items()}
         raise AssertionError(f"{error}: {left}") from None
+
+
+def end_of(job: Job, fault: str, since: float, bound_s: float = BOUND_S) -> tuple[int, str]:
+    """Wait until `nd` has ended and no host runs anything of it; return exit code and message."""
+    code, text = job.finish()
+    ended = time.monotonic() - since
+    wait_until_clear(job.cluster)
+    cleared = time.monotonic() - since
+    record(fault=fault, nd_ends_s=round(ended, 1), all_gone_s=round(cleared, 1), exit_code=code)
+    assert cleared < bound_s, f"{fault}: {cleared:.0f} s"
+    return code, text
 
 
 def record(**facts: object) -> None:

@@ -47,7 +47,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 BOOT = """\
 #!/bin/bash
-mkdir -p /run/munge /run/slurmd && mount --bind {folder} /etc/slurm
+mkdir -p /run/munge /run/slurmd /etc/slurm && mount --bind {folder} /etc/slurm
 /usr/sbin/munged --foreground --force --key-file={folder}/munge.key --socket=/run/munge/munge.socket.2 \\
   --pid-file=/run/munge/munged.pid --log-file=/run/munge/munged.log --seed-file=/run/munge/seed --num-threads=2 &
 until [ -S /run/munge/munge.socket.2 ]; do sleep 0.1; done
@@ -88,7 +88,7 @@ def wait_for_nodes(cluster: Cluster) -> None:
         states = query(cluster, ["sinfo", "-h", "-N", "-o", "%T"]).split()
         return states.count("idle") == cluster.num_hosts
 
-    wait_until(idle, 60, "idle nodes in sinfo")
+    wait_until(idle, 180, "idle nodes in sinfo")
 
 
 def query(cluster: Cluster, words: Sequence[str]) -> str:
@@ -102,7 +102,7 @@ def job_state(cluster: Cluster, job: str) -> str:
     return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), "")
 
 
-def wait_for_state(cluster: Cluster, job: str, *states: str, within_s: float = 240) -> str:
+def wait_for_state(cluster: Cluster, job: str, *states: str, within_s: float = 600) -> str:
     """Wait until a job is in one of some states and return which."""
     wait_until(lambda: job_state(cluster, job) in states, within_s, f"job {job} in {states}")
     return job_state(cluster, job)
@@ -116,4 +116,4 @@ def run_queued_now(cluster: Cluster, job: str) -> None:
 
 def sbatch(cluster: Cluster, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a submitting command on the first host."""
-    return cluster.run("node1", ["timeout", "60", *words], 90)
+    return cluster.run("node1", ["timeout", "180", *words], 240)

@@ -9,7 +9,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster
-from tests.cluster.jobs import losses, metrics_points, record_start, run_nd, words_of
+from tests.cluster.jobs import losses, metrics_points, record_start, require_launcher, run_nd, words_of
 
 THREE_HOSTS = ["node1 slots=1", "node2 slots=2", "node3 slots=1"]
 
@@ -43,11 +43,27 @@ def test_every_command_ran_on_both_hosts_and_left_nothing(hosts: Cluster, evalua
 def test_shards_packed_on_two_hosts_are_those_of_one(hosts: Cluster, packed: Path) -> None:
     other = hosts.folder / "one-pack"
     run_nd(hosts, "node3", "pack", "demo", *words_of(other, nsd_root=packed / "nsd"), "--ranks", "1")
+    assert_equal_shards(other, packed)
+
+
+def assert_equal_shards(other: Path, packed: Path) -> None:
     files = sorted(path.relative_to(packed) for path in (packed / "shards").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(other) for path in (other / "shards").rglob("*") if path.is_file())
     for name in files:
         if name.suffix in (".tar", ".safetensors", ".npy") or name.name == "index.json":
             assert (packed / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_sixteen_oversubscribed_ranks_on_three_hosts_pack_the_same_shards(
+    healthy: Cluster, packed: Path, broken: Path
+) -> None:
+    (broken / "hosts").write_text("node1 slots=5\nnode2 slots=6\nnode3 slots=5\n")
+    (broken / "shards").unlink()
+    run_nd(healthy, "node1", "pack", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"))
+    assert hosts_of(broken / "run", "pack", 16) == ["node1"] * 5 + ["node2"] * 6 + ["node3"] * 5
+    assert_equal_shards(broken, packed)
+    assert not any(host.leftovers() for host in healthy.hosts.values())
 
 
 def test_training_over_two_hosts_follows_the_curve_of_one(hosts: Cluster, trained: Path) -> None:
@@ -72,8 +88,7 @@ def test_evaluation_and_sweep_over_two_hosts_give_the_metrics_of_one(hosts: Clus
 def test_other_deepspeed_launchers_train_the_same(
     launcher: str, healthy: Cluster, trained: Path, broken: Path
 ) -> None:
-    if launcher == "deepspeed-openmpi" and shutil.which("ompi_info") is None:
-        pytest.skip("needs Open MPI (package openmpi-bin)")
+    require_launcher(launcher)
     words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"), "--launcher", launcher]
     run_nd(healthy, "node1", *words)
     assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]

@@ -15,6 +15,7 @@ import json, os, pathlib, sys
 pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(json.dumps(sys.argv[2:]))
 """
 HOSTILE = ["$HOME", "%h", "", "two words", "it's"]
+CHANGED = ["$HOME", "%h", "", "after the empty word"]
 
 
 def test_trap_8_pdsh_changes_words_but_not_the_words_that_nd_sends(healthy: Cluster, tmp_path: Path) -> None:
@@ -26,10 +27,11 @@ def test_trap_8_pdsh_changes_words_but_not_the_words_that_nd_sends(healthy: Clus
     out.mkdir()
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--launcher", "pdsh"]
     where = ["--master_addr", healthy.address("node1"), "--no_local_rank", str(folder / "words.py"), str(out)]
-    words = [*HOSTILE[:3], *(plain_word(word) for word in HOSTILE)]
+    words = [*(plain_word(word) for word in HOSTILE), *CHANGED]
     result = healthy.run("node1", [*runner, *where, *words], cwd="/")
     assert result.returncode == 0, result.stdout + result.stderr
     for rank, host in enumerate(("node1", "node2")):
-        plain_and_ours = json.loads((out / str(rank)).read_text())
-        assert plain_and_ours[:2] == ["/root", host]  # $HOME and %h were filled in, the empty word is gone
-        assert [text_of_word(word) for word in plain_and_ours[2:]] == HOSTILE
+        words = json.loads((out / str(rank)).read_text())
+        assert [text_of_word(word) for word in words[: len(HOSTILE)]] == HOSTILE
+        # $HOME and %h are filled in; the empty word is gone and so is everything behind it: pdsh takes it for the end
+        assert words[len(HOSTILE) :] == ["/root", host]

@@ -1,6 +1,7 @@
 """The grid of trainings: its plan as values, and a small one with real `nd train` processes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from launch.grid import GridRequest, Slot, Training, blocked, grid_table, next_starts, numbers, plan_grid, plan_slots
+from launch.grid_process import command_of
 from launch.grid_run import make_grid
 from launch.hosts import Host
 from launch.recipe import load_recipe
@@ -97,10 +99,16 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     hostfile = tmp_path / "hosts"
     hostfile.write_text("far slots=2\n")
     grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), hostfile)
-    words = grid.command(grid.plan[0], grid.slots[1])
-    assert words[:5] == ["ssh", "-tt", "-o", "BatchMode=yes", "far"]
-    assert "CUDA_VISIBLE_DEVICES=1" in words[5]
-    assert "training.targets=[c]" in words[5]
+    environ = {"PYTHONPATH": "/code", "NCCL_DEBUG": "two words", "HF_TOKEN": "secret"}
+    *ssh, host, remote = command_of(grid.slots[1], grid.words(grid.plan[0]), "grid-1-2", environ)
+    assert ssh[:4] == ["ssh", "-tt", "-e", "none"]
+    assert host == "far"
+    words = shlex.split(remote)
+    assert words[:5] == ["cd", os.getcwd(), "&&", "exec", "env"]
+    assert {"NCCL_DEBUG=two words", "PYTHONPATH=/code", "CUDA_VISIBLE_DEVICES=1"} <= set(words)
+    assert "secret" not in remote
+    assert words[words.index(sys.executable) :][:5] == [sys.executable, "-X", "launch=grid-1-2", "-m", "launch.cli"]
+    assert "training.targets=[c]" in words
 
 
 def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_a_full_disk_is_exit_code_4_with_rank_host_and_log() -> None:
     assert "end of" not in str(error), "the cause is known: no tail of a log with a traceback"
 
 
+def test_a_rank_that_only_loses_its_peer_while_it_saves_is_not_taken_for_the_one_with_the_full_disk() -> None:
+    in_the_barrier = failed(0, "StorageError", 4, f"A checkpoint could not be written.\n  found: {ECHO}")
+    error = error_of(outcome(in_the_barrier, failed(3, "StorageError", 4, "No space left")))
+    assert "Rank 3 on node2: No space left" in str(error)
+    assert "Rank 3 on node2: it was killed" in str(error_of(outcome(in_the_barrier, lost(3))))
+
+
 def test_a_stop_is_a_requeue_whatever_the_ranks_met_on_the_way_out() -> None:
     error = error_of(outcome(failed(0, "Requeue", 5, "saved"), lost(3)), stopped_by="SIGTERM")
     assert isinstance(error, Requeue)

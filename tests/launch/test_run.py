@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -108,6 +110,23 @@ def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> 
     assert caught.value.exit_code == 4
 
 
+def test_ranks_that_say_nothing_for_the_stated_time_are_ended_and_named(config: Config) -> None:
+    launch = Launch("rank_program", config.run_dir, "L", plan_of(config, "deaf", 1), silence_s=5)
+    with pytest.raises(RankFailure, match=r"Rank 0 on .* went silent(.|\n)*last event was rank_start"):
+        run_plan(launch, Watcher(Console(file=io.StringIO())), environment())
+    assert_gone(rank_pids(config, 1))
+
+
+def test_a_rank_that_hangs_when_all_work_is_done_is_ended_and_costs_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.run.LATE_S", 1.0)
+    plan = replace(plan_of(config, "deaf-last", 2), is_leased=True)
+    launch = Launch("rank_program", config.run_dir, "L", plan)
+    assert run_plan(launch, Watcher(Console(file=io.StringIO())), environment()) == [1]
+    assert_gone(rank_pids(config, 2))
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_for_good_is_ended_and_named(config: Config) -> None:
     with pytest.raises(RankFailure, match=r"Rank 1 on .* stopped \(SIGSTOP\)"):
@@ -122,6 +141,21 @@ def test_ranks_work_in_the_callers_folder_with_the_plans_variables(config: Confi
     run(config, LaunchPlan(argv, {"NCCL_NOTE": hostile}, 1))
     found = [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "environment"][-1]
     assert (found["cwd"], found["variables"]) == (os.getcwd(), {"NCCL_NOTE": hostile})
+
+
+def test_what_the_starting_process_put_into_a_session_of_its_own_is_killed_too(config: Config) -> None:
+    code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], start_new_session=True).pid, flush=True)"
+    plan = LaunchPlan((sys.executable, "-c", code, "sleep", "600"), {}, 1)
+    others = subprocess.Popen(["sleep", "600"])
+    try:
+        with pytest.raises(RankFailure, match="never started"):
+            run(config, plan)
+        left = int((config.run_dir / "logs" / "rank_program" / "launcher.log").read_text())
+        assert not psutil.pid_exists(left)
+        assert others.poll() is None
+    finally:
+        others.kill()
+        others.wait()
 
 
 def test_kill_9_of_the_launcher_takes_its_ranks_with_it(config: Config) -> None:

@@ -39,9 +39,16 @@ while :; do
   wait $nd; code=$?
   kill -0 $nd 2>/dev/null || break
 done
-if [ $code = 5 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+again=no
+[ $code = 5 ] && again=yes
+[ $code = 4 ] && ! NODES_ANSWER && echo "a node of this job does not answer" && again=yes
+[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] || again=no
+[ $again = yes ] && scontrol requeue "$SLURM_JOB_ID"
 exit $code
-"""
+""".replace(
+    "NODES_ANSWER",
+    "timeout 60 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --mpi=none --cpu-bind=none --overlap true",
+)
 
 
 def test_the_script_of_a_training_is_the_documented_one() -> None:

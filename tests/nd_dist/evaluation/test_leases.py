@@ -132,6 +132,21 @@ def test_a_claim_is_renewed_while_its_owner_works(tmp_path: Path) -> None:
         assert pool.holds(lease)
 
 
+def test_a_task_in_which_its_owner_hangs_goes_to_another_rank_although_the_owner_lives(tmp_path: Path) -> None:
+    pool = LeasePool(tmp_path, "launch", stale_s=1, limit_s=0.8)
+    other = LeasePool(tmp_path, "launch", stale_s=1)
+    lease = pool.claim("task")
+    assert lease is not None
+    with pool.renewing(lease):
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:  # it is slow, but goes on
+            pool.note_progress()
+            time.sleep(0.02)
+        assert other.claim("task") is None
+        wait_for(lambda: other.claim("task"))
+        assert not pool.holds(lease)
+
+
 def test_a_task_that_fails_is_free_again_at_once(tmp_path: Path) -> None:
     pool = LeasePool(tmp_path, "launch")
 
