@@ -77,6 +77,8 @@ class EvaluationConfig(Section):
     """Named metric protocol."""
     z_calibration: Literal["test_set", "stored", "none"] = "test_set"
     """Statistics that re-standardise predicted z: of all test predictions (as published), of the training, or none."""
+    image_groups: Path | None = None
+    """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
     batch_size: Positive = 4
     """Images in one work unit (all repeats of an image ride together)."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000

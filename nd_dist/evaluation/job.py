@@ -10,6 +10,7 @@ from typing import Any
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.evaluation.axes import config_at, decoding_settings
+from nd_dist.evaluation.groups import Groups
 from nd_dist.evaluation.layout import Layout
 from nd_dist.evaluation.leases import STALE_S
 from nd_dist.evaluation.networks import Networks
@@ -41,6 +42,7 @@ class Job:
             missing left none out.
         absent: What cannot be computed here -> why (controls without training pictures, say).
         selection: How a point was chosen on training images, for the record; empty where none was.
+        image_groups: Named groups of test images whose metrics are reported apart as well.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Job:
     heldout: Mapping[int, Sequence[int]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
+    image_groups: Groups = field(default_factory=dict)
 
     @property
     def protocol(self) -> Protocol:
@@ -206,7 +209,11 @@ def fingerprints(job: Job) -> Fingerprints:
     return Fingerprints(
         settings=_settings(job, Point(0.0, 0.0)),
         judging=judging,
-        statistics={"format": STATISTICS_FORMAT, "bootstrap": evaluation.bootstrap},
+        statistics={
+            "format": STATISTICS_FORMAT,
+            "bootstrap": evaluation.bootstrap,
+            **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
+        },
         variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
         absent={**job.absent, **job.networks.absent()},
