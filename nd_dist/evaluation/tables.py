@@ -44,8 +44,20 @@ def csv_table(findings: Findings) -> str:
 
 def markdown_table(findings: Findings) -> str:
     """Return the paper's layout: one line per point, one column per metric, intervals in brackets."""
+    return _markdown(findings, [*findings.rows, *findings.controls])
+
+
+def main_table(findings: Findings) -> str:
+    """Return ``markdown_table`` without the points of a sweep: no guidance, guidance, and the controls."""
+    rows = []
+    for subject in findings.subjects:
+        rows += [*findings.main_rows(subject), *findings.controls_of(subject)]
+    return _markdown(findings, rows)
+
+
+def _markdown(findings: Findings, rows: Sequence[Row]) -> str:
+    """Return the table of all images, then one of every named group."""
     metrics = metrics_shown(findings)
-    rows = [*findings.rows, *findings.controls]
     lines = [
         f"{_note(findings)}Protocol `{findings.metrics['protocol']}`; 95 % intervals over images in brackets.",
         "",

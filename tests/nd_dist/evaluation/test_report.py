@@ -14,7 +14,9 @@ from PIL import Image
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
+from nd_dist.evaluation import figures
 from nd_dist.evaluation.charts import Cell, curve, heat_map
+from nd_dist.evaluation.figures import write_figures
 from nd_dist.evaluation.findings import Findings
 from nd_dist.evaluation.report import write_report
 from nd_dist.evaluation.report_tables import probability, verdict
@@ -216,6 +218,26 @@ def test_named_groups_of_images_have_tables_of_their_own(run_dir: Path) -> None:
     assert float(guided["value"]) == pytest.approx((values[0] + values[2]) / 2)
     assert (guided["n"], {line["control"] for line in lines}) == ("2", {"", "shuffled", "nearest", "ceiling"})
     assert not [line for line in lines if line["control"] == "nearest" and line["metric"].startswith("repeat_")]
+
+
+def test_figures_show_the_first_images_and_every_point_of_the_grid(run_dir: Path, tmp_path: Path) -> None:
+    written = write_figures(run_dir, tmp_path / "figures")
+    assert [path.name for path in written] == ["strip.png", "grid.png", "table.md"]
+    findings, tile, step = Findings(run_dir), figures.SIDE, figures.SIDE + figures.EDGE
+    strip = np.asarray(Image.open(written[0]))
+    assert strip.shape == (figures.LINE + 3 * step - figures.EDGE, 5 * step + 2 * figures.GAP - figures.EDGE, 3)
+    top, left = figures.LINE + step, 3 * step + 2 * figures.GAP  # second image, first repeat with guidance
+    row = findings.guided(1)
+    assert row is not None
+    shown = np.asarray(Image.open(findings.repeats(row, 1)[0]).resize((tile, tile), Image.Resampling.LANCZOS))
+    assert (strip[top : top + tile, left : left + tile] == shown).all()
+    assert Image.open(written[1]).size == (
+        5 * step + figures.GAP - figures.EDGE,
+        2 * (figures.LINE + step) - figures.EDGE,
+    )
+    table = written[2].read_text()
+    assert "η 1 |" not in table, "points of a sweep stay out"
+    assert "ceiling: true embeddings" in table
 
 
 def test_the_latex_table_escapes_text_and_prints_the_best_point_bold(run_dir: Path) -> None:
