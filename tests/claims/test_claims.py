@@ -1,0 +1,77 @@
+"""What NeuralDiffuser claims, measured on the phantom through the product's own commands (``make claims``).
+
+Every number is read from ``metrics.json``, with its bootstrap interval over test images. A claim that does not hold
+fails here with both intervals in the message.
+"""
+
+import pytest
+
+from tests.claims.conftest import copy_stage_1
+from tests.claims.line import World, interval
+
+pytestmark = pytest.mark.claims
+
+LOW_LEVEL = ("pixcorr", "ssim")
+AGREEMENT = ("repeat_pixcorr", "repeat_ssim")
+IDENTIFICATION = ("plain_early", "plain_late", "residual", "mixer")
+FEW_SESSIONS = "training.sessions=[1]"
+
+
+@pytest.mark.parametrize("metric", [*LOW_LEVEL, *AGREEMENT])
+def test_guidance_raises_likeness_and_agreement_of_repeats_with_intervals_apart(world: World, metric: str) -> None:
+    metrics = world.metrics("run")
+    without, guided = metrics.point(0, 0)[metric], metrics.chosen()[metric]
+    assert guided["ci_low"] > without["ci_high"], f"{metric}: without {interval(without)}, with {interval(guided)}"
+
+
+def test_the_guidance_point_was_chosen_on_training_pictures_that_training_left_out(world: World) -> None:
+    selection = world.metrics("run").content["selection"]
+    assert selection["heldout"]
+    test_images = set(world.metrics("run").content["images"]["1"])
+    assert not test_images & set(selection["images"]["1"])
+
+
+def test_too_little_guidance_does_little_and_too_much_destroys(world: World) -> None:
+    metrics = world.metrics("run")
+    grid = [(e["kappa"], e["eta"]) for e in metrics.content["points"] if e["kappa"] > 0]
+    least, most = min(grid), max(grid)
+    best = metrics.chosen()["pixcorr"]
+    weak, strong = metrics.point(*least)["pixcorr"], metrics.point(*most)["pixcorr"]
+    assert weak["value"] < best["ci_low"], f"kappa, eta {least}: {interval(weak)}, chosen: {interval(best)}"
+    assert strong["ci_high"] < best["ci_low"], f"kappa, eta {most}: {interval(strong)}, chosen: {interval(best)}"
+
+
+def test_shuffled_voxels_are_at_chance_in_every_identification_metric(world: World) -> None:
+    shuffled = world.metrics("run").control("shuffled")
+    two_way = {name: item for name, item in shuffled.items() if name in IDENTIFICATION}
+    assert len(two_way) == len(IDENTIFICATION)
+    off = {name: interval(item) for name, item in two_way.items() if not item["ci_low"] <= 0.5 <= item["ci_high"]}
+    assert not off
+    assert shuffled["pixcorr"]["ci_low"] <= 0.05, interval(shuffled["pixcorr"])
+
+
+def test_true_embeddings_bound_what_decoding_reaches(world: World) -> None:
+    metrics = world.metrics("run")
+    ceiling, decoded = metrics.control("ceiling"), metrics.point(1000, 1)
+    shared = [name for name in decoded if name in ceiling]
+    assert {*LOW_LEVEL, *IDENTIFICATION} <= set(shared)
+    sign = {name: 1 if decoded[name]["higher_is_better"] else -1 for name in shared}
+    above = [name for name in shared if sign[name] * (decoded[name]["value"] - ceiling[name]["value"]) > 0]
+    assert not above
+
+
+@pytest.mark.parametrize("metric", ["pixcorr", "image_retrieval", "brain_retrieval"])
+def test_pretraining_on_others_helps_a_subject_with_one_session(world: World, metric: str) -> None:
+    few = [
+        "training.steps=[300,200]",
+        FEW_SESSIONS,
+        "evaluation.controls=false",
+        "evaluation.num_repeats=1",
+        "sampler.kappa=0",
+    ]
+    copy_stage_1(world, "run", "pretrained")
+    for run, stages in (("pretrained", "[1,2]"), ("alone", "[2]")):
+        for command in ("train", "evaluate"):
+            world.nd(command, run, *few, f"training.stages={stages}")
+    alone, pretrained = (world.metrics(run).point(0, 0)[metric] for run in ("alone", "pretrained"))
+    assert pretrained["ci_low"] > alone["ci_high"], f"{metric}: alone {interval(alone)}, both {interval(pretrained)}"
