@@ -1,7 +1,7 @@
 """Runs of the product's own commands that the claims are read from, in one folder that is resumed if it exists.
 
-``ND_CLAIMS_DIR`` names the folder (default: a temporary one), so that a run of the claims that was interrupted goes on,
-and so that a finished ``nd demo --full`` can be used: its shards and run are looked for there.
+``ND_CLAIMS_DIR`` names the folder (default: a temporary one), so that a run of the claims that was interrupted goes
+on, and so that a finished ``nd demo --full`` can be used: its shards and run are looked for there.
 """
 
 import json
