@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nd_dist.errors import DataError
 from nd_dist.evaluation.findings import Findings, Row
 from nd_dist.evaluation.tables import main_table
+from nd_dist.evaluation.thumbnails import read_picture
 from nd_dist.files import atomic_path, write_text
 
 STRIP, GRID, TABLE = "strip.png", "grid.png", "table.md"
@@ -128,19 +128,6 @@ def _is_heading(line: Sequence[Sequence[Tile]]) -> bool:
 
 
 def _picture(path: Path) -> Image.Image:
-    """Return a stored picture at the size of a tile.
-
-    Raises:
-        DataError: the file is missing or no picture.
-    """
-    try:
-        with Image.open(path) as stored:
-            picture = stored.convert("RGB")
-    except OSError as error:
-        raise DataError(
-            "A picture of the run is missing or damaged.",
-            where=str(path),
-            found=str(error),
-            todo="run `nd evaluate` with the same recipe again; it makes what is missing",
-        ) from error
+    """Return a stored picture at the size of a tile."""
+    picture = read_picture(path)
     return picture if picture.size == (SIDE, SIDE) else picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)

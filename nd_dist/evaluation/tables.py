@@ -67,7 +67,7 @@ def _markdown(findings: Findings, rows: Sequence[Row]) -> str:
         grouped = [(row, row.groups[name]) for row in rows if name in row.groups]
         own = [metric for metric in metrics if any(metric.name in found for _, found in grouped)]
         count = max(item["n"] for _, found in grouped for item in found.values())
-        lines += ["", f"Only {name} ({count} images):", "", *_markdown_lines(grouped, own)]
+        lines += ["", f"Only {name} ({count} image{'s' if count > 1 else ''}):", "", *_markdown_lines(grouped, own)]
     return "\n".join(lines) + "\n"
 
 

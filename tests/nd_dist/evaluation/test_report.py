@@ -206,7 +206,7 @@ def test_controls_stand_in_the_table_and_absent_metrics_say_why(run_dir: Path) -
 def test_named_groups_of_images_have_tables_of_their_own(run_dir: Path) -> None:
     page = (run_dir / "report.html").read_text()
     assert "<h4>birds &amp; bees (2 images)</h4>" in page
-    assert "<h4>one alone (1 images)</h4>" in page
+    assert "<h4>one alone (1 image)</h4>" in page
     text = (run_dir / "metrics.md").read_text()
     assert "Only birds & bees (2 images):" in text
     assert "never shown" not in page + text
