@@ -63,7 +63,7 @@ def test_true_embeddings_bound_what_decoding_reaches(world: World) -> None:
 @pytest.mark.parametrize("metric", ["pixcorr", "image_retrieval", "brain_retrieval"])
 def test_pretraining_on_others_helps_a_subject_with_one_session(world: World, metric: str) -> None:
     few = [
-        "training.steps=[300,200]",
+        "training.steps=[200,200]",
         FEW_SESSIONS,
         "evaluation.controls=false",
         "evaluation.num_repeats=1",
