@@ -65,13 +65,10 @@ class Metrics:
         chosen = self.content["selection"]["chosen"]
         return self.point(chosen["kappa"], chosen["eta"])
 
-    def difference(self, kappa: float, eta: float, against: str, metric: str) -> dict[str, Any]:
-        """Return the paired difference of a point to ``no guidance`` or ``the recipe's point``."""
-        return next(
-            e["differences"][metric]
-            for e in self.content["comparisons"]
-            if e["against"] == against and Point.of(e) == Point(kappa, eta)
-        )
+    def recipe(self) -> dict[str, Any]:
+        """Return the metrics of the recipe's own point, at which the controls were made."""
+        sampler = self.content["provenance"]["config"]["sampler"]
+        return self.point(sampler["kappa"], sampler["eta"])
 
 
 def interval(item: dict[str, Any]) -> str:
