@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nd_dist.evaluation.layout import Layout
+from nd_dist.evaluation.score import Scores, read_scores
 from nd_dist.evaluation.units import Point
 
 ND = [sys.executable, "-m", "launch.cli"]
@@ -43,6 +45,14 @@ class World:
     def metrics(self, run: str) -> "Metrics":
         """Return what a run measured."""
         return Metrics(json.loads((self.folder / run / "metrics.json").read_text()))
+
+    def scores(self, run: str) -> Scores:
+        """Return the scores of a run's own guidance point, for a comparison in pairs with another run's."""
+        folder, content = self.folder / run, self.metrics(run).content
+        sampler = content["provenance"]["config"]["sampler"]
+        (subject,) = content["images"]
+        point = Point(sampler["kappa"], sampler["eta"])
+        return read_scores(Layout(folder, content["protocol"]).score(point, int(subject)))
 
 
 @dataclass(frozen=True)
