@@ -77,6 +77,9 @@ class EvaluationConfig(Section):
     """Named metric protocol."""
     z_calibration: Literal["test_set", "stored", "none"] = "test_set"
     """Statistics that re-standardise predicted z: of all test predictions (as published), of the training, or none."""
+    calibrated: tuple[Literal["initial", "guidance", "semantic"], ...] = ("initial",)
+    """Kinds of targets whose predictions the rule `z_calibration` re-standardises; published: z (initial) alone.
+    Without a prior (`decoder.prior_depth=0`) predictions of guidance features are means with too small a spread."""
     image_groups: Path | None = None
     """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
     batch_size: Positive = 4

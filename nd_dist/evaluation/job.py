@@ -255,7 +255,9 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
     description = job.decoder_dir / "config.json"
     if not description.is_file():
         raise CheckpointError("There is no trained decoder.", where=str(job.decoder_dir), todo="run `nd train`")
+    calibrated = list(job.config_at(point).evaluation.calibrated)
     return {
+        **({"calibrated": calibrated} if calibrated != ["initial"] else {}),
         "embeddings": "decoded",
         "decoder": hash_json(read_json(description)),
         "z_calibration": rule,

@@ -44,7 +44,8 @@ def _decode_task(bench: Bench, point: Point, subject: int) -> Task:
 
     def write(staging: Path) -> None:
         predict = decoder_predict(job.decoder_dir, subject)
-        settings = DecodeSettings(job.z_calibration(point), job.config_at(point).seed)
+        config = job.config_at(point)
+        settings = DecodeSettings(job.z_calibration(point), config.seed, config.evaluation.calibrated)
         decode_subject(staging, predict, job.source, subject, job.split_images(subject), settings)
 
     def work() -> None:

@@ -48,11 +48,22 @@ class World:
 
     def scores(self, run: str) -> Scores:
         """Return the scores of a run's own guidance point, for a comparison in pairs with another run's."""
-        folder, content = self.folder / run, self.metrics(run).content
-        sampler = content["provenance"]["config"]["sampler"]
-        (subject,) = content["images"]
-        point = Point(sampler["kappa"], sampler["eta"])
-        return read_scores(Layout(folder, content["protocol"]).score(point, int(subject)))
+        subject, _ = self.test_images(run)
+        sampler = self.metrics(run).content["provenance"]["config"]["sampler"]
+        return read_scores(self.layout(run).score(Point(sampler["kappa"], sampler["eta"]), subject))
+
+    def decoded(self, run: str, subject: int) -> Path:
+        """Return the folder of a subject's decoded targets, one row a test image."""
+        return self.layout(run).decoded(Point(0.0, 0.0), subject)
+
+    def test_images(self, run: str) -> tuple[int, list[int]]:
+        """Return the one subject of a run and its test images, ascending."""
+        ((subject, image_ids),) = self.metrics(run).content["images"].items()
+        return int(subject), image_ids
+
+    def layout(self, run: str) -> Layout:
+        """Return where a run's files lie."""
+        return Layout(self.folder / run, self.metrics(run).content["protocol"])
 
 
 @dataclass(frozen=True)
