@@ -6,7 +6,7 @@ height, W width of the latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -196,7 +196,7 @@ class DecodeSettings:
 
     z_calibration: str
     run_seed: int
-    calibrated: Collection[Role] = ("initial",)
+    calibrated: tuple[Role, ...] = ("initial",)
 
 
 def decoder_predict(decoder_dir: Path, subject: int) -> Predict:

@@ -22,6 +22,7 @@ SIDE = 64
 GAP, EDGE = 10, 2
 LINE = 18
 FONT_SIZE = 12
+COLORS = 256  # a palette halves the files, and the eye does not see it at this size
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 Tile = Path | str | None  # a picture, words, or nothing
@@ -44,7 +45,7 @@ def write_figures(run_dir: Path, out_dir: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             with atomic_path(out_dir / name) as part:
-                figure.save(part, format="PNG", optimize=True)
+                figure.quantize(COLORS).save(part, format="PNG", optimize=True)
             written.append(out_dir / name)
     write_text(out_dir / TABLE, main_table(findings))
     return [*written, out_dir / TABLE]

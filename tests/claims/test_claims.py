@@ -53,7 +53,6 @@ def test_shuffled_voxels_are_at_chance_in_every_identification_metric(world: Wor
     assert len(two_way) == len(IDENTIFICATION)
     off = {name: interval(item) for name, item in two_way.items() if not item["ci_low"] <= 0.5 <= item["ci_high"]}
     assert not off
-    assert shuffled["pixcorr"]["ci_low"] <= 0.05, interval(shuffled["pixcorr"])
 
 
 def test_true_embeddings_bound_what_decoding_reaches(world: World) -> None:

@@ -224,13 +224,18 @@ def test_figures_show_the_first_images_and_every_point_of_the_grid(run_dir: Path
     written = write_figures(run_dir, tmp_path / "figures")
     assert [path.name for path in written] == ["strip.png", "grid.png", "table.md"]
     findings, tile, step = Findings(run_dir), figures.SIDE, figures.SIDE + figures.EDGE
-    strip = np.asarray(Image.open(written[0]))
+    strip = np.asarray(Image.open(written[0]).convert("RGB")).astype(int)
     assert strip.shape == (figures.LINE + 3 * step - figures.EDGE, 5 * step + 2 * figures.GAP - figures.EDGE, 3)
-    top, left = figures.LINE + step, 3 * step + 2 * figures.GAP  # second image, first repeat with guidance
+    left = 3 * step + 2 * figures.GAP  # first repeat with guidance, of the second image
     row = findings.guided(1)
     assert row is not None
     shown = np.asarray(Image.open(findings.repeats(row, 1)[0]).resize((tile, tile), Image.Resampling.LANCZOS))
-    assert (strip[top : top + tile, left : left + tile] == shown).all()
+    errors = {  # a palette of 256 colours changes every picture a little
+        number: np.abs(strip[top : top + tile, left : left + tile] - shown).mean()
+        for number, top in enumerate(range(figures.LINE, strip.shape[0], step))
+    }
+    assert min(errors, key=lambda number: errors[number]) == 1, errors
+    assert errors[1] < 12, errors
     assert Image.open(written[1]).size == (
         5 * step + figures.GAP - figures.EDGE,
         2 * (figures.LINE + step) - figures.EDGE,
