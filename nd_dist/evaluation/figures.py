@@ -45,7 +45,7 @@ def write_figures(run_dir: Path, out_dir: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             with atomic_path(out_dir / name) as part:
-                figure.quantize(COLORS).save(part, format="PNG", optimize=True)
+                _with_palette(figure).save(part, format="PNG", optimize=True)
             written.append(out_dir / name)
     write_text(out_dir / TABLE, main_table(findings))
     return [*written, out_dir / TABLE]
@@ -122,6 +122,12 @@ def _sheet(lines: Sequence[Sequence[Sequence[Tile]]], widths: Sequence[int]) -> 
                     draw.multiline_text((place[0], place[1] + EDGE), tile, fill=INK, font=font)
         top += height
     return sheet
+
+
+def _with_palette(sheet: Image.Image) -> Image.Image:
+    """Return a sheet with 256 colours: rare ones have their place in the palette, shades between them are dithered."""
+    palette = sheet.quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    return sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _is_heading(line: Sequence[Sequence[Tile]]) -> bool:
