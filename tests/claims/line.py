@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nd_dist.evaluation.comparisons import NO_GUIDANCE
 from nd_dist.evaluation.layout import Layout
 from nd_dist.evaluation.score import Scores, read_scores
 from nd_dist.evaluation.units import Point
@@ -85,6 +86,12 @@ class Metrics:
         """Return the metrics, on test images, of the point that was chosen on training images."""
         chosen = self.content["selection"]["chosen"]
         return self.point(chosen["kappa"], chosen["eta"])
+
+    def gain(self, metric: str) -> dict[str, Any]:
+        """Return the paired difference of the chosen point to no guidance."""
+        chosen = Point.of(self.content["selection"]["chosen"])
+        entries = (e for e in self.content["comparisons"] if e["against"] == NO_GUIDANCE)
+        return next(e["differences"][metric] for e in entries if Point.of(e) == chosen)
 
     def recipe(self) -> dict[str, Any]:
         """Return the metrics of the recipe's own point, at which the controls were made."""
