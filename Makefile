@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow test-cluster check bench clean
+.PHONY: help setup demo demo-full claims test test-slow test-cluster check bench clean
 
 help:
 	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
+	@echo "make demo-full  the same with a larger world and a longer training: about half an hour"
+	@echo "make claims  what the method claims, measured on the larger world: about three quarters of an hour"
 	@echo "make test   the test suite"
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
@@ -27,11 +29,17 @@ $(STAMP): pyproject.toml constraints/tested.txt
 demo: $(STAMP)
 	$(BIN)/nd demo
 
+demo-full: $(STAMP)
+	$(BIN)/nd demo --full
+
+claims: $(STAMP)
+	$(BIN)/python -m pytest tests/claims -m claims
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not cluster'
+	$(BIN)/python -m pytest -m 'slow and not cluster and not claims'
 
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest tests/cluster -m 'cluster and not slow'

@@ -260,11 +260,14 @@ def report(
     track: Annotated[
         list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb (extra `track`); repeatable.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
+    ] = None,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands import run_report
 
-    run_report(run_dir, track or [])
+    run_report(run_dir, track or [], figures)
 
 
 @app.command()
@@ -272,11 +275,14 @@ def demo(
     overrides: Overrides = None,
     ranks: Ranks = 2,
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe to run.")] = "demo",
+    full: Annotated[
+        bool, typer.Option("--full", help="The recipe demo_full: a larger world, about half an hour.")
+    ] = False,
 ) -> None:
-    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, report."""
+    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.demo import run_demo
 
-    run_demo(recipe, overrides or [], ranks)
+    run_demo("demo_full" if full else recipe, overrides or [], ranks)
 
 
 @app.command()

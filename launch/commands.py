@@ -262,12 +262,18 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
 
 
-def run_report(run_dir: Path, trackers: Sequence[str] = ()) -> None:
+def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | None = None) -> None:
     """Write the report of a run and print where it is; log its numbers where trackers are named.
+
+    Args:
+        run_dir: Folder of an evaluated run.
+        trackers: ``tensorboard`` or ``wandb``.
+        figures_dir: Where pictures and table of the run go as files of their own; none: nowhere.
 
     Raises:
         ConfigError: there is no such tracker, or it is not installed.
     """
+    from nd_dist.evaluation.figures import write_figures
     from nd_dist.evaluation.report import write_report
     from nd_dist.evaluation.tracking import TRACKERS, log_run
 
@@ -275,6 +281,9 @@ def run_report(run_dir: Path, trackers: Sequence[str] = ()) -> None:
         raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))
     console = Console(soft_wrap=True)
     console.print(f"  report: {write_report(run_dir)}", highlight=False)
+    if figures_dir is not None:
+        for path in write_figures(run_dir, figures_dir):
+            console.print(f"  figure: {path}", highlight=False)
     for tracker in trackers:
         console.print(f"  {tracker}: {log_run(run_dir, tracker)}", highlight=False)
 

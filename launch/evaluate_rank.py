@@ -9,6 +9,7 @@ from launch.preflight import decoder_dir
 from launch.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.config import Config
+from nd_dist.evaluation.groups import read_groups
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
@@ -25,7 +26,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
     config = rank.config
     reader = ShardReader(config.shards_dir, config.remote)
     sources = {name: feature.source for name, feature in reader.index.features.items()}
-    absent = {}
+    absent, groups = {}, config.evaluation.image_groups
     if any(point.control == "nearest" for point in points) and not _has_training_pictures(config, reader):
         absent["control nearest"] = "the shards hold no pictures of training images (data.pictures=all packs them)"
         points = tuple(point for point in points if point.control != "nearest")
@@ -38,6 +39,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
+        image_groups=read_groups(groups) if split == "test" and groups is not None else {},
     )
 
 

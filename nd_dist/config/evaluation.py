@@ -80,6 +80,11 @@ class EvaluationConfig(Section):
     two_repeats: Literal["mean", "official"] = "mean"
     """Voxels of an image that a subject saw twice only (possible for subjects 3, 4, 6, 8): the mean of a and b, or
     (2 a + b) / 3 as the released code scores it (it fills the missing third repeat with the first)."""
+    calibrated: tuple[Literal["initial", "guidance", "semantic"], ...] = ("initial",)
+    """Kinds of targets whose predictions the rule `z_calibration` re-standardises; published: z (initial) alone.
+    Without a prior (`decoder.prior_depth=0`) predictions of guidance features are means with too small a spread."""
+    image_groups: Path | None = None
+    """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
     batch_size: Positive = 4
     """Images in one work unit (all repeats of an image ride together)."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000

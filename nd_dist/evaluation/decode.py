@@ -6,7 +6,7 @@ height, W width of the latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ import torch
 
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.source import Source
-from nd_dist.schema import INITIAL, TwoRepeats
+from nd_dist.schema import INITIAL, TARGETS, Role, TwoRepeats, role_of
 from nd_dist.seeds import unit_seed
 
 BATCH = 32  # fixed: a prediction's bits may depend on the batch it rides in, so this is not an option
@@ -107,16 +107,16 @@ def write_predictions(
         store.flush()
 
 
-def calibrate_initial(path: Path, predicted: Moments, wanted: Moments) -> None:
-    """Standardise stored predictions of z per element and give them the wanted mean and deviation, in place.
+def calibrate(path: Path, predicted: Moments, wanted: Moments) -> None:
+    """Standardise stored predictions of a target per element and give them the wanted mean and deviation, in place.
 
     Source: NeuralDiffuser's released scoring, z' = (z - mean_P) / std_P * std_Y + mean_Y. An element that all
     predictions share (std_P = 0, e.g. a single image) becomes mean_Y.
     """
     store = np.lib.format.open_memmap(path, mode="r+")
-    scale_CHW = np.divide(wanted.std, predicted.std, out=np.zeros_like(wanted.std), where=predicted.std > 0)
+    scale = np.divide(wanted.std, predicted.std, out=np.zeros_like(wanted.std), where=predicted.std > 0)
     for row in range(len(store)):
-        store[row] = (store[row].astype(np.float64) - predicted.mean) * scale_CHW + wanted.mean
+        store[row] = (store[row].astype(np.float64) - predicted.mean) * scale + wanted.mean
     store.flush()
 
 
@@ -127,51 +127,63 @@ class Moments:
         batches: Arrays (B, *shape).
     """
 
-    def __init__(self, batches: Iterator[npt.NDArray[np.float32]]) -> None:
-        count, mean, squares = 0, np.zeros(()), np.zeros(())
+    def __init__(self, batches: Iterable[npt.NDArray[np.float32]] = ()) -> None:
+        self._count = 0
+        self.mean: npt.NDArray[np.float64] = np.zeros(())
+        self._squares: npt.NDArray[np.float64] = np.zeros(())
         for values in batches:
-            rows = values.astype(np.float64)
-            delta = rows.mean(axis=0) - mean
-            total = count + len(rows)
-            squares = squares + ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * count * len(rows) / total
-            mean = mean + delta * len(rows) / total
-            count = total
-        self.mean: npt.NDArray[np.float64] = np.asarray(mean)
-        self.std: npt.NDArray[np.float64] = np.sqrt(squares / max(1, count))
+            self.add(values)
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count some more rows (B, *shape)."""
+        rows = values.astype(np.float64)
+        delta = rows.mean(axis=0) - self.mean
+        total = self._count + len(rows)
+        spread = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
+        self._squares = self._squares + spread + delta**2 * self._count * len(rows) / total
+        self.mean = self.mean + delta * len(rows) / total
+        self._count = total
+
+    @property
+    def std(self) -> npt.NDArray[np.float64]:
+        """Population standard deviation."""
+        return np.asarray(np.sqrt(self._squares / max(1, self._count)))
 
 
-def initial_moments(source: Source, subject: int) -> Moments:
-    """Return the statistics of the true z over the subject's training images."""
+def target_moments(source: Source, subject: int, name: str = INITIAL) -> Moments:
+    """Return the statistics of a true target over the subject's training images."""
     ids = source.images(subject, "train")
-    return Moments(source.targets(INITIAL, batch) for batch in _batches(ids))
+    return Moments(source.targets(name, batch) for batch in _batches(ids))
 
 
 def decode_subject(
     folder: Path, predict: Predict, source: Source, subject: int, image_ids: Sequence[int], settings: DecodeSettings
 ) -> None:
-    """Write a subject's predictions into ``folder``, with z calibrated as ``settings`` say.
+    """Write a subject's predictions into ``folder``, with z (and what else ``settings`` name) calibrated.
 
     ``test_set`` takes the statistics of the predictions themselves (as published: every image's z then depends on
     which images are decoded together, so always a whole split is). ``stored`` takes those of predictions for the
     subject's training images, so that an image can be decoded alone.
     """
     write_predictions(folder, predict, source, subject, image_ids, settings)
-    path = folder / f"{INITIAL}.npy"
-    if settings.z_calibration == "none" or not path.exists():
+    if settings.z_calibration == "none":
         return
+    chosen = [name for name in TARGETS if role_of(name) in settings.calibrated and (folder / f"{name}.npy").exists()]
+    predicted = {name: Moments() for name in chosen}
     if settings.z_calibration == "test_set":
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        predicted = Moments(np.array(stored[start : start + BATCH]) for start in range(0, len(stored), BATCH))
+        for name, moments in predicted.items():
+            stored = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for start in range(0, len(stored), BATCH):
+                moments.add(np.array(stored[start : start + BATCH]))
     else:
-        ids = source.images(subject, "train")
-        predicted = Moments(
-            predict(
-                source.voxels(subject, batch, two_repeats=settings.two_repeats),
-                prediction_seeds(settings.run_seed, subject, batch),
-            )[INITIAL]
-            for batch in _batches(ids)
-        )
-    calibrate_initial(path, predicted, initial_moments(source, subject))
+        for batch in _batches(source.images(subject, "train")):
+            seeds = prediction_seeds(settings.run_seed, subject, batch)
+            voxels_BV = source.voxels(subject, batch, two_repeats=settings.two_repeats)
+            predictions = predict(voxels_BV, seeds)
+            for name, moments in predicted.items():
+                moments.add(predictions[name])
+    for name, moments in predicted.items():
+        calibrate(folder / f"{name}.npy", moments, target_moments(source, subject, name))
 
 
 @dataclass(frozen=True)
@@ -179,14 +191,16 @@ class DecodeSettings:
     """Settings of a decoding.
 
     Args:
-        z_calibration: Statistics that standardise z: ``test_set``, ``stored`` or ``none``.
+        z_calibration: Statistics that standardise predictions: ``test_set``, ``stored`` or ``none``.
         run_seed: Seed of the run.
         two_repeats: How the voxels of an image that was seen twice are averaged.
+        calibrated: Roles of the targets that are standardised.
     """
 
     z_calibration: str
     run_seed: int
     two_repeats: TwoRepeats = "mean"
+    calibrated: tuple[Role, ...] = ("initial",)
 
 
 def decoder_predict(decoder_dir: Path, subject: int) -> Predict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class Row:
         point: Guidance point.
         folder: Its reconstructions.
         metrics: Metric name -> value, ci_low, ci_high, n, higher_is_better.
+        groups: Name of a group of images -> metrics as above, of these images alone.
     """
 
     subject: int
     point: Point
     folder: Path
     metrics: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -92,9 +94,20 @@ class Findings:
 
     def _rows(self, name: str) -> list[Row]:
         return [
-            Row(entry["subject"], Point.of(entry), self.run_dir / entry["folder"], entry["metrics"])
+            Row(
+                entry["subject"],
+                Point.of(entry),
+                self.run_dir / entry["folder"],
+                entry["metrics"],
+                entry.get("groups", {}),
+            )
             for entry in self.metrics.get(name, [])
         ]
+
+    @property
+    def group_names(self) -> list[str]:
+        """Named groups of images that are reported apart, in order."""
+        return list(dict.fromkeys(name for row in (*self.rows, *self.controls) for name in row.groups))
 
     @property
     def subjects(self) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.evaluation.axes import config_at, decoding_settings
+from nd_dist.evaluation.groups import Groups
 from nd_dist.evaluation.layout import Layout
 from nd_dist.evaluation.leases import STALE_S
 from nd_dist.evaluation.networks import Networks
@@ -42,6 +43,7 @@ class Job:
             missing left none out.
         absent: What cannot be computed here -> why (controls without training pictures, say).
         selection: How a point was chosen on training images, for the record; empty where none was.
+        image_groups: Named groups of test images whose metrics are reported apart as well.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Job:
     heldout: Mapping[int, Sequence[int]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
+    image_groups: Groups = field(default_factory=dict)
 
     @property
     def protocol(self) -> Protocol:
@@ -207,7 +210,11 @@ def fingerprints(job: Job) -> Fingerprints:
     return Fingerprints(
         settings=_settings(job, Point(0.0, 0.0)),
         judging=judging,
-        statistics={"format": STATISTICS_FORMAT, "bootstrap": evaluation.bootstrap},
+        statistics={
+            "format": STATISTICS_FORMAT,
+            "bootstrap": evaluation.bootstrap,
+            **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
+        },
         variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
         absent={**job.absent, **job.networks.absent()},
@@ -249,7 +256,9 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
     description = job.decoder_dir / "config.json"
     if not description.is_file():
         raise CheckpointError("There is no trained decoder.", where=str(job.decoder_dir), todo="run `nd train`")
+    calibrated = list(job.config_at(point).evaluation.calibrated)
     return {
+        **({"calibrated": calibrated} if calibrated != ["initial"] else {}),
         "embeddings": "decoded",
         "decoder": hash_json(read_json(description)),
         "z_calibration": rule,

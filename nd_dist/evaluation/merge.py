@@ -27,8 +27,8 @@ SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges"
 OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
     "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.batch_size",
-    "evaluation.num_images", "evaluation.judges_dir", "training.target_subject", "training.reader_threads",
-    "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
+    "evaluation.num_images", "evaluation.image_groups", "evaluation.judges_dir", "training.target_subject",
+    "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
 )  # fmt: skip
 
 
@@ -97,6 +97,8 @@ def merge_runs(out_dir: Path, run_dirs: Sequence[Path]) -> int:
             _link(run.folder / entry["folder"], target.pictures(point, subject))
             folder = str(target.pictures(point, subject).relative_to(out_dir))
             joined = {**point.describe(), "subject": subject, "folder": folder, "metrics": entry["metrics"]}
+            if "groups" in entry:
+                joined["groups"] = entry["groups"]
             entries[entry_key(joined)] = joined
             scores[subject, point] = read_scores(place)
         for image_id in {image_id for ids in run.metrics["images"].values() for image_id in ids}:

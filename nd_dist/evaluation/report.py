@@ -21,6 +21,7 @@ from nd_dist.evaluation.report_facts import (
 )
 from nd_dist.evaluation.report_pictures import extremes, gallery, picture_grids
 from nd_dist.evaluation.report_tables import (
+    group_tables,
     headline_sentences,
     headline_tiles,
     metric_table,
@@ -69,6 +70,7 @@ def render(findings: Findings) -> str:
         selection=selection_sentence(findings),
         metrics=metrics_shown(findings),
         tables=[metric_table(findings, subject) for subject in subjects],
+        groups=group_tables(findings),
         published=published_table(findings),
         galleries=[gallery(findings, subject) for subject in subjects],
         grids=[grid for subject in subjects for grid in picture_grids(findings, subject)],

@@ -75,7 +75,8 @@ def provenance_facts(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         ("Shards", provenance.get("shards", "unknown")),
         (
             "Targets",
-            f"{decoding.get('embeddings', 'unknown')}; z calibration: {decoding.get('z_calibration', 'none')}",
+            f"{decoding.get('embeddings', 'unknown')}; calibration: {decoding.get('z_calibration', 'none')} "
+            f"({', '.join(decoding.get('calibrated', ['initial']))})",
         ),
         ("Decoder", decoding.get("decoder", "none")),
         *(

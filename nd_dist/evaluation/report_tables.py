@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nd_dist.evaluation.comparisons import RECIPE
@@ -121,6 +121,35 @@ def metric_table(findings: Findings, subject: int) -> MetricTable:
             if differences := findings.differences(row, RECIPE):
                 others.append(TableRow("− the recipe's point", _difference_cells(metrics, differences), "difference"))
     return MetricTable(subject, rows, others)
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """The main rows and controls of one subject for one named group of images."""
+
+    subject: int
+    name: str
+    num_images: int
+    metrics: list[Metric]
+    rows: list[TableRow]
+
+
+def group_tables(findings: Findings) -> list[GroupTable]:
+    """Return a table of every named group of images and subject."""
+    tables = []
+    for subject in findings.subjects:
+        guided = findings.guided(subject)
+        shown = [(row, "main" if row is guided else "point") for row in findings.main_rows(subject)]
+        shown += [(row, "control") for row in findings.controls_of(subject)]
+        for name in findings.group_names:
+            grouped = [(replace(row, metrics=row.groups[name]), kind) for row, kind in shown if name in row.groups]
+            if not grouped:
+                continue
+            metrics = [item for item in metrics_shown(findings) if any(item.name in row.metrics for row, _ in grouped)]
+            count = max(item["n"] for row, _ in grouped for item in row.metrics.values())
+            rows = [_point_row(row, metrics, kind) for row, kind in grouped]
+            tables.append(GroupTable(subject, name, count, metrics, rows))
+    return tables
 
 
 def _difference_cells(metrics: list[Metric], differences: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -75,6 +75,8 @@ def write_metrics(bench: Bench) -> None:
             folder = str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir))
             metrics = bench.point_metrics(point, subject)
             entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
+            if groups := read_record(job.layout.score(point, subject)).get("groups"):
+                entry["groups"] = groups
             if failures := _failures(bench, point, subject):
                 entry["failures"] = failures  # reconstructions that were not finite; they count as grey pictures
             entries[entry_key(entry)] = entry

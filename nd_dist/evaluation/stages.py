@@ -10,12 +10,14 @@ from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.controls import nearest_images
 from nd_dist.evaluation.costs import Work, cost_class, unit_work
 from nd_dist.evaluation.decode import DecodeSettings, StoredTargets, TrueTargets, decode_subject, decoder_predict
+from nd_dist.evaluation.groups import group_metrics
 from nd_dist.evaluation.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.layout import ARRAYS
 from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
 from nd_dist.evaluation.records import publish, read_record, write_staged
 from nd_dist.evaluation.retrieved import retrieval_metrics
 from nd_dist.evaluation.score import (
+    EACH,
     JudgedImages,
     judge_scores,
     resampled_arrays,
@@ -43,7 +45,8 @@ def _decode_task(bench: Bench, point: Point, subject: int) -> Task:
     def write(staging: Path) -> None:
         predict = decoder_predict(job.decoder_dir, subject)
         config = job.config_at(point)
-        settings = DecodeSettings(job.z_calibration(point), config.seed, config.evaluation.two_repeats)
+        evaluation = config.evaluation
+        settings = DecodeSettings(job.z_calibration(point), config.seed, evaluation.two_repeats, evaluation.calibrated)
         decode_subject(staging, predict, job.source, subject, job.split_images(subject), settings)
 
     def work() -> None:
@@ -222,12 +225,13 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
             job.config.evaluation.num_repeats,
         )
         arrays = score_images(judged, scores, job.protocol)
+        if point.control == "nearest":  # copies of one picture agree by construction
+            arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
         scored = scored_arrays(arrays, bench.summed_repeats, bench.statistics)
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
-        if point.control == "nearest":  # copies of one picture agree by construction
-            scored = {name: item for name, item in scored.items() if not name.startswith("repeat_")}
         metrics = {name: item.as_json() for name, item in scored.items()}
-        facts = {"metrics": metrics, "image_ids": list(ids), "subject": subject}
+        groups = group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics)
+        facts = {"metrics": metrics, "groups": groups, "image_ids": list(ids), "subject": subject}
         kept = {**arrays, **resampled_arrays(scored)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, kept))
 

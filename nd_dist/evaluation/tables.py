@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nd_dist.evaluation.findings import Findings, Row
 from nd_dist.metrics.table import Metric, metric_of
+
+Found = Mapping[str, Mapping[str, Any]]  # metric name -> value, interval, n
 
 
 def metrics_shown(findings: Findings) -> list[Metric]:
@@ -18,12 +21,12 @@ def metrics_shown(findings: Findings) -> list[Metric]:
 
 
 def csv_table(findings: Findings) -> str:
-    """Return one line per subject, point and metric, with full precision; controls last."""
+    """Return one line per subject, point, group of images and metric, with full precision; controls last."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         [
-            "subject", "kappa", "eta", "settings", "control", "metric", "value", "ci_low", "ci_high", "n",
+            "subject", "kappa", "eta", "settings", "control", "images", "metric", "value", "ci_low", "ci_high", "n",
             "higher_is_better", "protocol",
         ]
     )  # fmt: skip
@@ -31,35 +34,58 @@ def csv_table(findings: Findings) -> str:
         settings = " ".join(f"{key}={value}" for key, value in row.point.settings)
         control = "" if row.point.control == "none" else row.point.control
         place = [row.subject, row.point.kappa, row.point.eta, settings, control]
-        for metric in metrics_shown(findings):
-            if item := row.metrics.get(metric.name):
-                numbers = [item["value"], item["ci_low"], item["ci_high"], item["n"], item["higher_is_better"]]
-                writer.writerow([*place, metric.name, *numbers, findings.metrics["protocol"]])
+        for images, metrics in {"all": row.metrics, **row.groups}.items():
+            for metric in metrics_shown(findings):
+                if item := metrics.get(metric.name):
+                    numbers = [item["value"], item["ci_low"], item["ci_high"], item["n"], item["higher_is_better"]]
+                    writer.writerow([*place, images, metric.name, *numbers, findings.metrics["protocol"]])
     return stream.getvalue()
 
 
 def markdown_table(findings: Findings) -> str:
     """Return the paper's layout: one line per point, one column per metric, intervals in brackets."""
+    return _markdown(findings, [*findings.rows, *findings.controls])
+
+
+def main_table(findings: Findings) -> str:
+    """Return ``markdown_table`` without the points of a sweep: no guidance, guidance, and the controls."""
+    rows = []
+    for subject in findings.subjects:
+        rows += [*findings.main_rows(subject), *findings.controls_of(subject)]
+    return _markdown(findings, rows)
+
+
+def _markdown(findings: Findings, rows: Sequence[Row]) -> str:
+    """Return the table of all images, then one of every named group."""
     metrics = metrics_shown(findings)
-    header = ["subject", "guidance", *(f"{metric.label} {metric.arrow}" for metric in metrics)]
     lines = [
         f"{_note(findings)}Protocol `{findings.metrics['protocol']}`; 95 % intervals over images in brackets.",
         "",
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
     ]
-    for row in [*findings.rows, *findings.controls]:
-        cells = [_with_interval(row, metric) for metric in metrics]
-        lines.append(f"| {row.subject} | {row.label} | {' | '.join(cells)} |")
+    lines += _markdown_lines([(row, row.metrics) for row in rows], metrics)
+    for name in findings.group_names:
+        grouped = [(row, row.groups[name]) for row in rows if name in row.groups]
+        own = [metric for metric in metrics if any(metric.name in found for _, found in grouped)]
+        count = max(item["n"] for _, found in grouped for item in found.values())
+        lines += ["", f"Only {name} ({count} image{'s' if count > 1 else ''}):", "", *_markdown_lines(grouped, own)]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_lines(rows: Sequence[tuple[Row, Found]], metrics: Sequence[Metric]) -> list[str]:
+    """Return the lines of one table."""
+    header = ["subject", "guidance", *(f"{metric.label} {metric.arrow}" for metric in metrics)]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for row, found in rows:
+        cells = [_with_interval(found.get(metric.name), metric) for metric in metrics]
+        lines.append(f"| {row.subject} | {row.label} | {' | '.join(cells)} |")
+    return lines
 
 
 def _note(findings: Findings) -> str:
     return "Simulated data (phantom NSD). " if findings.metrics.get("simulated") else ""
 
 
-def _with_interval(row: Row, metric: Metric) -> str:
-    item = row.metrics.get(metric.name)
+def _with_interval(item: Mapping[str, Any] | None, metric: Metric) -> str:
     if item is None:
         return ""
     value = metric.text(item["value"])

@@ -14,16 +14,15 @@ MAX_SIDE = 192
 WEBP_QUALITY = 82
 
 
-def data_uri(path: Path, max_side: int = MAX_SIDE) -> str:
-    """Return a picture as a data URI: as it is where it is small, scaled down to WebP otherwise.
+def read_picture(path: Path) -> Image.Image:
+    """Return a stored picture, RGB.
 
     Raises:
         DataError: the file is missing or no picture.
     """
     try:
         with Image.open(path) as stored:
-            picture = stored.convert("RGB")
-            is_small = max(picture.size) <= max_side
+            return stored.convert("RGB")
     except OSError as error:
         raise DataError(
             "A picture of the run is missing or damaged.",
@@ -31,7 +30,16 @@ def data_uri(path: Path, max_side: int = MAX_SIDE) -> str:
             found=str(error),
             todo="run `nd evaluate` with the same recipe again; it makes what is missing",
         ) from error
-    if is_small:
+
+
+def data_uri(path: Path, max_side: int = MAX_SIDE) -> str:
+    """Return a picture as a data URI: as it is where it is small, scaled down to WebP otherwise.
+
+    Raises:
+        DataError: the file is missing or no picture.
+    """
+    picture = read_picture(path)
+    if max(picture.size) <= max_side:
         return _uri("png", path.read_bytes())
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

@@ -32,7 +32,8 @@ BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
 ROI = "nsdgeneral"
 EARLY_ROI, HIGHER_ROI = "prf-visualrois", "streams"
 VOXEL_MM = 1.8
-RECORD, STARTED = "phantom.json", ".phantom-started.json"
+RECORD, STARTED, GROUPS = "phantom.json", ".phantom-started.json", "image_groups.json"
+GROUP_NAMES = {"combination": "held-out combinations", "object": "held-out objects"}
 FORMAT = 1
 CHUNK = 128  # pictures whose features are computed at a time
 
@@ -92,6 +93,7 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
     pictures_NHWC = np.stack([world.picture(image_id) for image_id in range(world.num_images)])
     _write_stimuli(layout.stimuli, pictures_NHWC)
     _write_tables(layout, out_dir / "captions", design, world, seed)
+    write_json(out_dir / GROUPS, image_groups(world))
     features = _features(world, pictures_NHWC)
     num_voxels = {}
     for subject in range(1, config.num_subjects + 1):
@@ -112,6 +114,14 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
     write_json(out_dir / RECORD, {"settings": settings, **facts})
     (out_dir / STARTED).unlink()
     return _summary(out_dir, is_new=True)
+
+
+def image_groups(world: PictureWorld) -> dict[str, list[int]]:
+    """Return the groups of test pictures that an evaluation reports apart: name -> image ids."""
+    return {
+        name: [image_id for image_id in world.shared_ids if world.scene(image_id).held_out == kind]
+        for kind, name in GROUP_NAMES.items()
+    }
 
 
 def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:

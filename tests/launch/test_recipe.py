@@ -57,7 +57,7 @@ def test_a_wrong_override_is_one_clear_config_error(override: str, fragments: li
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="demo, paper"):
+    with pytest.raises(ConfigError, match="demo, demo_full, paper"):
         load_recipe("demoo")
 
 
@@ -72,3 +72,10 @@ def test_the_nearest_key_prefers_the_same_last_word() -> None:
     assert nearest_keys("kappa")[0] == "sampler.kappa"
     assert "sampler" in nearest_keys("smapler")
     assert "training.learning_rate" in set(all_keys())
+
+
+@pytest.mark.parametrize("recipe", ["demo", "demo_full"])
+def test_the_demos_report_held_out_objects_apart_wherever_their_world_lies(recipe: str) -> None:
+    config = load_recipe(recipe, ["nsd_root=elsewhere/nsd"])
+    assert config.evaluation.image_groups == Path("elsewhere/nsd/image_groups.json")
+    assert config.training.heldout_fraction > 0, "the sweep chooses on pictures that training left out"

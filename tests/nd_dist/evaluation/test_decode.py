@@ -14,12 +14,20 @@ from nd_dist.evaluation.decode import (
     StoredTargets,
     TrueTargets,
     decode_subject,
-    initial_moments,
     prediction_seeds,
+    target_moments,
 )
 from tests.nd_dist.evaluation.toy_world import ToySource
 
 NUM = BATCH + 7
+
+
+class SemanticSource(ToySource):
+    """The toy source with c in the shape that ``predict`` makes."""
+
+    def targets(self, name: str, image_ids: Sequence[int]) -> np.ndarray:
+        values = super().targets(name, image_ids)
+        return values[:, :2, :3] if name == "c" else values
 
 
 def predict(voxels_BV: np.ndarray, seeds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -44,9 +52,23 @@ def test_stored_rows_are_the_predictions_in_any_order(tmp_path: Path) -> None:
 
 def test_calibration_on_the_test_set_gives_every_element_the_training_targets_moments(tmp_path: Path) -> None:
     stored = decoded(tmp_path / "p", "test_set").rows("z", list(range(NUM)))
-    wanted = initial_moments(ToySource(NUM), 1)
+    wanted = target_moments(ToySource(NUM), 1)
     assert stored.mean(axis=0, dtype=np.float64) == pytest.approx(wanted.mean, abs=1e-5)
     assert stored.std(axis=0, dtype=np.float64) == pytest.approx(wanted.std, abs=1e-5)
+
+
+def test_other_targets_are_calibrated_only_where_the_settings_name_them(tmp_path: Path) -> None:
+    source, ids = ToySource(NUM), list(range(NUM))
+    raw = predict(source.voxels(1, ids), ids)["c"]
+    assert (decoded(tmp_path / "z", "test_set").rows("c", ids) == raw).all()
+    (tmp_path / "both").mkdir()
+    settings = DecodeSettings("test_set", 0, ("initial", "semantic"))
+    decode_subject(tmp_path / "both", predict, SemanticSource(NUM), 1, ids, settings)
+    both = StoredTargets(tmp_path / "both", ids)
+    wanted = target_moments(SemanticSource(NUM), 1, "c")
+    assert both.rows("c", ids).std(axis=0, dtype=np.float64) == pytest.approx(wanted.std, abs=1e-5)
+    assert both.rows("c", ids).mean(axis=0, dtype=np.float64) == pytest.approx(wanted.mean, abs=1e-5)
+    assert (both.rows("z", ids) == decoded(tmp_path / "again", "test_set").rows("z", ids)).all()
 
 
 def test_stored_calibration_uses_predictions_of_training_images_only(tmp_path: Path) -> None:

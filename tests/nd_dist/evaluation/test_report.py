@@ -14,7 +14,9 @@ from PIL import Image
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
+from nd_dist.evaluation import figures
 from nd_dist.evaluation.charts import Cell, curve, heat_map
+from nd_dist.evaluation.figures import write_figures
 from nd_dist.evaluation.findings import Findings
 from nd_dist.evaluation.report import write_report
 from nd_dist.evaluation.report_tables import probability, verdict
@@ -42,7 +44,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step in range(300):
             events.write("train_step", stage=stage, step=step, loss=10.0 / (step + 1))
     events.write("train_step", stage=2, step=299, loss=float("nan"))
-    evaluate(dataclasses.replace(job, points=points), Comm(), events)
+    groups = {"birds & bees": (0, 2), "one alone": (1,), "never shown": (70, 71)}
+    evaluate(dataclasses.replace(job, points=points, image_groups=groups), Comm(), events)
     write_report(job.config.run_dir)
     return job.config.run_dir
 
@@ -98,7 +101,7 @@ def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:
 
 
 def test_the_csv_has_the_numbers_of_the_metrics_file_in_full(run_dir: Path) -> None:
-    lines = list(csv.DictReader((run_dir / "metrics.csv").open()))
+    lines = [line for line in csv.DictReader((run_dir / "metrics.csv").open()) if line["images"] == "all"]
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert len(lines) == sum(len(point["metrics"]) for point in (*metrics["points"], *metrics["controls"]))
     first = next(line for line in lines if line["metric"] == "ssim" and line["eta"] == "1.0")
@@ -110,7 +113,7 @@ def test_the_csv_has_the_numbers_of_the_metrics_file_in_full(run_dir: Path) -> N
 def test_the_markdown_table_has_a_line_per_point_and_labels_simulated_data(run_dir: Path) -> None:
     text = (run_dir / "metrics.md").read_text()
     assert text.startswith("Simulated data")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text.partition("\nOnly ")[0].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3 + 3, "heading, points, controls"
     assert len({line.count("|") for line in lines}) == 1
 
@@ -198,6 +201,48 @@ def test_controls_stand_in_the_table_and_absent_metrics_say_why(run_dir: Path) -
     assert "LPIPS: no folder of metric networks was given" in text
     assert "compare only rows of one protocol" in text
     assert "its notebook final_evaluations" in text
+
+
+def test_named_groups_of_images_have_tables_of_their_own(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text()
+    assert "<h4>birds &amp; bees (2 images)</h4>" in page
+    assert "<h4>one alone (1 image)</h4>" in page
+    text = (run_dir / "metrics.md").read_text()
+    assert "Only birds & bees (2 images):" in text
+    assert "never shown" not in page + text
+    lines = [line for line in csv.DictReader((run_dir / "metrics.csv").open()) if line["images"] == "birds & bees"]
+    guided = next(line for line in lines if line["eta"] == "1.0" and line["metric"] == "pixcorr")
+    findings = Findings(run_dir)
+    row = next(row for row in findings.rows if row.point.eta == 1.0)
+    values = findings.values(row, "pixcorr")
+    assert float(guided["value"]) == pytest.approx((values[0] + values[2]) / 2)
+    assert (guided["n"], {line["control"] for line in lines}) == ("2", {"", "shuffled", "nearest", "ceiling"})
+    assert not [line for line in lines if line["control"] == "nearest" and line["metric"].startswith("repeat_")]
+
+
+def test_figures_show_the_first_images_and_every_point_of_the_grid(run_dir: Path, tmp_path: Path) -> None:
+    written = write_figures(run_dir, tmp_path / "figures")
+    assert [path.name for path in written] == ["strip.png", "grid.png", "table.md"]
+    findings, tile, step = Findings(run_dir), figures.SIDE, figures.SIDE + figures.EDGE
+    strip = np.asarray(Image.open(written[0]).convert("RGB")).astype(int)
+    assert strip.shape == (figures.LINE + 3 * step - figures.EDGE, 5 * step + 2 * figures.GAP - figures.EDGE, 3)
+    left = 3 * step + 2 * figures.GAP  # first repeat with guidance, of the second image
+    row = findings.guided(1)
+    assert row is not None
+    shown = np.asarray(Image.open(findings.repeats(row, 1)[0]).resize((tile, tile), Image.Resampling.LANCZOS))
+    errors = {  # a palette of 256 colours changes every picture a little
+        number: np.abs(strip[top : top + tile, left : left + tile] - shown).mean()
+        for number, top in enumerate(range(figures.LINE, strip.shape[0], step))
+    }
+    assert min(errors, key=lambda number: errors[number]) == 1, errors
+    assert errors[1] < 12, errors
+    assert Image.open(written[1]).size == (
+        5 * step + figures.GAP - figures.EDGE,
+        2 * (figures.LINE + step) - figures.EDGE,
+    )
+    table = written[2].read_text()
+    assert "η 1 |" not in table, "points of a sweep stay out"
+    assert "ceiling: true embeddings" in table
 
 
 def test_the_latex_table_escapes_text_and_prints_the_best_point_bold(run_dir: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
+from nd_dist.evaluation.groups import read_groups
 from shards.contract import open_reader
 from shards.nsd_layout import NsdLayout
 from shards.phantom.design import count_images, make_design
@@ -27,6 +28,14 @@ def test_settings_and_seed_decide_every_byte(phantom_dir: Path, tmp_path: Path) 
     other = folder_bytes(tmp_path / "other")
     betas = NsdLayout(Path()).betas(1, "betas_fithrf_GLMdenoise_RR", 1, ".hdf5")
     assert other[str(betas)] != written[str(betas)]
+
+
+def test_the_groups_of_test_pictures_are_told_to_evaluations(phantom_dir: Path) -> None:
+    groups = read_groups(phantom_dir / "image_groups.json")
+    world = PictureWorld(SEED, count_images(PHANTOM), PHANTOM.num_shared)
+    assert sorted(image_id for ids in groups.values() for image_id in ids) == list(world.shared_ids)
+    assert {world.scene(image_id).held_out for image_id in groups["held-out objects"]} == {"object"}
+    assert {world.scene(image_id).held_out for image_id in groups["held-out combinations"]} == {"combination"}
 
 
 def test_a_complete_phantom_is_left_alone(phantom_copy: Path) -> None:

@@ -1,0 +1,78 @@
+"""Named groups of test images (held-out objects, say), whose metrics are reported apart from those of all images.
+
+A group's metrics are what an evaluation of these images alone would give: distractors come from the group, and the
+resamples are drawn from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nd_dist.errors import DataError
+from nd_dist.evaluation.score import WINS, Statistics, scored_arrays
+from nd_dist.files import read_json
+
+Groups = Mapping[str, tuple[int, ...]]
+
+
+def read_groups(path: Path) -> Groups:
+    """Return group name -> image ids of a JSON file, in the file's order.
+
+    Raises:
+        DataError: the file is missing, or is not an object of lists of image ids.
+    """
+    if not path.is_file():
+        raise DataError(
+            "The file that names groups of test images is missing.",
+            where=str(path),
+            todo="correct evaluation.image_groups, or set it to null",
+        )
+    content = read_json(path)
+    is_groups = isinstance(content, dict) and all(
+        isinstance(ids, list) and all(type(image_id) is int and image_id >= 0 for image_id in ids)
+        for ids in content.values()
+    )
+    if not is_groups:
+        raise DataError(
+            "A file of image groups has another content.",
+            where=str(path),
+            expected='{"name of the group": [0-based image ids, ...], ...}',
+            found=str(content)[:80],
+        )
+    return {name: tuple(sorted(set(ids))) for name, ids in content.items()}
+
+
+def group_metrics(
+    arrays: Mapping[str, torch.Tensor],
+    image_ids: Sequence[int],
+    groups: Groups,
+    num_repeats: int,
+    statistics: Statistics,
+) -> dict[str, dict[str, Any]]:
+    """Return group name -> metric name -> value, interval, n; groups without any of the images are left out.
+
+    Args:
+        arrays: From ``score_images``.
+        image_ids: The images that its rows are.
+        groups: The groups.
+        num_repeats: Repeats summed in the wins.
+        statistics: Resamples.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    found = {}
+    for name, members in groups.items():
+        rows = torch.tensor([row_of[image_id] for image_id in members if image_id in row_of], dtype=torch.int64)
+        if not len(rows):
+            continue
+        own = {
+            key: array[rows][:, rows] if key.startswith(WINS) else array[rows]
+            for key, array in arrays.items()
+            if len(rows) > 1 or not key.startswith(WINS)  # one image has no distractor
+        }
+        scored = scored_arrays(own, num_repeats, statistics)
+        found[name] = {metric: item.as_json() for metric, item in scored.items()}
+    return found
