@@ -62,7 +62,7 @@ def test_other_targets_are_calibrated_only_where_the_settings_name_them(tmp_path
     raw = predict(source.voxels(1, ids), ids)["c"]
     assert (decoded(tmp_path / "z", "test_set").rows("c", ids) == raw).all()
     (tmp_path / "both").mkdir()
-    settings = DecodeSettings("test_set", 0, ("initial", "semantic"))
+    settings = DecodeSettings("test_set", 0, calibrated=("initial", "semantic"))
     decode_subject(tmp_path / "both", predict, SemanticSource(NUM), 1, ids, settings)
     both = StoredTargets(tmp_path / "both", ids)
     wanted = target_moments(SemanticSource(NUM), 1, "c")
