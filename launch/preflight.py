@@ -158,10 +158,13 @@ def _check_evaluation(config: Config, index: Index) -> None:
 
 
 def _check_metrics(evaluation: EvaluationConfig) -> None:
-    """Refuse a protocol or a folder of metric networks that does not exist."""
+    """Refuse a protocol, groups of images or a folder of metric networks that do not exist."""
+    from nd_dist.evaluation.groups import read_groups
     from nd_dist.metrics.protocols import protocol_named
 
     protocol_named(evaluation.protocol)
+    if evaluation.image_groups is not None:
+        read_groups(evaluation.image_groups)
     judges = evaluation.judges_dir
     if judges is not None and not judges.is_dir():
         raise ConfigError(

@@ -15,7 +15,7 @@ from launch.preflight import _check_metrics, require_starters
 from launch.recipe import load_recipe
 from launch.slurm_plan import srun_deepspeed_plan, srun_plan
 from nd_dist.config import EvaluationConfig
-from nd_dist.errors import ConfigError
+from nd_dist.errors import ConfigError, DataError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
 PROGRAM = RankProgram("launch.train_rank", Path("/runs/a/config.yaml"), "L1")
@@ -282,9 +282,11 @@ def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypat
         require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"), tmp_path)
 
 
-def test_a_protocol_or_judges_that_are_not_there_are_refused_before_ranks_start(tmp_path: Path) -> None:
+def test_a_protocol_groups_or_judges_that_are_not_there_are_refused_before_ranks_start(tmp_path: Path) -> None:
     _check_metrics(EvaluationConfig(protocol="takagi", judges_dir=tmp_path))
     with pytest.raises(ConfigError, match="metric protocol does not exist"):
         _check_metrics(EvaluationConfig(protocol="takagy"))
     with pytest.raises(ConfigError, match="metric networks"):
         _check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))
+    with pytest.raises(DataError, match="names groups of test images is missing"):
+        _check_metrics(EvaluationConfig(image_groups=tmp_path / "nothing.json"))
