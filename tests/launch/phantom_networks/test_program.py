@@ -20,8 +20,8 @@ from nd_dist.errors import CheckpointError, ConfigError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
 from tests.ranks.launching import ROOT, environment
 
-TOY = ["phantom_networks.stages=[vae]", "phantom_networks.vae.steps=12", "phantom_networks.vae.batch_size=4",
-       "phantom_networks.checkpoint_every=3"]  # fmt: skip
+TOY = ["phantom_networks.stages=[vae]", "phantom_networks.vae.steps=60", "phantom_networks.vae.batch_size=4",
+       "phantom_networks.checkpoint_every=20"]  # fmt: skip
 
 
 def start(out_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
