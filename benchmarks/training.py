@@ -32,7 +32,8 @@ from pathlib import Path
 import torch
 
 from benchmarks._released_loop import ReleasedLoop
-from benchmarks._training_data import SHAPES, make_data
+from benchmarks._shards import SHAPES
+from benchmarks._training_data import make_data
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.run import train
@@ -73,7 +74,7 @@ class Measured:
 
 def recipe(options: argparse.Namespace, folder: Path) -> Config:
     """Return the recipe of both sides."""
-    config = make_data(folder, options.target, SHAPES[options.target], options.voxels)
+    config = make_data(folder, options.target, options.voxels)
     decoder = DecoderConfig(heads="single", hidden_size=options.hidden_size, prior_depth=options.prior_depth)
     training = TrainingConfig(
         stages=(1,),

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from benchmarks._training_data import SHAPES, make_data
+from benchmarks._training_data import make_data
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.world import World
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, folder: Path, shard_layers: bool) -> di
 
 def recipe(options: argparse.Namespace, folder: Path) -> Config:
     """Return the recipe of both variants."""
-    config = make_data(folder, "g02", SHAPES["g02"], 15_000)
+    config = make_data(folder, "g02", 15_000)
     decoder = DecoderConfig(heads="single", hidden_size=options.hidden_size, prior_depth=0)
     training = TrainingConfig(
         stages=(1,), targets=("g02",), steps=(STEPS + WARM_UP, 1), samples_per_subject=(QUOTA, QUOTA),

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,15 +87,15 @@ class HostAgents:
             "interface": inquiry.interface, "port": inquiry.port,
         }  # fmt: skip
         write_text(token_path, token)
-        try:
-            for agent in self._agents:
-                agent.start(self._command(agent.host), request, self._environ)
-            self._wait(lambda agent: bool(agent.facts) or agent.has_ended, FACTS_WITHIN_S)
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            token_path.unlink(missing_ok=True)
+        with ExitStack() as connections:
+            connections.callback(self._close)
+            try:
+                for agent in self._agents:
+                    agent.start(self._command(agent.host), request, self._environ)
+                self._wait(lambda agent: bool(agent.facts) or agent.has_ended, FACTS_WITHIN_S)
+            finally:
+                token_path.unlink(missing_ok=True)
+            connections.pop_all()  # they stay open until the block's end
         self._thread.start()
         return self
 
