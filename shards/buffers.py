@@ -3,10 +3,15 @@
 Fresh batches of tens of megabytes cost as much as reading them (page faults). A lent array, every view of it and every
 tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. So there is no rule for
 the consumer to remember, and one that keeps its batches only makes the pool larger.
+
+On Linux all memory of a pool lies in one file without a name (memfd), which a reader process maps and fills.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import threading
 import weakref
 from collections import defaultdict, deque
 from math import prod
@@ -16,10 +21,17 @@ import numpy.typing as npt
 
 
 class BufferPool:
-    """Lends arrays; thread-safe (its only shared state are deques, whose append and pop are atomic)."""
+    """Lends arrays; thread-safe."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, deque[bytearray]] = defaultdict(deque)
+        self._free: defaultdict[int, deque[bytearray | mmap.mmap]] = defaultdict(deque)  # append and pop are atomic
+        self._offsets: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.descriptor = -1  # of the file; there is none on macOS
+        self.num_bytes = 0  # of the file
+        if hasattr(os, "memfd_create"):
+            self.descriptor = os.memfd_create("batches", os.MFD_CLOEXEC)
+            weakref.finalize(self, os.close, self.descriptor)
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
         """Return an array of arbitrary content, whose memory comes back when the array and all views are gone."""
@@ -29,14 +41,30 @@ class BufferPool:
         try:
             memory = free.pop()
         except IndexError:
-            memory = bytearray(num_bytes)
+            memory = self._allocate(num_bytes)
         # Views made later keep `flat` alive (their base), because NumPy collapses chains of views only up to an array
         # whose own base is no array; so `flat` dies last.
         flat = np.frombuffer(memory, dtype=kind, count=prod(shape))
         weakref.finalize(flat, free.append, memory).atexit = False
         return flat.reshape(shape)
 
+    def offset(self, lent: npt.NDArray[np.floating]) -> int:
+        """Return where in the file the memory of a lent array begins."""
+        return self._offsets[lent.ctypes.data]
+
     @property
     def num_free_bytes(self) -> int:
         """Bytes that wait to be lent."""
         return sum(num_bytes * len(free) for num_bytes, free in self._free.items())
+
+    def _allocate(self, num_bytes: int) -> bytearray | mmap.mmap:
+        """Return new memory, of the file where there is one."""
+        if self.descriptor < 0:
+            return bytearray(num_bytes)
+        with self._lock:
+            offset = self.num_bytes
+            self.num_bytes += -(-num_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            os.ftruncate(self.descriptor, self.num_bytes)
+        memory = mmap.mmap(self.descriptor, num_bytes, offset=offset)
+        self._offsets[np.frombuffer(memory, dtype=np.uint8).ctypes.data] = offset
+        return memory

@@ -25,7 +25,7 @@ from shards.codec import DTYPES, image_key, int8_store, member_field, npy_header
 from shards.index import VERSION, ShardInfo
 from shards.plan import ImageUnit, PackPlan
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
-from shards.records import ShardFiles
+from shards.records import ShardFiles, Wanted
 from shards.store import FolderStore
 from shards.writer import open_shard
 
@@ -156,7 +156,7 @@ def _write(folder: Path, shard: Int8Shard, scale: npt.NDArray[np.float32], dtype
     with open_shard(folder / shard.path) as writer:
         for image_id, row in zip(rows["image"].tolist(), np.split(rows, len(rows)), strict=True):
             key = image_key(image_id)
-            files.read_rows(row, record, partial(_named, key))
+            files.read([Wanted(row, record, partial(_named, key))])
             writer.add_array(key, member_field(store), header, to_int8(record[0], scale).tobytes())
     files.close()
     written = np.zeros(len(rows), dtype=PACKED_IMAGE_ROW)

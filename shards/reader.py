@@ -17,7 +17,7 @@ from nd_dist.errors import DataError
 from nd_dist.schema import Split, TwoRepeats
 from shards.codec import PICTURES, decode_png, image_key, trial_key
 from shards.index import Index
-from shards.records import ShardFiles
+from shards.records import ShardFiles, Wanted
 from shards.tables import ABSENT, TEST, TRAIN, Table
 
 
@@ -157,7 +157,7 @@ class ShardReader:
         info = self.index.feature(PICTURES)
         rows = self._image_rows(PICTURES, image_ids)
         contents = [np.empty(num_bytes, dtype=np.uint8) for num_bytes in rows["bytes"].tolist()]
-        self.files.read_rows(rows, contents, lambda position: image_key(image_ids[position]))
+        self.files.read([Wanted(rows, contents, lambda position: image_key(image_ids[position]))])
         pictures_NHWC = np.empty((len(image_ids), *info.shape), dtype=np.uint8)
         for picture_HWC, content, image_id in zip(pictures_NHWC, contents, image_ids, strict=True):
             picture_HWC[:] = decode_png(content.tobytes(), where=image_key(image_id))
@@ -165,12 +165,19 @@ class ShardReader:
 
     def read_voxels(self, rows: Table, out_NV: npt.NDArray[np.floating]) -> None:
         """Fill ``out_NV`` (N, V), of the stored dtype, with the voxels of N rows of ``trials`` of one subject."""
-        self.files.read_rows(rows, out_NV, lambda position: trial_row_key(rows[position]))
+        self.files.read([wanted_voxels(rows, out_NV)])
 
     def read_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> None:
         """Fill ``out`` (N, *shape), of the stored dtype, with a target of N images."""
-        rows = self._image_rows(name, image_ids)
-        self.files.read_rows(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
+        self.files.read([self.wanted_targets(name, image_ids, out)])
+
+    def wanted_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> Wanted:
+        """Return what ``read_targets`` reads, to be read together with others.
+
+        Raises:
+            DataError: the store lacks an image.
+        """
+        return wanted_targets(name, image_ids, self._image_rows(name, image_ids), out)
 
     def announce_voxels(self, subject: int, rows: Table) -> None:
         """Say that rows of ``trials`` of a subject will be read next."""
@@ -201,11 +208,22 @@ class ShardReader:
         table = self.store(store)
         ids = np.asarray(image_ids, dtype=np.int64)
         is_inside = (ids >= 0) & (ids < len(table))
-        is_present = is_inside & (table["shard"][np.where(is_inside, ids, 0)] != ABSENT)
+        rows = np.asarray(table[np.where(is_inside, ids, 0)])
+        is_present = is_inside & (rows["shard"] != ABSENT)
         if not is_present.all():
             absent = int(ids[~is_present][0])
             raise DataError(f"Store {store!r} holds no image {absent}.", where=self.index.place)
-        return np.asarray(table[ids])
+        return rows
+
+
+def wanted_voxels(rows: Table, out_NV: npt.NDArray[np.floating]) -> Wanted:
+    """Return what ``ShardReader.read_voxels`` reads, to be read together with others."""
+    return Wanted(rows, out_NV, lambda position: trial_row_key(rows[position]))
+
+
+def wanted_targets(name: str, image_ids: Sequence[int], rows: Table, out: npt.NDArray[np.floating]) -> Wanted:
+    """Return what ``ShardReader.read_targets`` reads, where the rows (N,) of the store's table are known already."""
+    return Wanted(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
 
 
 def mean_items(

@@ -12,21 +12,78 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
+from shards.buffers import BufferPool
 from shards.checksum import checksum
+from shards.helpers import TASK_RECORDS, Helper, Task
 from shards.index import ShardInfo
-from shards.scatter import MAX_READS, Places, ScatteredReads
 from shards.store import Store
 from shards.tables import Table
 
 MAX_OPEN_FILES = 256
 NOTE_USE_S = 30.0
-TOGETHER_BYTES = 2 * 1024**2  # read in one call, then hashed while they still lie in the processor's cache
-Records = npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Records to be read.
+
+    Args:
+        rows: (N,) of a table, with columns shard, offset and checksum.
+        records: N C-contiguous arrays (or one array of N records), overwritten.
+        name: Names the sample at a position; called only where reading fails.
+    """
+
+    rows: Table
+    records: npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
+    name: Callable[[int], str]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all records."""
+        return self.records.nbytes if isinstance(self.records, np.ndarray) else sum(r.nbytes for r in self.records)
+
+    def contents(self) -> list[memoryview]:
+        """Return the memory of every record."""
+        if not isinstance(self.records, np.ndarray):
+            return [record.data for record in self.records]
+        memory = self.records.reshape(-1).view(np.uint8).data
+        num_bytes = len(memory) // max(1, len(self.records))
+        return [memory[start : start + num_bytes] for start in range(0, len(memory), num_bytes or 1)]
+
+    def places(self, pool: BufferPool) -> npt.NDArray[np.int64]:
+        """Return where (N,) in a pool's file that memory is."""
+        assert isinstance(self.records, np.ndarray)
+        num_bytes = self.records.nbytes // max(1, len(self.records))
+        return pool.offset(self.records) + np.arange(len(self.records), dtype=np.int64) * num_bytes
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A process that reads, and the pool that the records are memory of."""
+
+    helper: Helper
+    pool: BufferPool
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The columns of what is wanted, all (N,)."""
+
+    COLUMNS: ClassVar = ("shard", "offset", "checksum")
+    shards: npt.NDArray[np.uint32]
+    offsets: npt.NDArray[np.uint64]
+    checksums: npt.NDArray[np.uint64]
+
+    def take(self, part: slice) -> _Rows:
+        """Return some of them."""
+        return _Rows(self.shards[part], self.offsets[part], self.checksums[part])
 
 
 class _OpenFile:
@@ -62,62 +119,78 @@ class ShardFiles:
         max_open: Files kept open; the least recently used is closed first, once no thread reads it.
     """
 
-    _scattered = ScatteredReads()  # of the thread, whichever files it reads
-
     def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int = MAX_OPEN_FILES) -> None:
         self._store, self._shards, self._max_open = store, shards, max_open
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read_rows(self, rows: Table, records: Records, name: Callable[[int], str]) -> None:
-        """Fill records with what rows of a table point to.
+    def read(self, wanted: Sequence[Wanted], elsewhere: Elsewhere | None = None) -> None:
+        """Fill records with what rows of tables point to.
 
         Args:
-            rows: (N,) with columns shard, offset and checksum.
-            records: N C-contiguous arrays (or one array of N records), overwritten.
-            name: Names the sample at a position; called only where reading fails.
+            wanted: What to read.
+            elsewhere: The process that reads, where it is not this one; all records are memory of its pool.
 
         Raises:
             DataError: a shard is missing or cut, or a record's bytes are not those that were packed.
         """
-        contents = _as_bytes(records)
-        is_right = np.zeros(len(rows), dtype=np.bool_)
-        if isinstance(contents, np.ndarray) and len(rows):
-            is_right = self._read_together(rows, contents)
+        if not wanted:
+            return
+        rows = _Rows(*(np.concatenate([part.rows[column] for part in wanted]) for column in _Rows.COLUMNS))
+        is_right = np.zeros(len(rows.shards), dtype=np.bool_)
+        if elsewhere is not None:
+            places = np.concatenate([part.places(elsewhere.pool) for part in wanted])
+            lengths = np.concatenate(
+                [np.full(len(part.rows), part.records[0].nbytes) for part in wanted if len(part.rows)]
+            )
+            for start in range(0, len(places), TASK_RECORDS):
+                part = slice(start, start + TASK_RECORDS)
+                is_right[part] = self._read_elsewhere(rows.take(part), places[part], lengths[part], elsewhere)
+        if is_right.all():
+            return
+        contents = [content for part in wanted for content in part.contents()]
         for position in np.flatnonzero(~is_right).tolist():
-            content = contents[position]
-            shard, offset, expected = (int(rows[column][position]) for column in ("shard", "offset", "checksum"))
-            try:
-                self._read(shard, content, offset, expected)
-            except _WrongBytes as error:
-                if self._forget(shard):
-                    with suppress(_WrongBytes):
-                        self._read(shard, content, offset, expected)
-                        continue
-                raise DataError(
-                    "A sample cannot be read.",
-                    where=f"{self._store.place}/{self._shards[shard].path}, sample {name(position)}, offset {offset}",
-                    found=str(error),
-                    todo="run `nd verify --repair` on the folder that was packed",
-                ) from error
+            self._read_here(rows, position, contents[position], wanted)
 
-    def _read_together(self, rows: Table, contents_NB: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Fill records (N, num_bytes) in few system calls; return which (N,) are those that were packed."""
-        is_right = np.zeros(len(rows), dtype=np.bool_)
-        shards = rows["shard"].tolist()
-        files = {shard: self._file(shard) for shard in set(shards)}  # held while they are read, see _read
-        num_bytes = contents_NB.shape[1]
-        places = Places(
-            descriptors=np.array([files[shard].descriptor for shard in shards], dtype=np.int64),
-            offsets=rows["offset"],
-            addresses=contents_NB.ctypes.data + np.arange(len(rows)) * num_bytes,
-            num_bytes=num_bytes,
+    def _read_elsewhere(
+        self, rows: _Rows, places: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], elsewhere: Elsewhere
+    ) -> npt.NDArray[np.bool_]:
+        """Let another process fill records; return which (N,) are those that were packed."""
+        numbers, which = np.unique(rows.shards, return_inverse=True)
+        files = [self._file(shard) for shard in numbers.tolist()]  # held while they are read
+        pool = elsewhere.pool
+        task = Task(
+            memory=(_path(pool.descriptor), pool.num_bytes),
+            files=tuple(_path(file.descriptor) for file in files),
+            which=which,
+            offsets=rows.offsets,
+            places=places,
+            lengths=lengths,
+            checksums=rows.checksums,
         )
-        step = min(MAX_READS, max(1, TOGETHER_BYTES // num_bytes))
-        for start, stop, is_whole in self._scattered.read(places, step):
-            found = np.array([checksum(content) for content in contents_NB[start:stop]], dtype=np.uint64)
-            is_right[start:stop] = is_whole & (found == rows["checksum"][start:stop])
-        return is_right
+        return elsewhere.helper.read(task)
+
+    def _read_here(self, rows: _Rows, position: int, content: memoryview, wanted: Sequence[Wanted]) -> None:
+        """Fill one record by itself; once more where another copy of its shard can be had.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+        shard, offset, expected = (int(column[position]) for column in (rows.shards, rows.offsets, rows.checksums))
+        try:
+            self._read(shard, content, offset, expected)
+        except _WrongBytes as error:
+            if self._forget(shard):
+                with suppress(_WrongBytes):
+                    self._read(shard, content, offset, expected)
+                    return
+            place, name = f"{self._store.place}/{self._shards[shard].path}", _name(wanted, position)
+            raise DataError(
+                "A sample cannot be read.",
+                where=f"{place}, sample {name}, offset {offset}",
+                found=str(error),
+                todo="run `nd verify --repair` on the folder that was packed",
+            ) from error
 
     def announce(self, rows: Table, num_bytes: int) -> None:
         """Tell the operating system which records will be read next, so that a cold disk gets many requests at once.
@@ -140,14 +213,14 @@ class ShardFiles:
         with self._lock:
             self._open.clear()
 
-    def _read(self, shard: int, content: npt.NDArray[np.uint8], offset: int, expected: int) -> None:
+    def _read(self, shard: int, content: memoryview, offset: int, expected: int) -> None:
         """Fill one record.
 
         Raises:
             _WrongBytes: they are not those that were packed.
         """
         file = self._file(shard)  # held while it is read: another thread may drop it from the open ones
-        _pread_full(file.descriptor, content.data, offset)
+        _pread_full(file.descriptor, content, offset)
         if checksum(content) != expected:
             raise _WrongBytes("the bytes are not those that were packed (checksum differs)")
 
@@ -186,11 +259,18 @@ class ShardFiles:
         return file
 
 
-def _as_bytes(records: Records) -> Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]:
-    """Return records as flat bytes that share their memory."""
-    if isinstance(records, np.ndarray):
-        return records.reshape(len(records), -1).view(np.uint8) if len(records) else records.view(np.uint8)
-    return records
+def _name(wanted: Sequence[Wanted], position: int) -> str:
+    """Return the name of the sample at a position in all that is wanted."""
+    for part in wanted:
+        if position < len(part.rows):
+            return part.name(position)
+        position -= len(part.rows)
+    raise IndexError(position)
+
+
+def _path(descriptor: int) -> str:
+    """Return the path by which another process opens a file that is open here."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def _pread_full(descriptor: int, content: memoryview, offset: int) -> None:

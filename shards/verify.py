@@ -227,7 +227,7 @@ def _check_members(shard: ShardInfo, content: bytes, expected: Sequence[_Expecte
         record = content[start + len(item.header) : start + item.member.num_bytes]
         if header != item.header:
             yield Problem(shard.path, item.key, "the npy header is not the one that was packed")
-        elif checksum(np.frombuffer(record, dtype=np.uint8)) != item.checksum:
+        elif checksum(memoryview(record)) != item.checksum:
             yield Problem(shard.path, item.key, "the bytes are not those that were packed (checksum differs)")
     if len(members) > len(expected):
         yield Problem(shard.path, "", f"{len(members) - len(expected)} members that no table knows")

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from nd_dist.files import atomic_path
 from shards.checksum import checksum
 from shards.codec import NPY_HEADER_BYTES
@@ -78,7 +76,7 @@ class ShardWriter:
         assert "." not in key, "WebDataset splits names at the first dot"
         assert len(f"{key}.{field}") <= MAX_NAME_BYTES
         offset = int(self._tar.tarstream.offset) + TAR_BLOCK_BYTES + skip
-        record = np.frombuffer(content, dtype=np.uint8, offset=skip)
+        record = memoryview(content)[skip:]
         self._tar.write({"__key__": key, field: content})
         self.records.append(Record(offset, len(record), checksum(record)))
 

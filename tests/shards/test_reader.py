@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards import scatter
 from shards.codec import image_shard_path, trial_shard_path
 from shards.contract import open_reader
 from shards.index import Index, index_id
@@ -85,13 +84,6 @@ def test_what_was_not_packed_is_said(reader: ShardReader) -> None:
         reader.targets("z", [10**6])
 
 
-@pytest.fixture(params=["together", "one by one"])
-def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "one by one":
-        monkeypatch.setattr(scatter.platform, "machine", lambda: "another")
-
-
-@pytest.mark.usefixtures("way_of_reading")
 def test_a_flipped_byte_in_a_record_is_an_error_that_names_shard_sample_and_offset(packed_copy: Path) -> None:
     reader = ShardReader(packed_copy)
     row = reader.trials[reader.trials["subject"] == 1][0]
@@ -144,7 +136,6 @@ def test_a_cut_or_missing_shard_is_an_error(packed_copy: Path) -> None:
         ShardReader(packed_copy).targets("z", [image_id])
 
 
-@pytest.mark.usefixtures("way_of_reading")
 def test_a_shard_cut_while_it_is_open_is_an_error(packed_copy: Path) -> None:
     reader = ShardReader(packed_copy)
     ids = reader.images(1, "test")
