@@ -32,7 +32,7 @@ from shards.tables import Table
 
 __all__ = ["StreamConfig", "TrialStream"]
 
-HELP_AFTER_BYTES = 256 * 1024**2  # a short stream is over before a process has started
+HELP_AFTER_BYTES = 1024**3  # a short stream is over before a process has started
 
 
 class TrialStream:
