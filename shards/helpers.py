@@ -36,7 +36,6 @@ from shards.helpers import serve
 serve()
 """
 
-
 TASK_RECORDS = 512  # in one message: no more files are open twice
 
 
@@ -65,7 +64,12 @@ class Task:
 
 def can_help() -> bool:
     """Return whether this system lets a process read its parent's open files."""
-    return hasattr(os, "memfd_create") and os.path.exists(f"/proc/{os.getpid()}/fd")
+    return hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")
+
+
+def path_for_helpers(descriptor: int) -> str:
+    """Return the path by which a helper opens a file that is open here."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 class Helper:

@@ -169,15 +169,7 @@ class ShardReader:
 
     def read_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> None:
         """Fill ``out`` (N, *shape), of the stored dtype, with a target of N images."""
-        self.files.read([self.wanted_targets(name, image_ids, out)])
-
-    def wanted_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> Wanted:
-        """Return what ``read_targets`` reads, to be read together with others.
-
-        Raises:
-            DataError: the store lacks an image.
-        """
-        return wanted_targets(name, image_ids, self._image_rows(name, image_ids), out)
+        self.files.read([wanted_targets(name, image_ids, self._image_rows(name, image_ids), out)])
 
     def announce_voxels(self, subject: int, rows: Table) -> None:
         """Say that rows of ``trials`` of a subject will be read next."""

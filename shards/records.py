@@ -21,7 +21,7 @@ import numpy.typing as npt
 from nd_dist.errors import DataError
 from shards.buffers import BufferPool
 from shards.checksum import checksum
-from shards.helpers import TASK_RECORDS, Helper, Task
+from shards.helpers import TASK_RECORDS, Helper, Task, path_for_helpers
 from shards.index import ShardInfo
 from shards.store import Store
 from shards.tables import Table
@@ -49,19 +49,23 @@ class Wanted:
         """Bytes of all records."""
         return self.records.nbytes if isinstance(self.records, np.ndarray) else sum(r.nbytes for r in self.records)
 
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of each of N records that are one array."""
+        return self.num_bytes // max(1, len(self.records))
+
     def contents(self) -> list[memoryview]:
         """Return the memory of every record."""
         if not isinstance(self.records, np.ndarray):
             return [record.data for record in self.records]
         memory = self.records.reshape(-1).view(np.uint8).data
-        num_bytes = len(memory) // max(1, len(self.records))
+        num_bytes = self.record_bytes
         return [memory[start : start + num_bytes] for start in range(0, len(memory), num_bytes or 1)]
 
     def places(self, pool: BufferPool) -> npt.NDArray[np.int64]:
         """Return where (N,) in a pool's file that memory is."""
         assert isinstance(self.records, np.ndarray)
-        num_bytes = self.records.nbytes // max(1, len(self.records))
-        return pool.offset(self.records) + np.arange(len(self.records), dtype=np.int64) * num_bytes
+        return pool.offset(self.records) + np.arange(len(self.records), dtype=np.int64) * self.record_bytes
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,7 @@ class ShardFiles:
         is_right = np.zeros(len(rows.shards), dtype=np.bool_)
         if elsewhere is not None:
             places = np.concatenate([part.places(elsewhere.pool) for part in wanted])
-            lengths = np.concatenate(
-                [np.full(len(part.rows), part.records[0].nbytes) for part in wanted if len(part.rows)]
-            )
+            lengths = np.repeat([part.record_bytes for part in wanted], [len(part.rows) for part in wanted])
             for start in range(0, len(places), TASK_RECORDS):
                 part = slice(start, start + TASK_RECORDS)
                 is_right[part] = self._read_elsewhere(rows.take(part), places[part], lengths[part], elsewhere)
@@ -160,8 +162,8 @@ class ShardFiles:
         files = [self._file(shard) for shard in numbers.tolist()]  # held while they are read
         pool = elsewhere.pool
         task = Task(
-            memory=(_path(pool.descriptor), pool.num_bytes),
-            files=tuple(_path(file.descriptor) for file in files),
+            memory=(path_for_helpers(pool.descriptor), pool.num_bytes),
+            files=tuple(path_for_helpers(file.descriptor) for file in files),
             which=which,
             offsets=rows.offsets,
             places=places,
@@ -266,11 +268,6 @@ def _name(wanted: Sequence[Wanted], position: int) -> str:
             return part.name(position)
         position -= len(part.rows)
     raise IndexError(position)
-
-
-def _path(descriptor: int) -> str:
-    """Return the path by which another process opens a file that is open here."""
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def _pread_full(descriptor: int, content: memoryview, offset: int) -> None:

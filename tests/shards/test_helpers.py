@@ -14,8 +14,9 @@ from nd_dist.errors import DataError
 from nd_dist.schema import Batch
 from shards import stream as stream_module
 from shards.codec import trial_shard_path
-from shards.helpers import Helper, can_help
+from shards.helpers import can_help
 from shards.reader import ShardReader
+from shards.records import ShardFiles
 from shards.stream import StreamConfig, TrialStream
 from tests.shards.support import flip_byte
 
@@ -64,8 +65,6 @@ def test_processes_read_what_threads_read(packed_dir: Path, monkeypatch: pytest.
 
 
 def test_records_are_read_by_the_processes(packed_dir: Path, at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shards.records import ShardFiles
-
     monkeypatch.setattr(ShardFiles, "_read_here", lambda *_: pytest.fail("a record was left to the parent"))
     assert len(read(packed_dir, 10)) == 10
 
@@ -137,9 +136,8 @@ with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
     assert not any(is_running(process) for process in found)
 
 
-def test_a_helper_that_cannot_start_reads_nothing(monkeypatch: pytest.MonkeyPatch, packed_dir: Path) -> None:
+def test_where_no_process_can_start_the_threads_read(monkeypatch: pytest.MonkeyPatch, packed_dir: Path) -> None:
     monkeypatch.setattr(stream_module, "HELP_AFTER_BYTES", 0)
     expected = read(packed_dir, 5)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert read(packed_dir, 5) == expected
-    assert not Helper()._is_gone
