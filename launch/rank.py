@@ -29,6 +29,7 @@ from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog
 from nd_dist.files import read_json
 from nd_dist.world import World
+from shards.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
     from nd_dist.config import Config
@@ -145,6 +146,7 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
     def work() -> None:
         from launch.recipe import load_recipe
 
+        allow_more_open_files()
         lock = hold_rank_lock(start.run_dir)
         host, pid = socket.gethostname(), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)

@@ -5,38 +5,32 @@ record, and that costs them more than the work; processes scale as their cores d
 one message a step, waits, and learns which records are right. It reads all others again itself, so that what is wrong
 with them is found and said in one place, and a helper that is gone costs time and nothing else.
 
-A helper maps the file that a pool's batches lie in, and opens the shards that its parent has open through ``/proc``.
-It ends with its parent: its standard input does.
+A helper (``shards.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
+has open through ``/proc``. It ends with its parent: its standard input does.
 """
 
 from __future__ import annotations
 
-import gc
-import mmap
+import marshal
 import os
-import pickle
-import signal
+import select
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.checksum import checksum
+from shards.helper_process import receive, send
 
-# NumPy's linear algebra is not used, and would start a thread for every core
 _START = """\
-import os, sys
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+import sys
 sys.path[:] = {path!r}
-from shards.helpers import serve
+from shards.helper_process import serve
 serve()
 """
-
-TASK_RECORDS = 512  # in one message: no more files are open twice
 
 
 @dataclass(frozen=True)
@@ -44,22 +38,30 @@ class Task:
     """Records to be read.
 
     Args:
-        memory: Path and size of the file that they are written to.
-        files: Paths of the shards.
-        which: (N,) positions in ``files``.
+        memory: Descriptor and size of the file that they are written to; a pool's file, which only grows.
+        were_read_before: Whether the records are likely to be in memory.
+        shards: Identity (of the file, whoever opens it) and descriptor of the shards.
+        which: (N,) positions in ``shards``.
         offsets: (N,) in the shard.
         places: (N,) in the memory's file.
         lengths: (N,) of the records.
         checksums: (N,) of the records.
     """
 
-    memory: tuple[str, int]
-    files: tuple[str, ...]
+    memory: tuple[int, int]
+    were_read_before: bool
+    shards: tuple[tuple[tuple[int, int], int], ...]
     which: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.uint64]
     places: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     checksums: npt.NDArray[np.uint64]
+
+    def message(self) -> bytes:
+        """Return it as ``helper_process`` takes it."""
+        columns = (self.which, self.offsets, self.places, self.lengths, self.checksums)
+        content = b"".join(column.astype(np.uint64).data for column in columns)
+        return marshal.dumps((self.memory, self.were_read_before, self.shards, content))
 
 
 def can_help() -> bool:
@@ -67,101 +69,86 @@ def can_help() -> bool:
     return hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")
 
 
-def path_for_helpers(descriptor: int) -> str:
-    """Return the path by which a helper opens a file that is open here."""
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
-
-
 class Helper:
-    """A reader process, started when first asked. For one thread at a time."""
+    """A reader process, started when first asked for. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_gone = False
+        self._process: _Process | None = None
+        self._is_ready = self._is_gone = False
+
+    def is_ready(self) -> bool:
+        """Return whether it can read; start it where it has not been started, and never wait for it."""
+        if not self._is_ready and not self._is_gone:
+            try:
+                if self._process is None:
+                    self._process = _Process()
+                if self._process.has_answered():
+                    self._process.receive()
+                    self._is_ready = True
+            except (OSError, EOFError):
+                self.close()
+        return self._is_ready
 
     def read(self, task: Task) -> npt.NDArray[np.bool_]:
         """Return which (N,) records were read and are right; none of them once the process is gone."""
-        nothing = np.zeros(len(task.which), dtype=np.bool_)
-        if self._is_gone:
-            return nothing
-        try:
-            if self._process is None:
-                self._process = _start()
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            _send(self._process.stdin, task)
-            answer = pickle.load(self._process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            self.close()
-            return nothing
-        return np.asarray(answer, dtype=np.bool_)
+        if self._process is not None:
+            try:
+                self._process.send(task.message())
+                return np.frombuffer(self._process.receive(), dtype=np.bool_)
+            except (OSError, EOFError):
+                self.close()
+        return np.zeros(len(task.which), dtype=np.bool_)
 
     def close(self) -> None:
-        """End the process."""
-        self._is_gone = True
+        """End the process; it is not started again."""
+        self._is_ready, self._is_gone = False, True
         if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                with suppress(OSError):
-                    if stream is not None:
-                        stream.close()
-            self._process.wait()
+            self._process.close()
             self._process = None
 
 
-def _start() -> subprocess.Popen[bytes]:
-    """Start a process that reads."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _START.format(path=sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+class _Process:
+    """A process that runs ``helper_process.serve``."""
 
+    def __init__(self) -> None:
+        # without the site module, which takes longer than all else: the path is this process's
+        path = [str(Path(__file__).parents[1]), *sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _START.format(path=path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._from, select.POLLIN)
+        self.pid = self._process.pid
 
-def _send(stream: IO[bytes], message: object) -> None:
-    """Write a message."""
-    stream.write(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-    stream.flush()
+    def has_answered(self) -> bool:
+        """Return whether ``receive`` need not wait."""
+        return bool(self._poll.poll(0))
 
+    def send(self, message: bytes) -> None:
+        """Write a message.
 
-def serve() -> None:
-    """Do tasks from standard input until it ends (runs in the reader process)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent decides
-    gc.disable()  # nothing here refers to itself
-    memory, content = ("", 0), memoryview(b"")
-    while True:
-        try:
-            task = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        if task.memory != memory:
-            memory = task.memory
-            with open(memory[0], "r+b") as file:
-                content = memoryview(mmap.mmap(file.fileno(), memory[1]))
-        _send(sys.stdout.buffer, _read(task, content))
+        Raises:
+            OSError: the process is gone.
+        """
+        send(self._to, message)
 
+    def receive(self) -> bytes:
+        """Read a message.
 
-def _read(task: Task, memory: memoryview) -> list[bool]:
-    """Return which records were read and are right.
+        Raises:
+            EOFError: the process is gone.
+        """
+        return receive(self._from)
 
-    Raises:
-        OSError: a shard cannot be opened; the process ends.
-    """
-    with ExitStack() as stack:
-        files = []
-        for path in task.files:
-            files.append(os.open(path, os.O_RDONLY))
-            stack.callback(os.close, files[-1])
-        columns = (task.which, task.offsets, task.places, task.lengths, task.checksums)
-        return [
-            _is_right(files[which], memory[place : place + length], offset, expected)
-            for which, offset, place, length, expected in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-
-
-def _is_right(file: int, record: memoryview, offset: int, expected: int) -> bool:
-    """Read a record; return whether it was read in full and is the one that was packed."""
-    try:
-        return os.preadv(file, [record], offset) == len(record) and checksum(record) == expected
-    except OSError:
-        return False
+    def close(self) -> None:
+        """End it."""
+        for stream in (self._to, self._from):
+            with suppress(OSError):
+                stream.close()
+        self._process.wait()

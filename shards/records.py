@@ -21,12 +21,12 @@ import numpy.typing as npt
 from nd_dist.errors import DataError
 from shards.buffers import BufferPool
 from shards.checksum import checksum
-from shards.helpers import TASK_RECORDS, Helper, Task, path_for_helpers
+from shards.helpers import Helper, Task
 from shards.index import ShardInfo
+from shards.open_files import max_open_shards, max_shards_at_once
 from shards.store import Store
 from shards.tables import Table
 
-MAX_OPEN_FILES = 256
 NOTE_USE_S = 30.0
 
 
@@ -70,10 +70,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A process that reads, and the pool that the records are memory of."""
+    """A process that reads.
+
+    Args:
+        helper: The process.
+        pool: The records are its memory.
+        were_read_before: Whether the records are likely to be in memory.
+    """
 
     helper: Helper
     pool: BufferPool
+    were_read_before: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class _Rows:
     offsets: npt.NDArray[np.uint64]
     checksums: npt.NDArray[np.uint64]
 
-    def take(self, part: slice) -> _Rows:
+    def take(self, part: npt.NDArray[np.int64]) -> _Rows:
         """Return some of them."""
         return _Rows(self.shards[part], self.offsets[part], self.checksums[part])
 
@@ -95,6 +102,8 @@ class _OpenFile:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.num_bytes, self.identity = status.st_size, (status.st_dev, status.st_ino)
         self.noted = time.monotonic()
 
     def __del__(self) -> None:
@@ -120,11 +129,13 @@ class ShardFiles:
     Args:
         store: Where they lie.
         shards: The index's list of shards.
-        max_open: Files kept open; the least recently used is closed first, once no thread reads it.
+        max_open: Files kept open (none: as many as the system allows); the least recently used is closed first, once
+            no thread reads it.
     """
 
-    def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int = MAX_OPEN_FILES) -> None:
-        self._store, self._shards, self._max_open = store, shards, max_open
+    def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int | None = None) -> None:
+        self._store, self._shards = store, shards
+        self._max_open = max_open or max_open_shards()
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -145,8 +156,7 @@ class ShardFiles:
         if elsewhere is not None:
             places = np.concatenate([part.places(elsewhere.pool) for part in wanted])
             lengths = np.repeat([part.record_bytes for part in wanted], [len(part.rows) for part in wanted])
-            for start in range(0, len(places), TASK_RECORDS):
-                part = slice(start, start + TASK_RECORDS)
+            for part in _split_by_shards(rows.shards, max_shards_at_once()):
                 is_right[part] = self._read_elsewhere(rows.take(part), places[part], lengths[part], elsewhere)
         if is_right.all():
             return
@@ -162,8 +172,9 @@ class ShardFiles:
         files = [self._file(shard) for shard in numbers.tolist()]  # held while they are read
         pool = elsewhere.pool
         task = Task(
-            memory=(path_for_helpers(pool.descriptor), pool.num_bytes),
-            files=tuple(path_for_helpers(file.descriptor) for file in files),
+            memory=(pool.descriptor, pool.num_bytes),
+            were_read_before=elsewhere.were_read_before,
+            shards=tuple((file.identity, file.descriptor) for file in files),
             which=which,
             offsets=rows.offsets,
             places=places,
@@ -246,12 +257,12 @@ class ShardFiles:
                 del self._open[shard]
         info = self._shards[shard]
         file = _OpenFile(self._store.open(info))
-        if (size := os.fstat(file.descriptor).st_size) != info.bytes:
+        if file.num_bytes != info.bytes:
             raise DataError(
                 "A shard has another size than the index says.",
                 where=f"{self._store.place}/{info.path}",
                 expected=f"{info.bytes} bytes",
-                found=f"{size} bytes",
+                found=f"{file.num_bytes} bytes",
                 todo="run `nd verify --repair` on the folder that was packed",
             )
         with self._lock:
@@ -259,6 +270,14 @@ class ShardFiles:
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return file
+
+
+def _split_by_shards(shards: npt.NDArray[np.uint32], at_most: int) -> list[npt.NDArray[np.int64]]:
+    """Return the positions of records, in as few parts as lie in so many shards at most each."""
+    order = np.argsort(shards, kind="stable")
+    is_first = np.diff(shards[order], prepend=-1) != 0
+    starts = np.flatnonzero(is_first)[at_most::at_most]
+    return np.split(order, starts)
 
 
 def _name(wanted: Sequence[Wanted], position: int) -> str:

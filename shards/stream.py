@@ -32,7 +32,7 @@ from shards.tables import Table
 
 __all__ = ["StreamConfig", "TrialStream"]
 
-HELP_AFTER_BYTES = 1024**3  # a short stream is over before a process has started
+HELP_AFTER_BYTES = 64 * 1024**2  # a shorter stream is over before a process has started
 
 
 class TrialStream:
@@ -199,7 +199,8 @@ class TrialStream:
         chosen = {part.subject: self._rows(part) for part in slices}
         rows = np.concatenate([rows[starts] for rows, starts in chosen.values()])
         image_ids = rows["image"].tolist()
-        if step < self._announced_until:
+        is_first_pass = step < self._announced_until
+        if is_first_pass:
             for subject, (subject_rows, _) in chosen.items():
                 self._reader.announce_voxels(subject, subject_rows)
             for store in config.stores:
@@ -213,7 +214,8 @@ class TrialStream:
                     wanted_targets(store, image_ids, self._tables[store][rows["image"]], stored)
                     for store, stored in targets.items()
                 ),
-            ]
+            ],
+            were_read_before=not is_first_pass,
         )
         return Batch(
             step=step,
@@ -230,14 +232,15 @@ class TrialStream:
             sample_id=_sample_ids(slices),
         )
 
-    def _read(self, wanted: Sequence[Wanted]) -> None:
+    def _read(self, wanted: Sequence[Wanted], were_read_before: bool) -> None:
         """Read, in a reader process once the stream has become long."""
         if not can_help() or self._num_bytes_read < HELP_AFTER_BYTES:
             self._reader.files.read(wanted)
         else:
             helper = self._helpers.pop() if self._helpers else Helper()
             try:
-                self._reader.files.read(wanted, Elsewhere(helper, self._pool))
+                elsewhere = Elsewhere(helper, self._pool, were_read_before) if helper.is_ready() else None
+                self._reader.files.read(wanted, elsewhere)
             finally:
                 self._helpers.append(helper)
         self._num_bytes_read += sum(part.num_bytes for part in wanted)
