@@ -2,16 +2,15 @@
 
 Nothing but the standard library and the checksum is imported, so that it starts in ten milliseconds.
 
-Every message is its length (8 bytes) and its content. A task is marshalled: the descriptor (the parent's) and size of
-the memory's file, whether the records were read before, identity and descriptor (the parent's) of every shard, and one
-buffer of 64-bit columns, each with a number a record: position among the shards, offset there, place in the memory,
-length, checksum. The answer has one byte a record, 1 where it is right. The very first answer is empty: the process is
-ready.
+Every message is its length (8 bytes) and its content. A task is marshalled: identity, descriptor and size of the
+memory's file, identity and descriptor of every shard (the parent's descriptors), and one buffer of 64-bit columns with
+a number a record each: position among the shards, offset there, place in the memory, length, checksum, 1 where it was
+read before. The answer has one byte a record, 1 where it is right, and a last one, 1 where what was read before is not
+in memory any more. The very first answer is empty: the process is ready.
 
-Records that were read before are copied from a mapping of their shard, which costs half of what a system call costs
-(the pages need not be looked up again). All pages that a process touches count as its own in what ``top`` shows,
-although they are the page cache's and shared, so there is a limit. Where they do not stay in memory, mapping is given
-up: a page fault reads four kilobytes where a system call reads a record.
+What was read before is copied from a mapping of its shard, which costs half of what a system call costs (the pages are
+not looked up again). All pages that a process touches count as its own in what ``top`` shows, although they are the
+page cache's and shared, so there is a limit.
 """
 
 from __future__ import annotations
@@ -21,71 +20,136 @@ import marshal
 import mmap
 import os
 import resource
+import select
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import IO
 
 from shards.checksum import checksum
 from shards.open_files import max_open_shards
 
-NUM_COLUMNS = 5
-MAX_MAPPED_SHARE = 1 / 32  # of the machine's memory
+Identity = tuple[int, int]
+"""Device and number of a file, whoever opens it."""
+
+NUM_COLUMNS = 6
+MAX_MAPPED_SHARE = 1 / 64  # of the machine's memory
 MAX_FAULT_SHARE = 1 / 8  # page faults that waited for a disk, of the records of a task
+CHECK_PARENT_MS = 2000
+
+
+class Shard:
+    """An open file, which is mapped where that pays.
+
+    Args:
+        descriptor: Of the file; this object closes it.
+        num_bytes: Size of the file.
+        may_map: Whether it may be mapped.
+    """
+
+    def __init__(self, descriptor: int, num_bytes: int, may_map: bool) -> None:
+        self.descriptor, self.num_bytes, self.may_map = descriptor, num_bytes, may_map
+        self.mapping: memoryview | None = None
+
+    def read(self, offset: int, record: memoryview, was_read: bool) -> None:
+        """Fill ``record`` with what lies at an offset; a file that ends early leaves it filled in part.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: the mapping ends early.
+        """
+        if was_read and (mapping := self.mapping or self._map()):
+            record[:] = mapping[offset : offset + len(record)]
+        else:
+            os.preadv(self.descriptor, [record], offset)
+
+    def close(self) -> None:
+        """Unmap and close the file."""
+        self.mapping = None
+        os.close(self.descriptor)
+
+    def _map(self) -> memoryview | None:
+        """Map the file where it may and can be."""
+        if self.may_map:
+            try:
+                mapping = mmap.mmap(self.descriptor, self.num_bytes, prot=mmap.PROT_READ)
+            except (OSError, ValueError):  # some file systems cannot
+                self.may_map = False
+                return None
+            mapping.madvise(mmap.MADV_RANDOM)  # else the system may read megabytes around a missing page
+            self.mapping = memoryview(mapping)
+        return self.mapping
 
 
 class Shards:
-    """Shards by their identity: mapped while there is room, else open, the least recently used closed first.
+    """Open shards by their identity; the least recently used is closed first, and one that was deleted soon.
 
     Args:
         folder: Holds the files that the parent has open, by descriptor.
-        room: Bytes that may be mapped.
         max_open: Shards kept open.
+        mappable_bytes: How much may be mapped.
     """
 
-    def __init__(self, folder: str, room: int, max_open: int) -> None:
-        self._folder, self._room, self._max_open = folder, room, max_open
-        self._mapped: dict[object, memoryview] = {}
-        self._open: OrderedDict[object, int] = OrderedDict()
+    def __init__(self, folder: str, max_open: int, mappable_bytes: int) -> None:
+        self._folder, self._max_open, self._mappable_bytes = folder, max_open, mappable_bytes
+        self._open: OrderedDict[Identity, Shard] = OrderedDict()
 
-    def find(self, shards: Iterable[tuple[object, int]], may_map: bool) -> list[memoryview | int]:
-        """Return the mappings or descriptors of shards, which are good until the next call.
-
-        Raises:
-            OSError: one cannot be opened.
-        """
-        while len(self._open) > self._max_open:
-            os.close(self._open.popitem(last=False)[1])
-        return [self._find(identity, descriptor, may_map) for identity, descriptor in shards]
+    def find(self, wanted: Sequence[tuple[Identity, int]]) -> list[Shard | None]:
+        """Return shards, open until the next call; none in place of one that cannot be opened."""
+        descriptors = dict(wanted)
+        new = [identity for identity in descriptors if identity not in self._open]
+        if new:
+            self._close_some(len(new), descriptors.keys())
+        for identity in new:
+            with suppress(OSError):
+                self._open[identity] = self._open_shard(identity, descriptors[identity])
+        for identity in descriptors.keys() & self._open.keys():
+            self._open.move_to_end(identity)
+        return [self._open.get(identity) for identity, _ in wanted]
 
     def unmap(self) -> None:
-        """Drop all mappings, and make no more."""
-        self._mapped.clear()
-        self._room = 0
+        """Unmap all."""
+        for shard in self._open.values():
+            shard.mapping = None
 
-    def _find(self, identity: object, parents: int, may_map: bool) -> memoryview | int:
-        """Return the mapping or descriptor of a shard, ``parents`` being the parent's descriptor."""
-        if identity in self._mapped:
-            return self._mapped[identity]
-        if identity in self._open:
-            self._open.move_to_end(identity)
-        else:
-            self._open[identity] = os.open(f"{self._folder}/{parents}", os.O_RDONLY)
-        descriptor = self._open[identity]
-        num_bytes = os.fstat(descriptor).st_size
-        if not may_map or num_bytes > self._room:
-            return descriptor
-        self._room -= num_bytes
-        mapping = mmap.mmap(descriptor, num_bytes, prot=mmap.PROT_READ)
-        mapping.madvise(mmap.MADV_RANDOM)  # else the system may read megabytes around a missing page
-        self._mapped[identity] = memoryview(mapping)
-        os.close(self._open.pop(identity))
-        return self._mapped[identity]
+    def _open_shard(self, identity: Identity, descriptor: int) -> Shard:
+        own = open_there(self._folder, identity, descriptor, os.O_RDONLY)
+        num_bytes = os.fstat(own).st_size
+        may_map = num_bytes <= self._mappable_bytes
+        self._mappable_bytes -= num_bytes * may_map
+        return Shard(own, num_bytes, may_map)
+
+    def _close_some(self, num_new: int, in_use: Collection[Identity]) -> None:
+        """Close those beyond the limit, and deleted ones: a cache that evicts its files wants their space."""
+        num_beyond = len(self._open) + num_new - self._max_open
+        for number, (identity, shard) in enumerate(list(self._open.items())):
+            if identity not in in_use and (number < num_beyond or os.fstat(shard.descriptor).st_nlink == 0):
+                self._mappable_bytes += shard.num_bytes * shard.may_map
+                self._open.pop(identity).close()
+
+
+def open_there(folder: str, identity: Identity, descriptor: int, flags: int) -> int:
+    """Return a descriptor of a file that the parent has open.
+
+    Raises:
+        OSError: it cannot be opened, or is another file.
+    """
+    own = os.open(f"{folder}/{descriptor}", flags)
+    status = os.fstat(own)
+    if (status.st_dev, status.st_ino) != identity:
+        os.close(own)
+        raise OSError("the parent's file is another one")
+    return own
 
 
 def send(stream: IO[bytes], message: bytes) -> None:
-    """Write a message."""
+    """Write a message.
+
+    Raises:
+        OSError: nobody reads it.
+    """
     stream.write(len(message).to_bytes(8, "little") + message)
     stream.flush()
 
@@ -103,53 +167,70 @@ def receive(stream: IO[bytes]) -> bytes:
     return message
 
 
-def serve() -> None:
-    """Do tasks until standard input ends.
+def serve(folder: str) -> None:
+    """Do tasks until standard input ends or the parent is gone.
+
+    Args:
+        folder: Holds the files that the parent has open, by descriptor.
 
     Raises:
-        OSError: a shard or the memory cannot be opened; the process ends.
+        OSError: the memory cannot be opened; the process ends.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # sent to whole groups; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()  # nothing here refers to itself
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    folder = f"/proc/{os.getppid()}/fd"
-    shards, memory = Shards(folder, int(machine_bytes * MAX_MAPPED_SHARE), max_open_shards()), memoryview(b"")
-    send(sys.stdout.buffer, b"")
-    while True:
-        try:
-            (descriptor, num_bytes), were_read_before, files, columns = marshal.loads(receive(sys.stdin.buffer))
-        except EOFError:
-            return
-        if len(memory) != num_bytes:  # it only grows
-            with open(f"{folder}/{descriptor}", "r+b") as file:
-                memory = memoryview(mmap.mmap(file.fileno(), num_bytes))
-        num_faults = _num_faults()
-        answer = read(shards.find(files, were_read_before), memoryview(columns).cast("Q").tolist(), memory)
-        send(sys.stdout.buffer, answer)
-        if were_read_before and _num_faults() - num_faults > len(answer) * MAX_FAULT_SHARE:
-            shards.unmap()
+    shards = Shards(folder, max_open_shards(), int(machine_bytes * MAX_MAPPED_SHARE))
+    memory = memoryview(b"")
+    with suppress(EOFError, BrokenPipeError):
+        send(sys.stdout.buffer, b"")
+        while _wait_for_task():
+            (identity, descriptor, num_bytes), wanted, columns = marshal.loads(receive(sys.stdin.buffer))
+            if len(memory) != num_bytes:  # it only grows
+                file = open_there(folder, identity, descriptor, os.O_RDWR)
+                memory = memoryview(mmap.mmap(file, num_bytes))
+                os.close(file)
+            num_faults = _num_faults()
+            answer = read(shards.find(wanted), memoryview(columns).cast("Q").tolist(), memory)
+            is_missing = _num_faults() - num_faults > len(answer) * MAX_FAULT_SHARE
+            send(sys.stdout.buffer, answer + bytes([is_missing]))
+            if is_missing:
+                shards.unmap()  # a page fault reads four kilobytes where a system call reads a record
 
 
-def read(shards: list[memoryview | int], columns: list[int], memory: memoryview) -> bytes:
+def read(shards: list[Shard | None], columns: list[int], memory: memoryview) -> bytes:
     """Read records; return which of them were read in full and are those that were packed."""
     count = len(columns) // NUM_COLUMNS
     rows = zip(*(columns[start : start + count] for start in range(0, len(columns), count)), strict=True)
     return bytes(
-        _is_right(shards[which], memory[place : place + length], offset, expected)
-        for which, offset, place, length, expected in rows
+        _is_right(shards[which], offset, memory[place : place + length], expected, was_read)
+        for which, offset, place, length, expected, was_read in rows
     )
 
 
-def _is_right(shard: memoryview | int, record: memoryview, offset: int, expected: int) -> bool:
-    """Read a record; return whether it was read in full and is the one that was packed."""
+def _is_right(shard: Shard | None, offset: int, record: memoryview, expected: int, was_read: bool) -> bool:
+    """Read a record; return whether it is the one that was packed."""
+    if shard is None:
+        return False
     try:
-        if isinstance(shard, int):
-            os.preadv(shard, [record], offset)
-        else:
-            record[:] = shard[offset : offset + len(record)]
-    except (OSError, ValueError):  # ValueError: the mapping is shorter
+        shard.read(offset, record, was_read)
+    except (OSError, ValueError):
         return False
     return checksum(record) == expected
+
+
+def _wait_for_task() -> bool:
+    """Wait until standard input has a message or ends; return false where the parent is gone.
+
+    A process that the parent forked may keep the other end of standard input open.
+    """
+    poll = select.poll()
+    poll.register(sys.stdin.buffer, select.POLLIN)
+    parent = os.getppid()
+    while not poll.poll(CHECK_PARENT_MS):
+        if os.getppid() != parent:
+            return False
+    return True
 
 
 def _num_faults() -> int:

@@ -6,30 +6,34 @@ one message a step, waits, and learns which records are right. It reads all othe
 with them is found and said in one place, and a helper that is gone costs time and nothing else.
 
 A helper (``shards.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
-has open through ``/proc``. It ends with its parent: its standard input does.
+has open through ``/proc``. It ends with its parent.
 """
 
 from __future__ import annotations
 
+import logging
 import marshal
 import os
 import select
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.helper_process import receive, send
+from shards.helper_process import Identity, receive, send
 
+_LOGGER = logging.getLogger(__name__)
+_MAX_LOST = 3  # helpers; then the threads read
 _START = """\
 import sys
 sys.path[:] = {path!r}
 from shards.helper_process import serve
-serve()
+serve({folder!r})
 """
 
 
@@ -38,30 +42,42 @@ class Task:
     """Records to be read.
 
     Args:
-        memory: Descriptor and size of the file that they are written to; a pool's file, which only grows.
-        were_read_before: Whether the records are likely to be in memory.
-        shards: Identity (of the file, whoever opens it) and descriptor of the shards.
+        memory: Identity, descriptor and size of the file that they are written to; a pool's file, which only grows.
+        shards: Identity and descriptor of the shards.
         which: (N,) positions in ``shards``.
         offsets: (N,) in the shard.
         places: (N,) in the memory's file.
         lengths: (N,) of the records.
         checksums: (N,) of the records.
+        were_read: (N,) whether the records were read before and are likely to be in memory.
     """
 
-    memory: tuple[int, int]
-    were_read_before: bool
-    shards: tuple[tuple[tuple[int, int], int], ...]
+    memory: tuple[Identity, int, int]
+    shards: tuple[tuple[Identity, int], ...]
     which: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.uint64]
     places: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     checksums: npt.NDArray[np.uint64]
+    were_read: npt.NDArray[np.bool_]
 
     def message(self) -> bytes:
         """Return it as ``helper_process`` takes it."""
-        columns = (self.which, self.offsets, self.places, self.lengths, self.checksums)
-        content = b"".join(column.astype(np.uint64).data for column in columns)
-        return marshal.dumps((self.memory, self.were_read_before, self.shards, content))
+        columns = (self.which, self.offsets, self.places, self.lengths, self.checksums, self.were_read)
+        return marshal.dumps((self.memory, self.shards, b"".join(column.astype(np.uint64).data for column in columns)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a task ended.
+
+    Args:
+        is_right: (N,) which records were read and are right.
+        is_missing: Whether records that were read before are not in memory any more.
+    """
+
+    is_right: npt.NDArray[np.bool_]
+    is_missing: bool
 
 
 def can_help() -> bool:
@@ -74,50 +90,99 @@ class Helper:
 
     def __init__(self) -> None:
         self._process: _Process | None = None
-        self._is_ready = self._is_gone = False
+        self._is_ready = self.is_gone = False
 
     def is_ready(self) -> bool:
         """Return whether it can read; start it where it has not been started, and never wait for it."""
-        if not self._is_ready and not self._is_gone:
+        if not self._is_ready and not self.is_gone:
             try:
                 if self._process is None:
                     self._process = _Process()
                 if self._process.has_answered():
                     self._process.receive()
                     self._is_ready = True
-            except (OSError, EOFError):
-                self.close()
+            except (OSError, EOFError) as error:
+                self._lose(error)
         return self._is_ready
 
-    def read(self, task: Task) -> npt.NDArray[np.bool_]:
-        """Return which (N,) records were read and are right; none of them once the process is gone."""
-        if self._process is not None:
+    def read(self, task: Task) -> Answer:
+        """Read records; none of them are right once the process is gone."""
+        count = len(task.which)
+        if self._is_ready and self._process is not None:
             try:
                 self._process.send(task.message())
-                return np.frombuffer(self._process.receive(), dtype=np.bool_)
-            except (OSError, EOFError):
+                answer = self._process.receive()
+                if len(answer) == count + 1:
+                    return Answer(np.frombuffer(answer, dtype=np.bool_, count=count), bool(answer[count]))
+                raise EOFError
+            except (OSError, EOFError) as error:
+                self._lose(error)
+            except BaseException:  # an answer may be outstanding, and must not be taken for that of another task
                 self.close()
-        return np.zeros(len(task.which), dtype=np.bool_)
+                raise
+        return Answer(np.zeros(count, dtype=np.bool_), is_missing=False)
 
     def close(self) -> None:
         """End the process; it is not started again."""
-        self._is_ready, self._is_gone = False, True
+        self._is_ready, self.is_gone = False, True
         if self._process is not None:
             self._process.close()
             self._process = None
 
+    def _lose(self, error: Exception) -> None:
+        """Close it, and say that it was lost."""
+        cause = repr(error) if self._process is None else f"exit code {self._process.exit_code()}"
+        self.close()
+        _LOGGER.warning("A reader process was lost (%s); what it should have read is read without it.", cause)
+
+
+class Helpers:
+    """The reader processes of a stream, one for each thread that asks at the same time; thread-safe."""
+
+    def __init__(self) -> None:
+        self._idle: list[Helper] = []
+        self._num_lost = 0
+
+    @contextmanager
+    def one(self) -> Iterator[Helper | None]:
+        """Lend one that is ready; none where it has not started yet or too many were lost."""
+        if self._num_lost >= _MAX_LOST:
+            yield None
+            return
+        try:
+            helper = self._idle.pop()
+        except IndexError:
+            helper = Helper()
+        try:
+            yield helper if helper.is_ready() else None
+        finally:
+            if helper.is_gone:
+                self._num_lost += 1
+            else:
+                self._idle.append(helper)
+
+    def close(self) -> None:
+        """End all that nobody uses."""
+        for helper in self._idle:
+            helper.close()
+        self._idle.clear()
+
 
 class _Process:
-    """A process that runs ``helper_process.serve``."""
+    """A process that runs ``helper_process.serve``.
+
+    Raises:
+        OSError: it cannot be started.
+    """
 
     def __init__(self) -> None:
         # without the site module, which takes longer than all else: the path is this process's
-        path = [str(Path(__file__).parents[1]), *sys.path]
+        path = [*sys.path, str(Path(__file__).parents[1])]
+        folder = f"/proc/{os.readlink('/proc/self')}/fd"
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-c", _START.format(path=path)],
+            [sys.executable, "-S", "-c", _START.format(path=path, folder=folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -146,8 +211,16 @@ class _Process:
         """
         return receive(self._from)
 
+    def exit_code(self) -> int:
+        """End it and return its exit code, a negative signal where one ended it."""
+        with suppress(subprocess.TimeoutExpired):  # it ended by itself a moment ago
+            self._process.wait(1)
+        self.close()
+        return self._process.wait()
+
     def close(self) -> None:
-        """End it."""
+        """End it: it holds nothing that could be lost."""
+        self._process.kill()
         for stream in (self._to, self._from):
             with suppress(OSError):
                 stream.close()

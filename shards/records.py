@@ -23,11 +23,12 @@ from shards.buffers import BufferPool
 from shards.checksum import checksum
 from shards.helpers import Helper, Task
 from shards.index import ShardInfo
-from shards.open_files import max_open_shards, max_shards_at_once
+from shards.open_files import max_open_shards
 from shards.store import Store
 from shards.tables import Table
 
 NOTE_USE_S = 30.0
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class Elsewhere:
     Args:
         helper: The process.
         pool: The records are its memory.
-        were_read_before: Whether the records are likely to be in memory.
+        max_shards: Shards that may be in use at a time.
     """
 
     helper: Helper
     pool: BufferPool
-    were_read_before: bool
+    max_shards: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,26 @@ class _Rows:
     def take(self, part: npt.NDArray[np.int64]) -> _Rows:
         """Return some of them."""
         return _Rows(self.shards[part], self.offsets[part], self.checksums[part])
+
+
+class _ReadBefore:
+    """Remembers which records were read: by the page (4 KiB) of its shard that a record begins in."""
+
+    def __init__(self, shards: Sequence[ShardInfo]) -> None:
+        num_pages = np.array([-(-shard.bytes // _PAGE_BYTES) for shard in shards], dtype=np.int64)
+        self._first_pages = np.cumsum(num_pages) - num_pages
+        self._were_read = np.zeros(num_pages.sum(), dtype=np.bool_)
+
+    def note(self, rows: _Rows) -> npt.NDArray[np.bool_]:
+        """Return which (N,) records were read before, and remember them all."""
+        pages = self._first_pages[rows.shards] + rows.offsets.astype(np.int64) // _PAGE_BYTES
+        were_read: npt.NDArray[np.bool_] = self._were_read[pages]
+        self._were_read[pages] = True
+        return were_read
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._were_read[:] = False
 
 
 class _OpenFile:
@@ -138,6 +159,7 @@ class ShardFiles:
         self._max_open = max_open or max_open_shards()
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._read_before = _ReadBefore(shards)
 
     def read(self, wanted: Sequence[Wanted], elsewhere: Elsewhere | None = None) -> None:
         """Fill records with what rows of tables point to.
@@ -156,7 +178,7 @@ class ShardFiles:
         if elsewhere is not None:
             places = np.concatenate([part.places(elsewhere.pool) for part in wanted])
             lengths = np.repeat([part.record_bytes for part in wanted], [len(part.rows) for part in wanted])
-            for part in _split_by_shards(rows.shards, max_shards_at_once()):
+            for part in _split_by_shards(rows.shards, elsewhere.max_shards):
                 is_right[part] = self._read_elsewhere(rows.take(part), places[part], lengths[part], elsewhere)
         if is_right.all():
             return
@@ -172,16 +194,19 @@ class ShardFiles:
         files = [self._file(shard) for shard in numbers.tolist()]  # held while they are read
         pool = elsewhere.pool
         task = Task(
-            memory=(pool.descriptor, pool.num_bytes),
-            were_read_before=elsewhere.were_read_before,
+            memory=(pool.identity, pool.descriptor, pool.num_bytes),
             shards=tuple((file.identity, file.descriptor) for file in files),
             which=which,
             offsets=rows.offsets,
             places=places,
             lengths=lengths,
             checksums=rows.checksums,
+            were_read=self._read_before.note(rows),
         )
-        return elsewhere.helper.read(task)
+        answer = elsewhere.helper.read(task)
+        if answer.is_missing:
+            self._read_before.forget()
+        return answer.is_right
 
     def _read_here(self, rows: _Rows, position: int, content: memoryview, wanted: Sequence[Wanted]) -> None:
         """Fill one record by itself; once more where another copy of its shard can be had.

@@ -21,8 +21,9 @@ import torch
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.buffers import BufferPool
-from shards.helpers import Helper, can_help
+from shards.helpers import Helpers, can_help
 from shards.index import ShardInfo
+from shards.open_files import max_shards_at_once
 from shards.order import Order, SubjectSlice
 from shards.prefetch import Prefetcher
 from shards.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
@@ -66,7 +67,7 @@ class TrialStream:
         self._tables = {store: reader.store(store) for store in config.stores}
         self._content_id = reader.index.content_id(config.subjects, config.stores)
         self._pool = BufferPool()
-        self._helpers: list[Helper] = []  # those that no thread uses
+        self._helpers = Helpers()
         self._num_bytes_read = 0
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
         self._step = 0
@@ -150,8 +151,7 @@ class TrialStream:
         if self._prefetcher is not None:
             self._prefetcher.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
-        for helper in self._helpers:
-            helper.close()
+        self._helpers.close()
 
     def __enter__(self) -> TrialStream:
         """Return the stream."""
@@ -199,8 +199,7 @@ class TrialStream:
         chosen = {part.subject: self._rows(part) for part in slices}
         rows = np.concatenate([rows[starts] for rows, starts in chosen.values()])
         image_ids = rows["image"].tolist()
-        is_first_pass = step < self._announced_until
-        if is_first_pass:
+        if step < self._announced_until:
             for subject, (subject_rows, _) in chosen.items():
                 self._reader.announce_voxels(subject, subject_rows)
             for store in config.stores:
@@ -214,8 +213,7 @@ class TrialStream:
                     wanted_targets(store, image_ids, self._tables[store][rows["image"]], stored)
                     for store, stored in targets.items()
                 ),
-            ],
-            were_read_before=not is_first_pass,
+            ]
         )
         return Batch(
             step=step,
@@ -232,17 +230,14 @@ class TrialStream:
             sample_id=_sample_ids(slices),
         )
 
-    def _read(self, wanted: Sequence[Wanted], were_read_before: bool) -> None:
+    def _read(self, wanted: Sequence[Wanted]) -> None:
         """Read, in a reader process once the stream has become long."""
         if not can_help() or self._num_bytes_read < HELP_AFTER_BYTES:
             self._reader.files.read(wanted)
         else:
-            helper = self._helpers.pop() if self._helpers else Helper()
-            try:
-                elsewhere = Elsewhere(helper, self._pool, were_read_before) if helper.is_ready() else None
-                self._reader.files.read(wanted, elsewhere)
-            finally:
-                self._helpers.append(helper)
+            with self._helpers.one() as helper:
+                at_once = max_shards_at_once(self._config.threads)
+                self._reader.files.read(wanted, Elsewhere(helper, self._pool, at_once) if helper else None)
         self._num_bytes_read += sum(part.num_bytes for part in wanted)
 
     def _lend_voxels(self, subject: int, rows: Table) -> npt.NDArray[np.floating]:

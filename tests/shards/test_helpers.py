@@ -1,26 +1,31 @@
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks._shards import evict
 from nd_dist.errors import DataError
 from nd_dist.schema import Batch
-from shards import helpers, records
+from shards import helpers
 from shards import stream as stream_module
 from shards.buffers import BufferPool
 from shards.checksum import checksum
 from shards.codec import trial_shard_path
-from shards.helper_process import Shards
+from shards.helper_process import Shard, Shards
 from shards.helpers import Helper, Task, can_help
 from shards.reader import ShardReader
 from shards.records import ShardFiles
@@ -48,12 +53,15 @@ def read(folder: Path, count: int) -> list[tuple[bytes, ...]]:
 
 
 def processes(stream: TrialStream) -> list[int]:
-    """Read on until a reader process is ready and waits for work; return the ids of all that are and do."""
-    for _ in stream:
-        waiting = [helper for helper in list(stream._helpers) if helper._is_ready]
-        if found := [helper._process.pid for helper in waiting if helper._process is not None]:
-            return found
-    raise AssertionError("a stream does not end")
+    """Read on until a reader process is ready and none has work; return the ids of all."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        list(islice(stream, 10))
+        time.sleep(0.05)  # until what is read ahead has been read
+        if any(helper._is_ready for helper in list(stream._helpers._idle)):
+            children = psutil.Process().children()
+            return [child.pid for child in children if "helper_process" in " ".join(child.cmdline())]
+    raise AssertionError("the processes did not start")
 
 
 def is_running(process: int) -> bool:
@@ -61,6 +69,13 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def wait_until_gone(found: list[int]) -> None:
+    deadline = time.monotonic() + 15
+    while any(is_running(process) for process in found) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(process) for process in found)
 
 
 def test_processes_read_what_threads_read(packed_dir: Path, request: pytest.FixtureRequest) -> None:
@@ -85,7 +100,7 @@ def test_a_step_may_lie_in_more_shards_than_may_be_in_use_at_once(
         in_use.add(len(task.shards))
         return message(task)
 
-    monkeypatch.setattr(records, "max_shards_at_once", lambda: 2)
+    monkeypatch.setattr(stream_module, "max_shards_at_once", lambda threads: 2)
     monkeypatch.setattr(Task, "message", count)
     monkeypatch.setattr(ShardFiles, "_read_here", lambda *_: pytest.fail("a record was left to the parent"))
     assert read(packed_dir, 10) == expected
@@ -151,10 +166,7 @@ with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
         time.sleep(0.2)
         assert all(is_running(process) for process in found)
         parent.send_signal(kind)
-    deadline = time.monotonic() + 10
-    while any(is_running(process) for process in found) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(is_running(process) for process in found)
+    wait_until_gone(found)
 
 
 def test_where_no_process_can_start_the_threads_read(
@@ -165,79 +177,209 @@ def test_where_no_process_can_start_the_threads_read(
     assert read(packed_dir, 5) == expected
 
 
-def test_a_shard_that_is_cut_while_it_is_mapped_is_the_same_error(packed_copy: Path, at_once: None) -> None:
+def maps(process: int) -> str:
+    return Path(f"/proc/{process}/maps").read_text()
+
+
+def test_a_shard_that_is_cut_while_it_is_mapped_is_the_same_error(
+    packed_copy: Path, at_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
     path = packed_copy / trial_shard_path(1, 1)
     content = path.read_bytes()
     with TrialStream(ShardReader(packed_copy), CONFIG) as stream:
-        expected = [values(batch) for batch in islice(stream, 30)]  # later passes read the mapping
+        expected = [values(batch) for batch in islice(stream, 40)]  # later passes read the mappings
+        assert all(str(path) in maps(process) for process in processes(stream))
         os.truncate(path, 0)  # a page that is gone ends the process
+        stream.load_state_dict(stream.state_dict() | {"step": 0})
         with pytest.raises(DataError, match=path.name):
             for _ in stream:
                 pass
         path.write_bytes(content)
         stream.load_state_dict(stream.state_dict() | {"step": 0})
-        assert [values(batch) for batch in islice(stream, 30)] == expected
+        assert [values(batch) for batch in islice(stream, 40)] == expected
+    assert f"exit code {-signal.SIGBUS}" in caplog.text
 
 
-def make_files(folder: Path, *sizes: int) -> list[tuple[int, int]]:
-    """Write files 0, 1, ... as ``Shards`` finds them; return (identity, name) of each."""
-    for number, size in enumerate(sizes):
-        (folder / str(number)).write_bytes(os.urandom(size))
-    return [((folder / str(number)).stat().st_ino, number) for number in range(len(sizes))]
+def test_after_some_processes_were_lost_the_threads_read(
+    packed_dir: Path, at_once: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = read(packed_dir, 5)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    caplog.clear()
+    assert read(packed_dir, 5) == expected
+    assert 3 <= caplog.text.count("exit code 1") < 3 + CONFIG.threads
 
 
-def test_what_was_read_before_is_mapped_while_there_is_room(tmp_path: Path) -> None:
-    files = make_files(tmp_path, 100, 300, 50)
-    contents = [(tmp_path / str(number)).read_bytes() for number in range(3)]
-    shards = Shards(str(tmp_path), room=200, max_open=10)
-    opened = shards.find(files, may_map=False)
-    assert [os.pread(found, 300, 0) for found in opened if isinstance(found, int)] == contents
-    first, second, third = shards.find(files, may_map=True)
-    assert isinstance(second, int)  # it is larger than the room
-    assert [bytes(first), os.pread(second, 300, 0), bytes(third)] == contents  # type: ignore[arg-type]
-    assert shards.find(files[:1], may_map=False) == [first]
-    shards.unmap()
-    assert all(isinstance(found, int) for found in shards.find(files, may_map=True))
+def test_an_interrupted_exchange_ends_the_process(
+    packed_dir: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer must not be taken for that of the next task."""
+    with TrialStream(ShardReader(packed_dir), CONFIG) as stream:
+        before = processes(stream)
+        with monkeypatch.context() as broken:
+            broken.setattr(helpers._Process, "receive", raise_memory_error)
+            with pytest.raises(MemoryError):
+                for _ in stream:
+                    pass
+        stream.load_state_dict(stream.state_dict() | {"step": 0})
+        assert [values(batch) for batch in islice(stream, 10)] == read(packed_dir, 10)
+        assert not any(is_running(process) for process in before)
 
 
-def test_no_more_files_stay_open_than_the_limit(tmp_path: Path) -> None:
-    files = make_files(tmp_path, *[8] * 6)
-    shards = Shards(str(tmp_path), room=0, max_open=3)
-    for file in files * 3:
-        (found,) = shards.find([file], may_map=True)
-        assert isinstance(found, int)
-        assert os.pread(found, 8, 0) == (tmp_path / str(file[1])).read_bytes()
-        links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
-        opened = [link for link in links if link.is_symlink() and os.readlink(link).startswith(str(tmp_path))]
-        assert len(opened) <= 4
+def raise_memory_error(*_: object) -> bytes:
+    raise MemoryError
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Iterator[Callable[..., Shards]]:
+    """Makes ``Shards`` over files 0, 1, ... of random content."""
+    made: list[Shards] = []
+
+    def make(sizes: Sequence[int], **limits: int) -> Shards:
+        for number, size in enumerate(sizes):
+            (tmp_path / str(number)).write_bytes(os.urandom(size))
+        made.append(Shards(str(tmp_path), **limits))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one._max_open = 0
+        one._close_some(0, ())
+
+
+def find(shards: Shards, folder: Path, *numbers: int) -> list[Shard]:
+    identities = [((status := (folder / str(n)).stat()).st_dev, status.st_ino) for n in numbers]
+    found = [shard for shard in shards.find(list(zip(identities, numbers, strict=True))) if shard is not None]
+    assert len(found) == len(numbers)
+    return found
+
+
+def content(shard: Shard, was_read: bool) -> bytes:
+    record = bytearray(shard.num_bytes)
+    shard.read(0, memoryview(record), was_read)
+    return bytes(record)
+
+
+def test_what_was_read_before_is_mapped_while_there_is_room(tmp_path: Path, shards: Callable[..., Shards]) -> None:
+    opened = shards([100, 300, 50], max_open=10, mappable_bytes=200)
+    found = find(opened, tmp_path, 0, 1, 2)
+    expected = [(tmp_path / str(number)).read_bytes() for number in range(3)]
+    for was_read, mapped in ((False, [False] * 3), (True, [True, False, True])):
+        assert [content(shard, was_read) for shard in found] == expected
+        assert [shard.mapping is not None for shard in found] == mapped
+    opened.unmap()
+    assert [shard.mapping for shard in found] == [None] * 3
+    assert content(found[0], was_read=True) == expected[0]
+
+
+def test_no_more_shards_stay_open_than_the_limit(tmp_path: Path, shards: Callable[..., Shards]) -> None:
+    opened = shards([8] * 6, max_open=3, mappable_bytes=24)
+    for number in [*range(6)] * 3:
+        (shard,) = find(opened, tmp_path, number)
+        assert content(shard, was_read=True) == (tmp_path / str(number)).read_bytes()
+        assert shard.mapping is not None  # those that were closed made room
+        assert open_files(tmp_path) <= 6  # a mapping holds a file too
+    assert len(find(opened, tmp_path, *range(6))) == 6
+    find(opened, tmp_path, 0)
+    assert len(find(opened, tmp_path, *range(3))) == 3
+
+
+def open_files(folder: Path) -> int:
+    links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith(str(folder)) for link in links if link.is_symlink())
+
+
+def test_a_deleted_shard_is_given_up_once_another_is_opened(tmp_path: Path, shards: Callable[..., Shards]) -> None:
+    """A cache that evicts files gets their space back."""
+    opened = shards([8, 8], max_open=10, mappable_bytes=8)
+    (shard,) = find(opened, tmp_path, 0)
+    content(shard, was_read=True)
+    (tmp_path / "0").unlink()
+    (other,) = find(opened, tmp_path, 1)
+    assert open_files(tmp_path) == 1
+    content(other, was_read=True)
+    assert other.mapping is not None  # in its room
+
+
+def test_another_file_in_the_place_of_a_shard_is_not_taken(tmp_path: Path, shards: Callable[..., Shards]) -> None:
+    opened = shards([8], max_open=10, mappable_bytes=8)
+    assert opened.find([((0, 0), 0)] * 2) == [None] * 2
+    assert open_files(tmp_path) == 0
+
+
+def test_where_a_file_cannot_be_mapped_it_is_read(
+    tmp_path: Path, shards: Callable[..., Shards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = find(shards([8], max_open=10, mappable_bytes=8), tmp_path, 0)
+    monkeypatch.setattr(mmap, "mmap", raise_no_device)
+    assert [content(shard, was_read=True) for _ in range(2)] == [(tmp_path / "0").read_bytes()] * 2
+    assert not shard.may_map
+
+
+def raise_no_device(*_: object, **__: object) -> None:
+    raise OSError(errno.ENODEV, "this file system cannot map")
 
 
 @pytest.mark.parametrize("is_cold", [False, True])
 def test_where_pages_do_not_stay_in_memory_mapping_is_given_up(tmp_path: Path, is_cold: bool) -> None:
     count, length = 64, 32 * 1024
-    ((inode, _),) = make_files(tmp_path, count * length)
-    path = tmp_path / "0"
-    content = path.read_bytes()
+    path = tmp_path / "shard"
+    path.write_bytes(os.urandom(count * length))
+    content, status = path.read_bytes(), path.stat()
     pool = BufferPool()
     records = pool.lend((count, length), np.uint8)
     starts = np.arange(count) * length
     with closing(Helper()) as helper, open(path, "rb") as file:
         task = Task(
-            memory=(pool.descriptor, pool.num_bytes),
-            were_read_before=True,
-            shards=(((0, inode), file.fileno()),),
+            memory=(pool.identity, pool.descriptor, pool.num_bytes),
+            shards=(((status.st_dev, status.st_ino), file.fileno()),),
             which=np.zeros(count, dtype=np.int64),
             offsets=starts.astype(np.uint64),
             places=starts,
             lengths=np.full(count, length),
             checksums=np.array([checksum(memoryview(content)[start : start + length]) for start in starts], np.uint64),
+            were_read=np.ones(count, dtype=np.bool_),
         )
         if is_cold and evict([path]) > 0:
             pytest.skip("the files here cannot be thrown out of memory")
+        deadline = time.monotonic() + 30
         while not helper.is_ready():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert helper.read(task).all()
+        answer = helper.read(task)
+        assert answer.is_right.all()
+        assert answer.is_missing == is_cold
         assert records.tobytes() == content
-        assert helper.read(task).all()  # whoever answers again has done with what came after the first answer
+        again = helper.read(replace(task, were_read=np.zeros(count, dtype=np.bool_)))
+        assert again.is_right.all()
+        assert not again.is_missing
         assert helper._process is not None
-        assert (str(path) in Path(f"/proc/{helper._process.pid}/maps").read_text()) != is_cold
+        assert (str(path) in maps(helper._process.pid)) != is_cold
+
+
+def test_a_process_ends_with_its_parent_although_a_fork_keeps_its_pipes(packed_dir: Path) -> None:
+    program = f"""
+import os, time
+from shards import stream
+from shards.reader import ShardReader
+from tests.shards.test_helpers import CONFIG, processes
+stream.HELP_AFTER_BYTES = 0
+with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
+    print(*processes(trials), flush=True)
+    sleeper = os.fork()
+    if not sleeper:
+        os.close(1)
+        time.sleep(60)
+    print(sleeper, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        found = [int(word) for word in parent.stdout.readline().split()]
+        sleeper = int(parent.stdout.readline())
+        parent.kill()
+    try:
+        wait_until_gone(found)
+        assert is_running(sleeper)
+    finally:
+        os.kill(sleeper, signal.SIGKILL)

@@ -17,7 +17,7 @@ from shards import open_files
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 for _ in range(2):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    print(soft, open_files.max_open_shards(), open_files.max_shards_at_once())
+    print(soft, open_files.max_open_shards(), open_files.max_shards_at_once(4))
     open_files.allow_more_open_files()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -36,4 +36,4 @@ def test_no_more_files_are_asked_for_than_shards_need(monkeypatch: pytest.Monkey
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         allow_more_open_files()
     assert asked == [(16_384, resource.RLIM_INFINITY), (16_384, 10**6)]
-    assert (max_open_shards(), max_shards_at_once()) == (4096, 1024)
+    assert (max_open_shards(), max_shards_at_once(2)) == (4096, 2048)
