@@ -240,7 +240,7 @@ def main() -> None:
             Method(FLOOR, lambda: read_into_batches(paths * WARM_PASSES, batches, 2)),
             Method("stream, 1 thread, stored dtype", lambda: read_stream(reader, 1, "stored", WARM_PASSES)),
             Method("stream, 2 threads, stored dtype", lambda: read_stream(reader, 2, "stored", WARM_PASSES)),
-            Method("stream, 2 threads, stored dtype, one pass", lambda: read_stream(reader, 2, "stored")),
+            Method("stream, 2 threads, stored dtype, one pass", lambda: read_fresh(config.shards_folder)),
             Method("stream, 2 threads, float32", lambda: read_stream(reader, 2, "float32", WARM_PASSES)),
             Method("webdataset .npy decode, 0 workers", lambda: read_webdataset(inline, 0)),
             Method("webdataset .npy decode, 2 workers", lambda: read_webdataset(inline, 2)),

@@ -2,7 +2,8 @@
 
 Fresh batches of tens of megabytes cost as much as reading them (page faults). A lent array, every view of it and every
 tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. So there is no rule for
-the consumer to remember, and one that keeps its batches only makes the pool larger.
+the consumer to remember, and one that keeps its batches only makes the pool larger. (A forked process does not count:
+copy a batch before it is handed to one.)
 
 On Linux all memory of a pool lies in one file without a name (memfd), which a reader process maps and fills. It is
 mapped here in large pieces, because every mapping holds an open file; a piece takes memory only where it was written.

@@ -1,6 +1,6 @@
 """What a reader process runs: it does tasks from standard input until that ends, and says which records are right.
 
-Nothing but the standard library and the checksum is imported, so that it starts in ten milliseconds.
+Nothing but the standard library, the checksum and the limit of open files is imported: it starts in some 20 ms.
 
 Every message is its length (8 bytes) and its content. A task is marshalled: identity, descriptor and size of the
 memory's file, identity and descriptor of every shard (the parent's descriptors), and one buffer of 64-bit columns with
@@ -50,7 +50,9 @@ class Shard:
     """
 
     def __init__(self, descriptor: int, num_bytes: int, may_map: bool) -> None:
-        self.descriptor, self.num_bytes, self.may_map = descriptor, num_bytes, may_map
+        self.descriptor, self.num_bytes = descriptor, num_bytes
+        self.num_reserved_bytes = num_bytes if may_map else 0
+        self._may_map = may_map
         self.mapping: memoryview | None = None
 
     def read(self, offset: int, record: memoryview, was_read: bool) -> None:
@@ -72,13 +74,13 @@ class Shard:
 
     def _map(self) -> memoryview | None:
         """Map the file where it may and can be."""
-        if self.may_map:
+        if self._may_map:
             try:
                 mapping = mmap.mmap(self.descriptor, self.num_bytes, prot=mmap.PROT_READ)
+                mapping.madvise(mmap.MADV_RANDOM)  # else the system may read megabytes around a missing page
             except (OSError, ValueError):  # some file systems cannot
-                self.may_map = False
+                self._may_map = False
                 return None
-            mapping.madvise(mmap.MADV_RANDOM)  # else the system may read megabytes around a missing page
             self.mapping = memoryview(mapping)
         return self.mapping
 
@@ -117,17 +119,27 @@ class Shards:
     def _open_shard(self, identity: Identity, descriptor: int) -> Shard:
         own = open_there(self._folder, identity, descriptor, os.O_RDONLY)
         num_bytes = os.fstat(own).st_size
-        may_map = num_bytes <= self._mappable_bytes
-        self._mappable_bytes -= num_bytes * may_map
-        return Shard(own, num_bytes, may_map)
+        shard = Shard(own, num_bytes, may_map=num_bytes <= self._mappable_bytes)
+        self._mappable_bytes -= shard.num_reserved_bytes
+        return shard
 
     def _close_some(self, num_new: int, in_use: Collection[Identity]) -> None:
         """Close those beyond the limit, and deleted ones: a cache that evicts its files wants their space."""
         num_beyond = len(self._open) + num_new - self._max_open
-        for number, (identity, shard) in enumerate(list(self._open.items())):
-            if identity not in in_use and (number < num_beyond or os.fstat(shard.descriptor).st_nlink == 0):
-                self._mappable_bytes += shard.num_bytes * shard.may_map
-                self._open.pop(identity).close()
+        for identity in [identity for identity in self._open if identity not in in_use]:
+            if num_beyond > 0 or _is_deleted(self._open[identity].descriptor):
+                shard = self._open.pop(identity)
+                self._mappable_bytes += shard.num_reserved_bytes
+                shard.close()
+                num_beyond -= 1
+
+
+def _is_deleted(descriptor: int) -> bool:
+    """Return whether an open file has no name any more."""
+    try:
+        return os.fstat(descriptor).st_nlink == 0
+    except OSError:  # a network file system that has lost it
+        return True
 
 
 def open_there(folder: str, identity: Identity, descriptor: int, flags: int) -> int:
@@ -181,10 +193,10 @@ def serve(folder: str) -> None:
     gc.disable()  # nothing here refers to itself
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     shards = Shards(folder, max_open_shards(), int(machine_bytes * MAX_MAPPED_SHARE))
-    memory = memoryview(b"")
+    memory, parent = memoryview(b""), os.getppid()
     with suppress(EOFError, BrokenPipeError):
         send(sys.stdout.buffer, b"")
-        while _wait_for_task():
+        while _wait_for_task(parent):
             (identity, descriptor, num_bytes), wanted, columns = marshal.loads(receive(sys.stdin.buffer))
             if len(memory) != num_bytes:  # it only grows
                 file = open_there(folder, identity, descriptor, os.O_RDWR)
@@ -219,14 +231,13 @@ def _is_right(shard: Shard | None, offset: int, record: memoryview, expected: in
     return checksum(record) == expected
 
 
-def _wait_for_task() -> bool:
+def _wait_for_task(parent: int) -> bool:
     """Wait until standard input has a message or ends; return false where the parent is gone.
 
     A process that the parent forked may keep the other end of standard input open.
     """
     poll = select.poll()
     poll.register(sys.stdin.buffer, select.POLLIN)
-    parent = os.getppid()
     while not poll.poll(CHECK_PARENT_MS):
         if os.getppid() != parent:
             return False

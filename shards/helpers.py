@@ -2,8 +2,9 @@
 
 A record of some ten kilobytes is copied and hashed in microseconds. Threads of one interpreter hand it over at every
 record, and that costs them more than the work; processes scale as their cores do. The thread that wants records sends
-one message a step, waits, and learns which records are right. It reads all others again itself, so that what is wrong
-with them is found and said in one place, and a helper that is gone costs time and nothing else.
+a message a step, or some where they lie in many shards, waits, and learns which records are right. It reads all others
+again itself, so that what is wrong with them is found and said in one place, and a helper that is gone costs time and
+nothing else.
 
 A helper (``shards.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
 has open through ``/proc``. It ends with its parent.
@@ -17,6 +18,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,30 +144,40 @@ class Helpers:
     def __init__(self) -> None:
         self._idle: list[Helper] = []
         self._num_lost = 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def one(self) -> Iterator[Helper | None]:
         """Lend one that is ready; none where it has not started yet or too many were lost."""
-        if self._num_lost >= _MAX_LOST:
-            yield None
-            return
-        try:
-            helper = self._idle.pop()
-        except IndexError:
-            helper = Helper()
-        try:
-            yield helper if helper.is_ready() else None
-        finally:
-            if helper.is_gone:
-                self._num_lost += 1
+        with self._lock:
+            if self._num_lost >= _MAX_LOST:
+                helper = None
             else:
-                self._idle.append(helper)
+                helper = self._idle.pop() if self._idle else Helper()
+        try:
+            yield helper if helper and helper.is_ready() else None
+        finally:
+            if helper:
+                self._give_back(helper)
 
     def close(self) -> None:
         """End all that nobody uses."""
-        for helper in self._idle:
-            helper.close()
-        self._idle.clear()
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def _give_back(self, helper: Helper) -> None:
+        """Keep a helper for the next who asks; give up all where too many were lost."""
+        with self._lock:
+            if helper.is_gone:
+                self._num_lost += 1
+                if self._num_lost == _MAX_LOST:
+                    _LOGGER.warning("%d reader processes were lost: from now on the threads read.", _MAX_LOST)
+            else:
+                self._idle.append(helper)
+            is_given_up = self._num_lost >= _MAX_LOST
+        if is_given_up:
+            self.close()
 
 
 class _Process:

@@ -6,6 +6,7 @@ are errors that name shard, sample and offset, and never a wrong sample.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ from shards.tables import Table
 
 NOTE_USE_S = 30.0
 _PAGE_BYTES = 4096
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class _Rows:
 
 
 class _ReadBefore:
-    """Remembers which records were read: by the page (4 KiB) of its shard that a record begins in."""
+    """Remembers which records other processes read: by the page (4 KiB) of its shard that a record begins in."""
 
     def __init__(self, shards: Sequence[ShardInfo]) -> None:
         num_pages = np.array([-(-shard.bytes // _PAGE_BYTES) for shard in shards], dtype=np.int64)
@@ -160,6 +162,7 @@ class ShardFiles:
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._read_before = _ReadBefore(shards)
+        self._was_told = False
 
     def read(self, wanted: Sequence[Wanted], elsewhere: Elsewhere | None = None) -> None:
         """Fill records with what rows of tables point to.
@@ -185,6 +188,9 @@ class ShardFiles:
         contents = [content for part in wanted for content in part.contents()]
         for position in np.flatnonzero(~is_right).tolist():
             self._read_here(rows, position, contents[position], wanted)
+        if elsewhere is not None and not elsewhere.helper.is_gone and not self._was_told:
+            self._was_told = True
+            _LOGGER.warning("A reader process cannot read what this process can: %d records.", np.sum(~is_right))
 
     def _read_elsewhere(
         self, rows: _Rows, places: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], elsewhere: Elsewhere

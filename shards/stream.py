@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.errors import CheckpointError, ConfigError, DataError
+from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
 from shards.buffers import BufferPool
 from shards.helpers import Helpers, can_help
@@ -106,7 +106,7 @@ class TrialStream:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
         try:
             batch = self._ahead.popleft().result()
-        except DataError:
+        except BaseException:  # ctrl-C too: the next call begins with the same step
             self._forget_ahead()
             raise
         self._step = batch.step + 1

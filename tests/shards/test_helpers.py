@@ -208,26 +208,32 @@ def test_after_some_processes_were_lost_the_threads_read(
     caplog.clear()
     assert read(packed_dir, 5) == expected
     assert 3 <= caplog.text.count("exit code 1") < 3 + CONFIG.threads
+    assert caplog.text.count("from now on the threads read") == 1
 
 
 def test_an_interrupted_exchange_ends_the_process(
     packed_dir: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer must not be taken for that of the next task."""
+    """Its answer must not be taken for that of the next task, and the stream goes on with the step that failed."""
+    expected = read(packed_dir, 40)
+    interrupted = []
+
+    def receive(process: helpers._Process) -> bytes:
+        interrupted.append(process.pid)
+        raise MemoryError
+
     with TrialStream(ShardReader(packed_dir), CONFIG) as stream:
-        before = processes(stream)
+        processes(stream)
         with monkeypatch.context() as broken:
-            broken.setattr(helpers._Process, "receive", raise_memory_error)
+            broken.setattr(helpers._Process, "receive", receive)
             with pytest.raises(MemoryError):
                 for _ in stream:
                     pass
-        stream.load_state_dict(stream.state_dict() | {"step": 0})
-        assert [values(batch) for batch in islice(stream, 10)] == read(packed_dir, 10)
-        assert not any(is_running(process) for process in before)
-
-
-def raise_memory_error(*_: object) -> bytes:
-    raise MemoryError
+        assert values(next(stream)) == expected[stream.step - 1]
+        found = [values(batch) for batch in islice(stream, 5)]
+        assert found == expected[stream.step - 5 : stream.step]
+    assert interrupted
+    assert not any(is_running(process) for process in interrupted)
 
 
 @pytest.fixture
@@ -243,6 +249,7 @@ def shards(tmp_path: Path) -> Iterator[Callable[..., Shards]]:
 
     yield make
     for one in made:
+        one._max_open = 0
         one._max_open = 0
         one._close_some(0, ())
 
@@ -279,9 +286,12 @@ def test_no_more_shards_stay_open_than_the_limit(tmp_path: Path, shards: Callabl
         assert content(shard, was_read=True) == (tmp_path / str(number)).read_bytes()
         assert shard.mapping is not None  # those that were closed made room
         assert open_files(tmp_path) <= 6  # a mapping holds a file too
+    find(opened, tmp_path, 0, 1, 2)
+    find(opened, tmp_path, 0, 3)
+    assert len(opened._open) == 3
     assert len(find(opened, tmp_path, *range(6))) == 6
-    find(opened, tmp_path, 0)
-    assert len(find(opened, tmp_path, *range(3))) == 3
+    find(opened, tmp_path, 0, 1)
+    assert len(find(opened, tmp_path, 0, 1, 2)) == 3
 
 
 def open_files(folder: Path) -> int:
@@ -313,7 +323,7 @@ def test_where_a_file_cannot_be_mapped_it_is_read(
     (shard,) = find(shards([8], max_open=10, mappable_bytes=8), tmp_path, 0)
     monkeypatch.setattr(mmap, "mmap", raise_no_device)
     assert [content(shard, was_read=True) for _ in range(2)] == [(tmp_path / "0").read_bytes()] * 2
-    assert not shard.may_map
+    assert shard.mapping is None
 
 
 def raise_no_device(*_: object, **__: object) -> None:
@@ -321,7 +331,7 @@ def raise_no_device(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("is_cold", [False, True])
-def test_where_pages_do_not_stay_in_memory_mapping_is_given_up(tmp_path: Path, is_cold: bool) -> None:
+def test_where_pages_do_not_stay_in_memory_nothing_stays_mapped(tmp_path: Path, is_cold: bool) -> None:
     count, length = 64, 32 * 1024
     path = tmp_path / "shard"
     path.write_bytes(os.urandom(count * length))
