@@ -68,6 +68,7 @@ class TrialStream:
         self._content_id = reader.index.content_id(config.subjects, config.stores)
         self._pool = BufferPool()
         self._helpers = Helpers()
+        self._max_shards_at_once = max_shards_at_once(config.threads)
         self._num_bytes_read = 0
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
         self._step = 0
@@ -236,8 +237,8 @@ class TrialStream:
             self._reader.files.read(wanted)
         else:
             with self._helpers.one() as helper:
-                at_once = max_shards_at_once(self._config.threads)
-                self._reader.files.read(wanted, Elsewhere(helper, self._pool, at_once) if helper else None)
+                elsewhere = Elsewhere(helper, self._pool, self._max_shards_at_once) if helper else None
+                self._reader.files.read(wanted, elsewhere)
         self._num_bytes_read += sum(part.num_bytes for part in wanted)
 
     def _lend_voxels(self, subject: int, rows: Table) -> npt.NDArray[np.floating]:

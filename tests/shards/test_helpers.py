@@ -31,6 +31,7 @@ from shards.reader import ShardReader
 from shards.records import ShardFiles
 from shards.stream import StreamConfig, TrialStream
 from tests.shards.support import flip_byte
+from tests.support.rank_processes import assert_gone, is_running
 
 pytestmark = pytest.mark.skipif(not can_help(), reason="here no process can read its parent's open files")
 CONFIG = StreamConfig(subjects=(1, 2, 3), targets=("z", "c"), samples_per_subject=12, seed=5)
@@ -62,20 +63,6 @@ def processes(stream: TrialStream) -> list[int]:
             children = psutil.Process().children()
             return [child.pid for child in children if "helper_process" in " ".join(child.cmdline())]
     raise AssertionError("the processes did not start")
-
-
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(found: list[int]) -> None:
-    deadline = time.monotonic() + 15
-    while any(is_running(process) for process in found) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(is_running(process) for process in found)
 
 
 def test_processes_read_what_threads_read(packed_dir: Path, request: pytest.FixtureRequest) -> None:
@@ -166,7 +153,7 @@ with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
         time.sleep(0.2)
         assert all(is_running(process) for process in found)
         parent.send_signal(kind)
-    wait_until_gone(found)
+    assert_gone(found)
 
 
 def test_where_no_process_can_start_the_threads_read(
@@ -249,7 +236,6 @@ def shards(tmp_path: Path) -> Iterator[Callable[..., Shards]]:
 
     yield make
     for one in made:
-        one._max_open = 0
         one._max_open = 0
         one._close_some(0, ())
 
@@ -389,7 +375,7 @@ with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
         sleeper = int(parent.stdout.readline())
         parent.kill()
     try:
-        wait_until_gone(found)
+        assert_gone(found)
         assert is_running(sleeper)
     finally:
         os.kill(sleeper, signal.SIGKILL)

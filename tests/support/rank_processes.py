@@ -1,4 +1,4 @@
-"""Plans of ``rank_program`` with real launchers, and whether its ranks are gone."""
+"""Plans of ``rank_program`` with real launchers, and whether processes are gone."""
 
 import time
 
@@ -25,8 +25,15 @@ def rank_pids(config: Config, ranks: int) -> list[int]:
     return [event["pid"] for event in events if event["event"] == "rank_start"]
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-        assert time.monotonic() < deadline, "ranks were left behind"
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.1)
