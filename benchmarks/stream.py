@@ -35,7 +35,7 @@ from nd_dist.comm import Comm
 from nd_dist.config import RemoteConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS, Batch
-from shards.index import TRIALS, Index, ShardInfo
+from shards.format.index import TRIALS, Index, ShardInfo
 from shards.pack import pack_from
 from shards.plan import SHARED_GROUP
 from shards.reader import ShardReader

@@ -15,10 +15,10 @@ from nd_dist.evaluation.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.units import Point, config_points, control_points
 from nd_dist.schema import Split
-from shards.codec import PICTURES
+from shards.format.codec import PICTURES
+from shards.format.tables import ABSENT
 from shards.reader import ShardReader
 from shards.selection import is_heldout
-from shards.tables import ABSENT
 
 
 def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Job:

@@ -138,7 +138,7 @@ def run_grid(grid: Grid, console: Console) -> None:
         CheckpointError: a run folder holds another recipe's training.
         WorldError: a host cannot take part.
     """
-    from shards.index import Index
+    from shards.format.index import Index
 
     folder = RunFolder(grid.config.run_dir, grid.launch_id)
     try:

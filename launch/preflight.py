@@ -11,7 +11,7 @@ from nd_dist.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from launch.plan import LaunchPlan
-    from shards.index import Index
+    from shards.format.index import Index
 
 
 def preflight(command: str, config: Config, ranks: int) -> None:
@@ -31,7 +31,7 @@ def preflight(command: str, config: Config, ranks: int) -> None:
     if command == "phantom_networks":
         _check_networks(config, ranks)
         return
-    from shards.index import Index
+    from shards.format.index import Index
 
     index = Index.read(config.shards_dir, config.remote)
     _check_subjects(config, index)
@@ -91,7 +91,7 @@ def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> No
 
 def _check_training(config: Config, index: Index, ranks: int) -> None:
     """Refuse stages without subjects and batches that the ranks do not divide."""
-    from shards.codec import int8_store
+    from shards.format.codec import int8_store
 
     names = config.training.targets
     _check_targets(config, index, tuple(map(int8_store, names)) if config.training.int8_targets else names)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from nd_dist.config import Config, DataConfig
 from nd_dist.files import write_bytes
 from nd_dist.schema import TARGETS
-from shards.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
 from shards.contract import SubjectDesign
-from shards.index import (
+from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
+from shards.format.index import (
     FORMAT,
     INDEX_NAME,
     TRIALS,
@@ -29,12 +29,12 @@ from shards.index import (
     index_id,
     json_bytes,
 )
+from shards.format.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
 from shards.normalize import SCHEMES
 from shards.plan import PackPlan, TrialUnit
 from shards.quantize import INT8_DTYPE, find_scales
 from shards.receipts import Receipt
 from shards.store import FolderStore
-from shards.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
 
 
 def assemble_index(

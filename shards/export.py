@@ -17,10 +17,10 @@ from PIL import Image
 
 from nd_dist.errors import DataError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json
-from shards.codec import PICTURES
+from shards.format.codec import PICTURES
+from shards.format.tables import ABSENT, TEST, Table, table_bytes
 from shards.mindeye2 import IMAGE, IS_SHARED, NUM_COLUMNS, SESSION, SUBJECT, TRIAL
 from shards.reader import ShardReader
-from shards.tables import ABSENT, TEST, Table, table_bytes
 
 PICTURE_SIDE = 224
 NUM_NEIGHBOURS, NUM_OLDS = 15, 3

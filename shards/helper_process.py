@@ -28,7 +28,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import IO
 
-from shards.checksum import checksum
+from shards.format.checksum import checksum
 from shards.open_files import max_open_shards
 
 Identity = tuple[int, int]

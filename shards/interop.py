@@ -18,9 +18,9 @@ from webdataset.compat import FluidWrapper
 
 from nd_dist.errors import DataError
 from nd_dist.schema import Split
-from shards.index import TRIALS, Index, ShardInfo
+from shards.format.index import TRIALS, Index, ShardInfo
+from shards.format.tables import TEST
 from shards.reader import ShardReader
-from shards.tables import TEST
 
 
 def as_webdataset(

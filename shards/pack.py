@@ -17,7 +17,7 @@ from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
 from shards.assemble import assemble_index
 from shards.contract import Reader, open_reader
-from shards.index import Index
+from shards.format.index import Index
 from shards.packer import Packer
 from shards.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
 from shards.quantize import pack_int8

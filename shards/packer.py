@@ -17,8 +17,9 @@ from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
 from shards import normalize
-from shards.checksum import CHECKSUM
-from shards.codec import (
+from shards.contract import Reader
+from shards.format.checksum import CHECKSUM
+from shards.format.codec import (
     DTYPES,
     PICTURES,
     VOXELS,
@@ -29,15 +30,14 @@ from shards.codec import (
     npy_header,
     trial_key,
 )
-from shards.contract import Reader
+from shards.format.index import TRIALS, VERSION, ShardInfo
+from shards.format.tables import TEST, TRAIN, TRIAL_ROW
+from shards.format.writer import ShardWriter, open_shard
 from shards.image_means import ImageMeans
-from shards.index import TRIALS, VERSION, ShardInfo
 from shards.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.quantize import channel_peaks
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
-from shards.tables import TEST, TRAIN, TRIAL_ROW
 from shards.targets import TargetExtractor
-from shards.writer import ShardWriter, open_shard
 
 
 @dataclass

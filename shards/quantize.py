@@ -20,14 +20,14 @@ import numpy.typing as npt
 from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.events import EventLog
-from shards.checksum import CHECKSUM
-from shards.codec import DTYPES, image_key, int8_store, member_field, npy_header
-from shards.index import VERSION, ShardInfo
+from shards.format.checksum import CHECKSUM
+from shards.format.codec import DTYPES, image_key, int8_store, member_field, npy_header
+from shards.format.index import VERSION, ShardInfo
+from shards.format.writer import open_shard
 from shards.plan import ImageUnit, PackPlan
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
 from shards.records import ShardFiles, Wanted
 from shards.store import FolderStore
-from shards.writer import open_shard
 
 INT8_DTYPE = "|i1"
 INT8_MAX = 127

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from nd_dist.schema import Split, TwoRepeats
-from shards.codec import PICTURES, decode_png, image_key, trial_key
-from shards.index import Index
+from shards.format.codec import PICTURES, decode_png, image_key, trial_key
+from shards.format.index import Index
+from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.records import ShardFiles, Wanted
-from shards.tables import ABSENT, TEST, TRAIN, Table
 
 
 class ShardReader:

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nd_dist.errors import DataError
 from nd_dist.files import PART_SUFFIX, read_json, write_json
-from shards.index import TRIALS, ShardInfo, differing_fields
-from shards.tables import IMAGE_ROW, TRIAL_ROW, Table
+from shards.format.index import TRIALS, ShardInfo, differing_fields
+from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table
 
 RECEIPTS_DIR = ".pack"
 ABANDONED_S = 24 * 3600.0

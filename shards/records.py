@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from nd_dist.errors import DataError
 from shards.buffers import BufferPool
-from shards.checksum import checksum
+from shards.format.checksum import checksum
+from shards.format.index import ShardInfo
+from shards.format.tables import Table
 from shards.helpers import Helper, Task
-from shards.index import ShardInfo
 from shards.open_files import max_open_shards
 from shards.store import Store
-from shards.tables import Table
 
 NOTE_USE_S = 30.0
 _PAGE_BYTES = 4096

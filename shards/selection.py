@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.seeds import splitmix64
-from shards.codec import PICTURES, image_key, int8_store
+from shards.format.codec import PICTURES, image_key, int8_store
+from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reader import ShardReader
-from shards.tables import ABSENT, TEST, TRAIN, Table
 
 StreamSplit = Literal["train", "heldout", "test"]
 _HELDOUT_KEY = 0x6E642D68656C646F  # a constant: all runs hold out the same images

@@ -21,15 +21,15 @@ import torch
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
 from shards.buffers import BufferPool
+from shards.format.index import ShardInfo
+from shards.format.tables import Table
 from shards.helpers import Helpers, can_help
-from shards.index import ShardInfo
 from shards.open_files import max_shards_at_once
 from shards.order import Order, SubjectSlice
 from shards.prefetch import Prefetcher
 from shards.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
 from shards.records import Elsewhere, Wanted
 from shards.selection import StreamConfig, check_stores, choose_items
-from shards.tables import Table
 
 __all__ = ["StreamConfig", "TrialStream"]
 

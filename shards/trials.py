@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.schema import Split
-from shards.codec import PICTURES
+from shards.format.codec import PICTURES
 from shards.reader import ShardReader
 
 

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from shards import normalize, nsd_counts
-from shards.checksum import checksum
-from shards.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
+from shards.format.checksum import checksum
+from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
+from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
+from shards.format.tables import TEST, Table
+from shards.format.tarwalk import Member, TarError, walk
 from shards.image_means import ImageMeans
-from shards.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.reader import trial_row_key
 from shards.store import StoredFile
-from shards.tables import TEST, Table
-from shards.tarwalk import Member, TarError, walk
 
 TOLERANCE = 5e-3
 """Of mean 0 and standard deviation 1, in stored (half) precision."""

@@ -13,7 +13,7 @@ import pytest
 from nd_dist.errors import ConfigError, DataError
 from shards import cache
 from shards.cache import NodeCache, TransferError
-from shards.index import ShardInfo
+from shards.format.index import ShardInfo
 
 
 def make_file(number: int, size: int = 1000) -> tuple[ShardInfo, bytes]:

@@ -23,8 +23,8 @@ from nd_dist.schema import Batch
 from shards import helpers
 from shards import stream as stream_module
 from shards.buffers import BufferPool
-from shards.checksum import checksum
-from shards.codec import trial_shard_path
+from shards.format.checksum import checksum
+from shards.format.codec import trial_shard_path
 from shards.helper_process import Shard, Shards
 from shards.helpers import Helper, Task, can_help
 from shards.reader import ShardReader

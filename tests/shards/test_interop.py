@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.codec import trial_shard_path
-from shards.index import Index
+from shards.format.codec import trial_shard_path
+from shards.format.index import Index
 from shards.interop import as_webdataset
 from shards.reader import ShardReader
 from tests.support.file_server import FileServer

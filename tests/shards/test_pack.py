@@ -14,7 +14,7 @@ import webdataset
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.events import events_path, read_events
-from shards.index import Index
+from shards.format.index import Index
 from shards.nsd_layout import NsdLayout
 from shards.pack import plan_pack
 from shards.reader import ShardReader

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from nd_dist.errors import DataError
-from shards.index import Index
+from shards.format.index import Index
 from shards.receipts import remove_abandoned_parts
 from shards.verify import verify
 from tests.shards.support import folder_bytes, make_config, pack_alone

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.index import Index
+from shards.format.index import Index
 from shards.quantize import channel_peaks, to_int8
 from shards.reader import ShardReader
 from shards.selection import StreamConfig

@@ -17,8 +17,8 @@ import pytest
 from nd_dist.config import Config, RemoteConfig
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.schema import Batch
-from shards.codec import image_shard_path, trial_shard_path
-from shards.index import Index
+from shards.format.codec import image_shard_path, trial_shard_path
+from shards.format.index import Index
 from shards.reader import ShardReader
 from shards.selection import StreamConfig
 from shards.stream import TrialStream

@@ -11,7 +11,7 @@ import torch
 
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
-from shards.codec import trial_shard_path
+from shards.format.codec import trial_shard_path
 from shards.reader import ShardReader
 from shards.selection import StreamConfig, is_heldout
 from shards.stream import TrialStream

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.codec import trial_shard_path
+from shards.format.codec import trial_shard_path
 from shards.reader import ShardReader
 from shards.trials import open_trials
 from tests.shards.support import flip_byte

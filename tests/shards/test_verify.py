@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.codec import image_shard_path, trial_shard_path
-from shards.index import Index
+from shards.format.codec import image_shard_path, trial_shard_path
+from shards.format.index import Index
 from shards.reader import ShardReader, trial_row_key
 from shards.records import ShardFiles, Wanted
 from shards.repair import repair

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.tarwalk import TarError, walk
+from shards.format.tarwalk import TarError, walk
 
 
 def make_tar(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:

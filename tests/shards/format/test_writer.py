@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from shards.codec import image_key, npy_header
+from shards.format.codec import image_key, npy_header
+from shards.format.writer import open_shard
 from shards.plan import tar_bytes
-from shards.writer import open_shard
 
 
 def write(path: Path, count: int = 3) -> tuple[list[int], str, int]:

@@ -1,6 +1,6 @@
 """``index.json``: what a folder of shards holds. Written last, so its presence means that everything is there.
 
-Layout of a folder (format 1; see also ``shards.tables``, ``shards.codec``)::
+Layout of a folder (format 1; see also ``shards.format.tables``, ``shards.format.codec``)::
 
     index.json                              this file
     index/trials.npy                        one row a trial
@@ -27,9 +27,9 @@ from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
-from shards.codec import PICTURES
+from shards.format.codec import PICTURES
+from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
 from shards.store import FolderStore, Store, open_store
-from shards.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
 
 FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1

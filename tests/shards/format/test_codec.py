@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.codec import decode_png, encode_png, image_key, narrow, npy_header, trial_key
+from shards.format.codec import decode_png, encode_png, image_key, narrow, npy_header, trial_key
 
 
 @pytest.mark.parametrize(

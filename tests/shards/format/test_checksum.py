@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards.checksum import checksum
+from shards.format.checksum import checksum
 
 
 def sum_of(content: np.ndarray) -> int:

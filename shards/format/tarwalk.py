@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from shards.writer import TAR_BLOCK_BYTES
+from shards.format.writer import TAR_BLOCK_BYTES
 
 _NAME = re.compile(r"[a-z0-9_]+\.[a-z0-9_.]+")
 _ZERO_BLOCK = bytes(TAR_BLOCK_BYTES)

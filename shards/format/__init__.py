@@ -1,0 +1,1 @@
+"""What a folder of shards is: its index, its tables, and the tars themselves."""
