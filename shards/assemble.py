@@ -31,10 +31,10 @@ from shards.format.index import (
 )
 from shards.format.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
 from shards.normalize import SCHEMES
+from shards.places.store import FolderStore
 from shards.plan import PackPlan, TrialUnit
 from shards.quantize import INT8_DTYPE, find_scales
 from shards.receipts import Receipt
-from shards.store import FolderStore
 
 
 def assemble_index(

@@ -26,7 +26,7 @@ from shards.format.index import ShardInfo
 from shards.format.tables import Table
 from shards.helpers import Helper, Task
 from shards.open_files import max_open_shards
-from shards.store import Store
+from shards.places.store import Store
 
 NOTE_USE_S = 30.0
 _PAGE_BYTES = 4096

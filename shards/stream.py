@@ -26,7 +26,7 @@ from shards.format.tables import Table
 from shards.helpers import Helpers, can_help
 from shards.open_files import max_shards_at_once
 from shards.order import Order, SubjectSlice
-from shards.prefetch import Prefetcher
+from shards.places.prefetch import Prefetcher
 from shards.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
 from shards.records import Elsewhere, Wanted
 from shards.selection import StreamConfig, check_stores, choose_items

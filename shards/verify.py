@@ -25,8 +25,8 @@ from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInf
 from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
 from shards.image_means import ImageMeans
+from shards.places.store import StoredFile
 from shards.reader import trial_row_key
-from shards.store import StoredFile
 
 TOLERANCE = 5e-3
 """Of mean 0 and standard deviation 1, in stored (half) precision."""

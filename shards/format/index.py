@@ -29,7 +29,7 @@ from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.format.codec import PICTURES
 from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
-from shards.store import FolderStore, Store, open_store
+from shards.places.store import FolderStore, Store, open_store
 
 FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1

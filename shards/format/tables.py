@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
-from shards.store import Store, StoredFile
+from shards.places.store import Store, StoredFile
 
 TRAIN, TEST = 0, 1
 ABSENT = 0xFFFFFFFF

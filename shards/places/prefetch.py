@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from nd_dist.errors import NdDistError
-from shards.store import Store, StoredFile
+from shards.places.store import Store, StoredFile
 
 
 class Prefetcher:

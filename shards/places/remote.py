@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.cache import NodeCache, ReadBlock, TransferError
-from shards.store import CLOEXEC, StoredFile
-from shards.transport import HttpTransport, S3Transport, Transport
+from shards.places.cache import NodeCache, ReadBlock, TransferError
+from shards.places.store import CLOEXEC, StoredFile
+from shards.places.transport import HttpTransport, S3Transport, Transport
 
 PREFETCH_DOWNLOADS = 3
 

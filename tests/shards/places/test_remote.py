@@ -26,7 +26,7 @@ from shards.verify import verify
 from tests.shards.support import flip_byte
 from tests.support.file_server import FileServer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "hunter2-wJalrXUtnFEMI"
 
 
@@ -159,7 +159,7 @@ def test_a_missing_index_and_a_server_that_is_gone_are_errors(server: FileServer
 
 def start_fill(server: FileServer, cache_dir: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.shards.fill_program", server.url, str(cache_dir)],
+        [sys.executable, "-m", "tests.shards.places.fill_program", server.url, str(cache_dir)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
@@ -283,7 +283,7 @@ def test_without_s3fs_the_error_says_what_to_install(remote: RemoteConfig, monke
 
 
 def test_a_cache_that_belongs_to_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from shards.remote import RemoteStore
+    from shards.places.remote import RemoteStore
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if os.getuid():

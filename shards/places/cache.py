@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.files import sync_dir, write_error
-from shards.store import StoredFile
+from shards.places.store import StoredFile
 
 BLOCK_BYTES = 16 << 20
 TRIES = 5

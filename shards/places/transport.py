@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from nd_dist.errors import ConfigError
-from shards.cache import BLOCK_BYTES, ReadBlock, TransferError
+from shards.places.cache import BLOCK_BYTES, ReadBlock, TransferError
 
 TIMEOUT_S = 60.0  # without a byte
 _RETRIED_STATUS = (408, 429)  # 4xx that may pass; any other 4xx stays

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nd_dist.errors import ConfigError, DataError
-from shards import cache
-from shards.cache import NodeCache, TransferError
 from shards.format.index import ShardInfo
+from shards.places import cache
+from shards.places.cache import NodeCache, TransferError
 
 
 def make_file(number: int, size: int = 1000) -> tuple[ShardInfo, bytes]:
