@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nd_dist.config import Config, DataConfig, FrozenConfig
 from nd_dist.schema import TARGETS, TargetSpec, role_of
-from shards.contract import SubjectDesign
+from shards.sources.contract import SubjectDesign
 
 SHAPES = {"c": (77, 768), "z": (4, 64, 64), **{f"g{block:02d}": (50, 768) for block in range(2, 13, 2)}}
 SUBJECT_VOXELS = 15_724

@@ -32,10 +32,10 @@ from nd_dist.config import Config, DataConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS
 from nd_dist.world import World
-from shards.nsd_layout import NsdLayout
 from shards.pack import pack
 from shards.plan import plan_pack
 from shards.reader import ShardReader
+from shards.sources.nsd_layout import NsdLayout
 from shards.stream import StreamConfig, TrialStream
 from shards.verify import verify
 

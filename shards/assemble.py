@@ -13,7 +13,6 @@ import numpy.typing as npt
 from nd_dist.config import Config, DataConfig
 from nd_dist.files import write_bytes
 from nd_dist.schema import TARGETS
-from shards.contract import SubjectDesign
 from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
 from shards.format.index import (
     FORMAT,
@@ -35,6 +34,7 @@ from shards.places.store import FolderStore
 from shards.plan import PackPlan, TrialUnit
 from shards.quantize import INT8_DTYPE, find_scales
 from shards.receipts import Receipt
+from shards.sources.contract import SubjectDesign
 
 
 def assemble_index(

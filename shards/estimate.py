@@ -14,9 +14,9 @@ import numpy.typing as npt
 from nd_dist.config import Config
 from nd_dist.events import EventLog
 from nd_dist.schema import TargetSpec
-from shards.contract import open_reader
 from shards.packer import Packer
 from shards.plan import ImageUnit, PackPlan, TrialUnit, plan
+from shards.sources.contract import open_reader
 from shards.targets import TargetExtractor
 
 SAMPLE_IMAGES = 4

@@ -1,4 +1,4 @@
-"""Writes packed shards back as MindEye2's published files (see ``shards.mindeye2`` for the layout).
+"""Writes packed shards back as MindEye2's published files (see ``shards.sources.mindeye2`` for the layout).
 
 What the shards do not hold is written as MindEye2 writes it: -1 for unknown behaviour (run, times, answers). Captions
 are not packed, so they are not exported. Voxels are what was packed: z-scored, rounded to the stored precision.
@@ -19,8 +19,8 @@ from nd_dist.errors import DataError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json
 from shards.format.codec import PICTURES
 from shards.format.tables import ABSENT, TEST, Table, table_bytes
-from shards.mindeye2 import IMAGE, IS_SHARED, NUM_COLUMNS, SESSION, SUBJECT, TRIAL
 from shards.reader import ShardReader
+from shards.sources.mindeye2 import IMAGE, IS_SHARED, NUM_COLUMNS, SESSION, SUBJECT, TRIAL
 
 PICTURE_SIDE = 224
 NUM_NEIGHBOURS, NUM_OLDS = 15, 3

@@ -17,7 +17,6 @@ from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
 from shards import normalize
-from shards.contract import Reader
 from shards.format.checksum import CHECKSUM
 from shards.format.codec import (
     DTYPES,
@@ -37,6 +36,7 @@ from shards.image_means import ImageMeans
 from shards.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.quantize import channel_peaks
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
+from shards.sources.contract import Reader
 from shards.targets import TargetExtractor
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from nd_dist.config import Config, DataConfig
 from nd_dist.errors import ConfigError
 from nd_dist.schema import SEMANTIC, TargetSpec
-from shards.contract import Reader, SubjectDesign, open_reader
 from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, image_shard_path, int8_store, trial_shard_path
 from shards.format.writer import TAR_BLOCK_BYTES
+from shards.sources.contract import Reader, SubjectDesign, open_reader
 
 SHARED_GROUP = "shared"
 TAR_RECORD_BYTES = 10_240

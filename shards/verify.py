@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards import normalize, nsd_counts
+from shards import normalize
 from shards.format.checksum import checksum
 from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
 from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
@@ -27,6 +27,7 @@ from shards.format.tarwalk import Member, TarError, walk
 from shards.image_means import ImageMeans
 from shards.places.store import StoredFile
 from shards.reader import trial_row_key
+from shards.sources import nsd_counts
 
 TOLERANCE = 5e-3
 """Of mean 0 and standard deviation 1, in stored (half) precision."""

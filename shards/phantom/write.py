@@ -19,14 +19,14 @@ import numpy.typing as npt
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json, write_text
-from shards.betas import HDF5_DATASET
-from shards.coco import SPLITS, captions_path
-from shards.nsd_layout import NsdLayout
 from shards.phantom import tables
 from shards.phantom.design import PhantomDesign, count_images, make_design
 from shards.phantom.features import early_maps, network_features, scene_features
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.subjects import PictureFeatures, SimulatedSubject
+from shards.sources.betas import HDF5_DATASET
+from shards.sources.coco import SPLITS, captions_path
+from shards.sources.nsd_layout import NsdLayout
 
 BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
 ROI = "nsdgeneral"

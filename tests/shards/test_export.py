@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.contract import open_reader
 from shards.export import behaviour, export
-from shards.mindeye2 import MindEye2Reader
 from shards.reader import ShardReader
+from shards.sources.contract import open_reader
+from shards.sources.mindeye2 import MindEye2Reader
 from shards.verify import verify
 from tests.shards.support import folder_bytes, make_config, pack_alone
 

@@ -15,9 +15,9 @@ import webdataset
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.events import events_path, read_events
 from shards.format.index import Index
-from shards.nsd_layout import NsdLayout
 from shards.pack import plan_pack
 from shards.reader import ShardReader
+from shards.sources.nsd_layout import NsdLayout
 from shards.verify import verify
 from tests.shards.support import TARGETS, PooledExtractor, folder_bytes, make_config, pack_alone
 
@@ -176,7 +176,7 @@ def test_every_normalization_packs_and_proves_itself(
 
 
 def test_brain_diffuser_statistics_are_those_of_the_training_images_means(phantom_dir: Path, tmp_path: Path) -> None:
-    from shards.contract import open_reader
+    from shards.sources.contract import open_reader
 
     config = make_config(phantom_dir, tmp_path / "shards", normalization="brain-diffuser", targets=(), subjects=(1,))
     pack_alone(config)

@@ -207,7 +207,7 @@ def test_known_counts_are_checked_only_where_the_data_set_is_nsd_itself(packed_d
 
 
 def test_known_counts_of_whole_early_and_partial_releases() -> None:
-    from shards.nsd_counts import KNOWN, KnownCounts, expected_counts
+    from shards.sources.nsd_counts import KNOWN, KnownCounts, expected_counts
 
     assert expected_counts(3, KNOWN[3]) == KNOWN[3]
     early = expected_counts(5, KnownCounts(37, 0, 9_990, 0, 0, 0))

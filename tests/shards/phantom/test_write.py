@@ -10,11 +10,11 @@ import pytest
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.groups import read_groups
-from shards.contract import open_reader
-from shards.nsd_layout import NsdLayout
 from shards.phantom.design import count_images, make_design
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.write import write_phantom
+from shards.sources.contract import open_reader
+from shards.sources.nsd_layout import NsdLayout
 from tests.shards.support import PHANTOM, SEED, folder_bytes, make_config
 
 

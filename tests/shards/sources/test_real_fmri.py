@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from nd_dist.errors import DataError
 from nd_dist.models.voxels import RidgeEncoder
 from shards import normalize
-from shards.betas import Roi, read_betas, read_header, read_labels
+from shards.sources.betas import Roi, read_betas, read_header, read_labels
 
-FOLDER = Path(__file__).parent.parent / "data" / "haxby2001"
+FOLDER = Path(__file__).parents[2] / "data" / "haxby2001"
 SUBJECT, NUM_RUNS, HIDDEN = 1, 12, 64
 CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")
 

@@ -1,4 +1,4 @@
-"""Reads NSD's own files; with ``shards.nsd_layout`` the only code that knows its file names, 1-based ids and tables.
+"""Reads NSD's own files; with ``shards.sources.nsd_layout`` the only code that knows its file names, 1-based ids and tables.
 
 Everything is counted from the files (trials of a session, sessions, shared images), so a part of NSD, all of it, and
 a phantom in the same formats read alike. Sources: NSD data manual; the published preprocessing of Brain-Diffuser.
@@ -20,10 +20,10 @@ from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import sha256_file
 from nd_dist.schema import SEMANTIC
-from shards.betas import BetasHeader, Roi, read_betas, read_header, read_labels
-from shards.coco import SPLITS, captions_path, read_captions
-from shards.contract import SubjectDesign
-from shards.nsd_layout import Experiment, NsdLayout, num_pictures
+from shards.sources.betas import BetasHeader, Roi, read_betas, read_header, read_labels
+from shards.sources.coco import SPLITS, captions_path, read_captions
+from shards.sources.contract import SubjectDesign
+from shards.sources.nsd_layout import Experiment, NsdLayout, num_pictures
 
 _SUFFIXES = {"hdf5": (".hdf5",), "nifti": (".nii.gz", ".nii"), "auto": (".hdf5", ".nii.gz", ".nii")}
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from nd_dist.errors import DataError
-from shards.betas import Roi, read_betas, read_header, read_labels
+from shards.sources.betas import Roi, read_betas, read_header, read_labels
 
 GRID = (5, 6, 7)
 TRIALS = 9

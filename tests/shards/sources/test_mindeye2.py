@@ -11,7 +11,7 @@ import webdataset
 
 from nd_dist.config import Config
 from nd_dist.errors import DataError
-from shards.contract import Reader, open_reader
+from shards.sources.contract import Reader, open_reader
 from shards.verify import verify
 from tests.shards.support import make_config, pack_alone
 

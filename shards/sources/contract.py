@@ -96,9 +96,9 @@ def open_reader(config: Config) -> Reader:
         DataError: a file, subject or session is missing or does not fit the others.
     """
     if config.data.reader == "mindeye2":
-        from shards.mindeye2 import MindEye2Reader
+        from shards.sources.mindeye2 import MindEye2Reader
 
         return MindEye2Reader.open(config)
-    from shards.nsd import NsdReader
+    from shards.sources.nsd import NsdReader
 
     return NsdReader.open(config)

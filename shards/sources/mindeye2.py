@@ -26,7 +26,7 @@ from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import hash_json
 from nd_dist.schema import SEMANTIC
-from shards.contract import SubjectDesign
+from shards.sources.contract import SubjectDesign
 
 BEHAVIOUR = ".behav.npy"
 # columns of behav.npy; image and trial are 0-based, session is 1-based

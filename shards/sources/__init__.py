@@ -1,0 +1,1 @@
+"""What is packed: the Natural Scenes Dataset as its authors or others publish it."""
