@@ -27,7 +27,7 @@ from nd_dist.training.mixco import draw_mix
 from nd_dist.training.objectives import unit_rows
 from nd_dist.training.schedule import MIXCO_TEMPERATURE
 from shards.format.tables import TRAIN
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 
 
 class ComputedMixer(nn.Module):

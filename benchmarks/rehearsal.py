@@ -34,9 +34,9 @@ from nd_dist.schema import TARGETS
 from nd_dist.world import World
 from shards.pack import pack
 from shards.plan import plan_pack
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
+from shards.reading.stream import StreamConfig, TrialStream
 from shards.sources.nsd_layout import NsdLayout
-from shards.stream import StreamConfig, TrialStream
 from shards.verify import verify
 
 GRID, TRIALS, IMAGES, SHARED = (81, 104, 83), 750, 750, 40

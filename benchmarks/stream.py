@@ -38,8 +38,8 @@ from nd_dist.schema import TARGETS, Batch
 from shards.format.index import TRIALS, Index, ShardInfo
 from shards.pack import pack_from
 from shards.plan import SHARED_GROUP
-from shards.reader import ShardReader
-from shards.stream import StreamConfig, TrialStream
+from shards.reading.reader import ShardReader
+from shards.reading.stream import StreamConfig, TrialStream
 
 BATCH = 42
 FLOOR = "floor: read into batches, 2 threads"

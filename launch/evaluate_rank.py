@@ -17,8 +17,8 @@ from nd_dist.evaluation.units import Point, config_points, control_points
 from nd_dist.schema import Split
 from shards.format.codec import PICTURES
 from shards.format.tables import ABSENT
-from shards.reader import ShardReader
-from shards.selection import is_heldout
+from shards.reading.reader import ShardReader
+from shards.reading.selection import is_heldout
 
 
 def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Job:

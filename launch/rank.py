@@ -29,7 +29,7 @@ from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog
 from nd_dist.files import read_json
 from nd_dist.world import World
-from shards.open_files import allow_more_open_files
+from shards.reading.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
     from nd_dist.config import Config

@@ -68,7 +68,7 @@ def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
 def run_export(shards_dir: str, out_dir: Path, subjects: Sequence[int] | None) -> None:
     """Write MindEye2's files of packed shards and say what was written."""
     from shards.export import export
-    from shards.reader import ShardReader
+    from shards.reading.reader import ShardReader
 
     console = Console(soft_wrap=True)
     summary = export(ShardReader(shards_dir), out_dir, subjects)

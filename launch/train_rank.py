@@ -14,8 +14,8 @@ from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
-from shards.reader import ShardReader
-from shards.stream import StreamConfig, TrialStream
+from shards.reading.reader import ShardReader
+from shards.reading.stream import StreamConfig, TrialStream
 
 CHUNK_IMAGES = 64
 

@@ -19,7 +19,7 @@ from nd_dist.errors import DataError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json
 from shards.format.codec import PICTURES
 from shards.format.tables import ABSENT, TEST, Table, table_bytes
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 from shards.sources.mindeye2 import IMAGE, IS_SHARED, NUM_COLUMNS, SESSION, SUBJECT, TRIAL
 
 PICTURE_SIDE = 224

@@ -26,8 +26,8 @@ from shards.format.index import VERSION, ShardInfo
 from shards.format.writer import open_shard
 from shards.places.store import FolderStore
 from shards.plan import ImageUnit, PackPlan
+from shards.reading.records import ShardFiles, Wanted
 from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
-from shards.records import ShardFiles, Wanted
 
 INT8_DTYPE = "|i1"
 INT8_MAX = 127

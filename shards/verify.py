@@ -26,7 +26,7 @@ from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
 from shards.image_means import ImageMeans
 from shards.places.store import StoredFile
-from shards.reader import trial_row_key
+from shards.reading.reader import trial_row_key
 from shards.sources import nsd_counts
 
 TOLERANCE = 5e-3

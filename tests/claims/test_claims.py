@@ -10,7 +10,7 @@ import pytest
 from nd_dist.evaluation.score import compare
 from nd_dist.metrics.bootstrap import Difference, difference, mean_of, mean_resampled, resample_counts
 from nd_dist.schema import TARGETS
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 from tests.claims.conftest import copy_stage_1
 from tests.claims.line import World, interval
 

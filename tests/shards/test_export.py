@@ -8,7 +8,7 @@ import pytest
 
 from nd_dist.errors import DataError
 from shards.export import behaviour, export
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 from shards.sources.contract import open_reader
 from shards.sources.mindeye2 import MindEye2Reader
 from shards.verify import verify

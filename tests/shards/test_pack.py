@@ -16,7 +16,7 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.events import events_path, read_events
 from shards.format.index import Index
 from shards.pack import plan_pack
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 from shards.sources.nsd_layout import NsdLayout
 from shards.verify import verify
 from tests.shards.support import TARGETS, PooledExtractor, folder_bytes, make_config, pack_alone

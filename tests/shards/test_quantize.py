@@ -9,9 +9,9 @@ import pytest
 from nd_dist.errors import DataError
 from shards.format.index import Index
 from shards.quantize import channel_peaks, to_int8
-from shards.reader import ShardReader
-from shards.selection import StreamConfig
-from shards.stream import TrialStream
+from shards.reading.reader import ShardReader
+from shards.reading.selection import StreamConfig
+from shards.reading.stream import TrialStream
 from shards.verify import verify
 from tests.shards.support import PooledExtractor, flip_byte, folder_bytes, make_config, pack_alone
 

@@ -11,11 +11,11 @@ import pytest
 from nd_dist.errors import DataError
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index
-from shards.reader import ShardReader, trial_row_key
-from shards.records import ShardFiles, Wanted
+from shards.reading.reader import ShardReader, trial_row_key
+from shards.reading.records import ShardFiles, Wanted
+from shards.reading.selection import StreamConfig
+from shards.reading.stream import TrialStream
 from shards.repair import repair
-from shards.selection import StreamConfig
-from shards.stream import TrialStream
 from shards.verify import verify, verify_shard
 from tests.shards.support import PooledExtractor, flip_byte, folder_bytes, make_config, pack_alone
 

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from nd_dist.config import RemoteConfig
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 
 
 def main() -> None:

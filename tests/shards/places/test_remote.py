@@ -19,9 +19,9 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index
-from shards.reader import ShardReader
-from shards.selection import StreamConfig
-from shards.stream import TrialStream
+from shards.reading.reader import ShardReader
+from shards.reading.selection import StreamConfig
+from shards.reading.stream import TrialStream
 from shards.verify import verify
 from tests.shards.support import flip_byte
 from tests.support.file_server import FileServer

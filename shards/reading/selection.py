@@ -13,7 +13,7 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.seeds import splitmix64
 from shards.format.codec import PICTURES, image_key, int8_store
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 
 StreamSplit = Literal["train", "heldout", "test"]
 _HELDOUT_KEY = 0x6E642D68656C646F  # a constant: all runs hold out the same images

@@ -6,7 +6,7 @@ a message a step, or some where they lie in many shards, waits, and learns which
 again itself, so that what is wrong with them is found and said in one place, and a helper that is gone costs time and
 nothing else.
 
-A helper (``shards.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
+A helper (``shards.reading.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
 has open through ``/proc``. It ends with its parent.
 """
 
@@ -27,14 +27,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.helper_process import Identity, receive, send
+from shards.reading.helper_process import Identity, receive, send
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_LOST = 3  # helpers; then the threads read
 _START = """\
 import sys
 sys.path[:] = {path!r}
-from shards.helper_process import serve
+from shards.reading.helper_process import serve
 serve({folder!r})
 """
 
@@ -189,7 +189,7 @@ class _Process:
 
     def __init__(self) -> None:
         # without the site module, which takes longer than all else: the path is this process's
-        path = [*sys.path, str(Path(__file__).parents[1])]
+        path = [*sys.path, str(Path(__file__).parents[2])]
         folder = f"/proc/{os.readlink('/proc/self')}/fd"
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _START.format(path=path, folder=folder)],

@@ -2,7 +2,7 @@
 
 The pipeline is webdataset's own (its splitting, decoding, shuffling); only the opening of a shard is ours, so that a
 cut shard is an error, which stock webdataset ends without a word, and a server's shards come through the cache. For
-exact passes, resuming and equal steps on all ranks use ``shards.stream`` instead.
+exact passes, resuming and equal steps on all ranks use ``shards.reading.stream`` instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nd_dist.errors import DataError
 from nd_dist.schema import Split
 from shards.format.index import TRIALS, Index, ShardInfo
 from shards.format.tables import TEST
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 
 
 def as_webdataset(

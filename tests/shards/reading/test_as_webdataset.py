@@ -10,8 +10,8 @@ from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from shards.format.codec import trial_shard_path
 from shards.format.index import Index
-from shards.interop import as_webdataset
-from shards.reader import ShardReader
+from shards.reading.as_webdataset import as_webdataset
+from shards.reading.reader import ShardReader
 from tests.support.file_server import FileServer
 
 

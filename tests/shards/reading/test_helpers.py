@@ -20,16 +20,16 @@ import pytest
 from benchmarks._shards import evict
 from nd_dist.errors import DataError
 from nd_dist.schema import Batch
-from shards import helpers
-from shards import stream as stream_module
-from shards.buffers import BufferPool
 from shards.format.checksum import checksum
 from shards.format.codec import trial_shard_path
-from shards.helper_process import Shard, Shards
-from shards.helpers import Helper, Task, can_help
-from shards.reader import ShardReader
-from shards.records import ShardFiles
-from shards.stream import StreamConfig, TrialStream
+from shards.reading import helpers
+from shards.reading import stream as stream_module
+from shards.reading.buffers import BufferPool
+from shards.reading.helper_process import Shard, Shards
+from shards.reading.helpers import Helper, Task, can_help
+from shards.reading.reader import ShardReader
+from shards.reading.records import ShardFiles
+from shards.reading.stream import StreamConfig, TrialStream
 from tests.shards.support import flip_byte
 from tests.support.rank_processes import assert_gone, is_running
 
@@ -136,9 +136,9 @@ def test_closing_the_stream_ends_the_processes(packed_dir: Path, at_once: None) 
 def test_processes_end_with_their_parent_and_outlive_a_ctrl_c(packed_dir: Path, kind: signal.Signals) -> None:
     program = f"""
 import sys, time
-from shards import stream
-from shards.reader import ShardReader
-from tests.shards.test_helpers import CONFIG, processes
+from shards.reading import stream
+from shards.reading.reader import ShardReader
+from tests.shards.reading.test_helpers import CONFIG, processes
 stream.HELP_AFTER_BYTES = 0
 with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
     print(*processes(trials), flush=True)
@@ -356,9 +356,9 @@ def test_where_pages_do_not_stay_in_memory_nothing_stays_mapped(tmp_path: Path, 
 def test_a_process_ends_with_its_parent_although_a_fork_keeps_its_pipes(packed_dir: Path) -> None:
     program = f"""
 import os, time
-from shards import stream
-from shards.reader import ShardReader
-from tests.shards.test_helpers import CONFIG, processes
+from shards.reading import stream
+from shards.reading.reader import ShardReader
+from tests.shards.reading.test_helpers import CONFIG, processes
 stream.HELP_AFTER_BYTES = 0
 with stream.TrialStream(ShardReader({str(packed_dir)!r}), CONFIG) as trials:
     print(*processes(trials), flush=True)

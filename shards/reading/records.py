@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
-from shards.buffers import BufferPool
 from shards.format.checksum import checksum
 from shards.format.index import ShardInfo
 from shards.format.tables import Table
-from shards.helpers import Helper, Task
-from shards.open_files import max_open_shards
 from shards.places.store import Store
+from shards.reading.buffers import BufferPool
+from shards.reading.helpers import Helper, Task
+from shards.reading.open_files import max_open_shards
 
 NOTE_USE_S = 30.0
 _PAGE_BYTES = 4096

@@ -8,8 +8,8 @@ import pytest
 
 from nd_dist.errors import DataError
 from shards.format.codec import trial_shard_path
-from shards.reader import ShardReader
-from shards.trials import open_trials
+from shards.reading.reader import ShardReader
+from shards.reading.trials import open_trials
 from tests.shards.support import flip_byte
 
 

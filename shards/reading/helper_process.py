@@ -29,7 +29,7 @@ from contextlib import suppress
 from typing import IO
 
 from shards.format.checksum import checksum
-from shards.open_files import max_open_shards
+from shards.reading.open_files import max_open_shards
 
 Identity = tuple[int, int]
 """Device and number of a file, whoever opens it."""

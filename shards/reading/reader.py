@@ -18,7 +18,7 @@ from nd_dist.schema import Split, TwoRepeats
 from shards.format.codec import PICTURES, decode_png, image_key, trial_key
 from shards.format.index import Index
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
-from shards.records import ShardFiles, Wanted
+from shards.reading.records import ShardFiles, Wanted
 
 
 class ShardReader:

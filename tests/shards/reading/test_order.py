@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nd_dist.errors import ConfigError
-from shards.order import Order, permutation, stream_items
+from shards.reading.order import Order, permutation, stream_items
 
 
 def test_the_permutation_is_the_published_golden_vector() -> None:

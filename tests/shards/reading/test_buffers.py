@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import torch
 
-from shards.buffers import BufferPool
+from shards.reading.buffers import BufferPool
 
 
 def address(array: np.ndarray) -> int:

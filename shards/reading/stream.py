@@ -1,6 +1,6 @@
 """An endless, exactly resumable stream of training batches, identical on any number of ranks and threads.
 
-What a step holds follows from ``shards.order`` alone; threads read whole steps by position ahead of the consumer, who
+What a step holds follows from ``shards.reading.order`` alone; threads read whole steps by position ahead of the consumer, who
 gets them in order. The state is one integer: the next step.
 """
 
@@ -20,16 +20,16 @@ import torch
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
-from shards.buffers import BufferPool
 from shards.format.index import ShardInfo
 from shards.format.tables import Table
-from shards.helpers import Helpers, can_help
-from shards.open_files import max_shards_at_once
-from shards.order import Order, SubjectSlice
 from shards.places.prefetch import Prefetcher
-from shards.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
-from shards.records import Elsewhere, Wanted
-from shards.selection import StreamConfig, check_stores, choose_items
+from shards.reading.buffers import BufferPool
+from shards.reading.helpers import Helpers, can_help
+from shards.reading.open_files import max_shards_at_once
+from shards.reading.order import Order, SubjectSlice
+from shards.reading.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
+from shards.reading.records import Elsewhere, Wanted
+from shards.reading.selection import StreamConfig, check_stores, choose_items
 
 __all__ = ["StreamConfig", "TrialStream"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nd_dist.schema import Batch
-from shards.reader import ShardReader
-from shards.selection import StreamConfig
-from shards.stream import TrialStream
+from shards.reading.reader import ShardReader
+from shards.reading.selection import StreamConfig
+from shards.reading.stream import TrialStream
 
 SUBJECT_SETS = [(1,), (1, 2), (1, 2, 3)]  # subject 2 has fewer sessions than the others
 QUOTAS = {1: 36, 2: 36, 3: 36, 4: 36, 5: 40, 6: 36, 7: 28, 8: 40, 9: 36}  # world size -> items of a subject in a step

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nd_dist.schema import Split
 from shards.format.codec import PICTURES
-from shards.reader import ShardReader
+from shards.reading.reader import ShardReader
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from shards.open_files import allow_more_open_files, max_open_shards, max_shards_at_once
+from shards.reading.open_files import allow_more_open_files, max_open_shards, max_shards_at_once
 
 
 def in_process(soft: int, hard: int) -> list[int]:
     """Return (soft limit, open shards, shards at once) before and after asking for more, in a process of its own."""
     program = f"""
 import resource
-from shards import open_files
+from shards.reading import open_files
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 for _ in range(2):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
