@@ -8,7 +8,7 @@ from benchmarks._shards import MadeUpExtractor
 from nd_dist.comm import Comm
 from nd_dist.config import Config, DataConfig, PhantomConfig
 from nd_dist.events import EventLog
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.phantom.write import write_phantom
 
 NUM_SUBJECTS = 4

@@ -22,7 +22,7 @@ from benchmarks._shards import MadeUpExtractor, MadeUpReader, made_up_config
 from nd_dist.comm import connect
 from nd_dist.events import EventLog
 from nd_dist.world import World
-from shards.pack import pack_from
+from shards.packing.pack import pack_from
 
 TRIALS_PER_SESSION = 250
 

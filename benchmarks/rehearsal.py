@@ -32,8 +32,8 @@ from nd_dist.config import Config, DataConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS
 from nd_dist.world import World
-from shards.pack import pack
-from shards.plan import plan_pack
+from shards.packing.pack import pack
+from shards.packing.plan import plan_pack
 from shards.reading.reader import ShardReader
 from shards.reading.stream import StreamConfig, TrialStream
 from shards.sources.nsd_layout import NsdLayout

@@ -36,8 +36,8 @@ from nd_dist.config import RemoteConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS, Batch
 from shards.format.index import TRIALS, Index, ShardInfo
-from shards.pack import pack_from
-from shards.plan import SHARED_GROUP
+from shards.packing.pack import pack_from
+from shards.packing.plan import SHARED_GROUP
 from shards.reading.reader import ShardReader
 from shards.reading.stream import StreamConfig, TrialStream
 

@@ -9,7 +9,7 @@ from nd_dist.comm import connect
 
 def work(rank: Rank) -> None:
     """Pack this rank's share of the shards; rank 0 writes the index last."""
-    from shards.pack import pack
+    from shards.packing.pack import pack
 
     interrupt_on_stop()  # every finished shard is kept, so there is nothing to save
     comm = connect(rank.world)

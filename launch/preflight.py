@@ -23,7 +23,7 @@ def preflight(command: str, config: Config, ranks: int) -> None:
         CheckpointError: there is no trained decoder to evaluate.
     """
     if command == "pack":
-        from shards.pack import plan_pack
+        from shards.packing.pack import plan_pack
 
         _ = config.shards_folder
         plan_pack(config)

@@ -14,7 +14,7 @@ from nd_dist.errors import CheckpointError, DataError
 from nd_dist.world import World
 
 if TYPE_CHECKING:
-    from shards.targets import TargetExtractor
+    from shards.packing.targets import TargetExtractor
 
 
 def run_verify(shards_dir: Path | str) -> None:
@@ -85,8 +85,8 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
     Raises:
         DataError: data is missing.
     """
-    from shards.estimate import estimate_pack
-    from shards.pack import plan_pack
+    from shards.packing.estimate import estimate_pack
+    from shards.packing.pack import plan_pack
 
     shape_free = plan_pack(config)  # what is missing is said before networks are loaded
     extractor: TargetExtractor | None = None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from nd_dist.errors import DataError
 from nd_dist.files import read_json, sha256_file
 from shards.format.index import INDEX_NAME
-from shards.receipts import RECEIPTS_DIR, Receipt
+from shards.packing.receipts import RECEIPTS_DIR, Receipt
 from shards.verify import verify
 
 

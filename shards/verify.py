@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards import normalize
 from shards.format.checksum import checksum
 from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
 from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
-from shards.image_means import ImageMeans
+from shards.packing import normalize
+from shards.packing.image_means import ImageMeans
 from shards.places.store import StoredFile
 from shards.reading.reader import trial_row_key
 from shards.sources import nsd_counts

@@ -25,7 +25,7 @@ def test_every_trial_is_read_once_per_pass_over_all_ranks(ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [64, 512])
 def test_packing_shares_units_out_evenly(ranks: int) -> None:
     units = list(range(8 * 40 + 8 * 144))
-    shares = [units[rank::ranks] for rank in range(ranks)]  # as shards.pack does
+    shares = [units[rank::ranks] for rank in range(ranks)]  # as shards.packing.pack does
     assert sorted(unit for share in shares for unit in share) == units
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

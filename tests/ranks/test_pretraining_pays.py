@@ -19,7 +19,7 @@ from nd_dist.schema import Batch, TargetSpec
 from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
 from nd_dist.world import World
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.phantom.write import write_phantom
 from tests.shards.support import pool
 

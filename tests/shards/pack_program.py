@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nd_dist.comm import connect
 from nd_dist.events import EventLog
 from nd_dist.world import World
-from shards.pack import pack
+from shards.packing.pack import pack
 from tests.shards.support import TARGETS, PooledExtractor, make_config
 
 

@@ -14,7 +14,7 @@ from nd_dist.config import Config, DataConfig, FrozenConfig, PhantomConfig
 from nd_dist.events import EventLog
 from nd_dist.schema import TargetSpec
 from shards.format.index import Index
-from shards.pack import pack
+from shards.packing.pack import pack
 
 PHANTOM = PhantomConfig(num_subjects=3, num_sessions=4, trials_per_session=15, num_shared=4, num_voxels=50)
 SEED = 11

@@ -127,7 +127,7 @@ def test_a_table_that_points_to_another_sample_is_found_although_all_hashes_agre
 ) -> None:
     """The packer's own mistake: offsets of two samples exchanged before anything was hashed."""
     from nd_dist.files import read_json
-    from shards.receipts import Receipt, receipt_path, write_receipt
+    from shards.packing.receipts import Receipt, receipt_path, write_receipt
 
     config = make_config(phantom_dir, tmp_path / "shards")
     pack_alone(config)
@@ -146,7 +146,7 @@ def test_trials_that_are_not_normalized_are_found(
     phantom_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The packer's own mistake: a wrong scale, which no hash can see."""
-    from shards import normalize
+    from shards.packing import normalize
 
     right = normalize.zscore
     monkeypatch.setattr(normalize, "zscore", lambda *args: (right(*args)[0] * np.float32(1.02), right(*args)[1]))

@@ -11,7 +11,7 @@ import webdataset
 
 from shards.format.codec import image_key, npy_header
 from shards.format.writer import open_shard
-from shards.plan import tar_bytes
+from shards.packing.plan import tar_bytes
 
 
 def write(path: Path, count: int = 3) -> tuple[list[int], str, int]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from nd_dist.errors import DataError
 from nd_dist.models.voxels import RidgeEncoder
-from shards import normalize
+from shards.packing import normalize
 from shards.sources.betas import Roi, read_betas, read_header, read_labels
 
 FOLDER = Path(__file__).parents[2] / "data" / "haxby2001"

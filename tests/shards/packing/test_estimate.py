@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from shards.estimate import PackEstimate, estimate_pack
+from shards.packing.estimate import PackEstimate, estimate_pack
 from tests.shards.support import PooledExtractor, make_config
 
 

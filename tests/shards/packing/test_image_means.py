@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.image_means import ImageMeans
-from shards.normalize import zscore
+from shards.packing.image_means import ImageMeans
+from shards.packing.normalize import zscore
 
 YES = np.ones(4, dtype=np.bool_)
 

@@ -16,7 +16,6 @@ from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
-from shards import normalize
 from shards.format.checksum import CHECKSUM
 from shards.format.codec import (
     DTYPES,
@@ -32,12 +31,13 @@ from shards.format.codec import (
 from shards.format.index import TRIALS, VERSION, ShardInfo
 from shards.format.tables import TEST, TRAIN, TRIAL_ROW
 from shards.format.writer import ShardWriter, open_shard
-from shards.image_means import ImageMeans
-from shards.plan import ImageUnit, PackPlan, TrialUnit, Unit
-from shards.quantize import channel_peaks
-from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
+from shards.packing import normalize
+from shards.packing.image_means import ImageMeans
+from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, Unit
+from shards.packing.quantize import channel_peaks
+from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
+from shards.packing.targets import TargetExtractor
 from shards.sources.contract import Reader
-from shards.targets import TargetExtractor
 
 
 @dataclass

@@ -15,14 +15,14 @@ from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
-from shards.assemble import assemble_index
 from shards.format.index import Index
-from shards.packer import Packer
-from shards.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
-from shards.quantize import pack_int8
-from shards.receipts import Receipt
+from shards.packing.assemble import assemble_index
+from shards.packing.packer import Packer
+from shards.packing.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
+from shards.packing.quantize import pack_int8
+from shards.packing.receipts import Receipt
+from shards.packing.targets import TargetExtractor
 from shards.sources.contract import Reader, open_reader
-from shards.targets import TargetExtractor
 
 __all__ = ["pack", "plan_pack"]
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from nd_dist.errors import DataError
-from shards.normalize import SCHEMES, fit, invalid_voxels, merge, zscore
+from shards.packing.normalize import SCHEMES, fit, invalid_voxels, merge, zscore
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class Scheme:
 
     Args:
         per_session: Fit in every session on its trials, or once on the means of images' trials in all sessions (see
-            ``shards.image_means``).
+            ``shards.packing.image_means``).
         uses_test: Whether test trials take part in the fit.
         ddof: Degrees of freedom taken off the variance.
         text: For the index.

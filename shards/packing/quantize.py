@@ -24,10 +24,10 @@ from shards.format.checksum import CHECKSUM
 from shards.format.codec import DTYPES, image_key, int8_store, member_field, npy_header
 from shards.format.index import VERSION, ShardInfo
 from shards.format.writer import open_shard
+from shards.packing.plan import ImageUnit, PackPlan
+from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
 from shards.places.store import FolderStore
-from shards.plan import ImageUnit, PackPlan
 from shards.reading.records import ShardFiles, Wanted
-from shards.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
 
 INT8_DTYPE = "|i1"
 INT8_MAX = 127

@@ -15,13 +15,13 @@ import webdataset
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.events import events_path, read_events
 from shards.format.index import Index
-from shards.pack import plan_pack
+from shards.packing.pack import plan_pack
 from shards.reading.reader import ShardReader
 from shards.sources.nsd_layout import NsdLayout
 from shards.verify import verify
 from tests.shards.support import TARGETS, PooledExtractor, folder_bytes, make_config, pack_alone
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
@@ -286,8 +286,8 @@ def test_a_disk_that_takes_no_more_bytes_leaves_nothing_half_written(phantom_dir
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 9])
 def test_units_are_shared_completely_and_evenly(phantom_dir: Path, packed_dir: Path, ranks: int) -> None:
-    from shards.pack import share
-    from shards.plan import ImageUnit
+    from shards.packing.pack import share
+    from shards.packing.plan import ImageUnit
 
     plan = plan_pack(make_config(phantom_dir, packed_dir))
     sizes = [len(unit.image_ids) if isinstance(unit, ImageUnit) else 15 for unit in plan.units]

@@ -29,11 +29,11 @@ from shards.format.index import (
     json_bytes,
 )
 from shards.format.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
-from shards.normalize import SCHEMES
+from shards.packing.normalize import SCHEMES
+from shards.packing.plan import PackPlan, TrialUnit
+from shards.packing.quantize import INT8_DTYPE, find_scales
+from shards.packing.receipts import Receipt
 from shards.places.store import FolderStore
-from shards.plan import PackPlan, TrialUnit
-from shards.quantize import INT8_DTYPE, find_scales
-from shards.receipts import Receipt
 from shards.sources.contract import SubjectDesign
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shards.normalize import Moments, invalid_voxels, merge
+from shards.packing.normalize import Moments, invalid_voxels, merge
 
 
 class ImageMeans:

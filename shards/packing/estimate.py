@@ -14,10 +14,10 @@ import numpy.typing as npt
 from nd_dist.config import Config
 from nd_dist.events import EventLog
 from nd_dist.schema import TargetSpec
-from shards.packer import Packer
-from shards.plan import ImageUnit, PackPlan, TrialUnit, plan
+from shards.packing.packer import Packer
+from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, plan
+from shards.packing.targets import TargetExtractor
 from shards.sources.contract import open_reader
-from shards.targets import TargetExtractor
 
 SAMPLE_IMAGES = 4
 

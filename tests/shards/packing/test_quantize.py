@@ -8,7 +8,7 @@ import pytest
 
 from nd_dist.errors import DataError
 from shards.format.index import Index
-from shards.quantize import channel_peaks, to_int8
+from shards.packing.quantize import channel_peaks, to_int8
 from shards.reading.reader import ShardReader
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream

@@ -1,0 +1,1 @@
+"""A data set to shards: plan, pack, and the index that is written last."""
