@@ -37,7 +37,7 @@ from shards.packing.plan import plan_pack
 from shards.reading.reader import ShardReader
 from shards.reading.stream import StreamConfig, TrialStream
 from shards.sources.nsd_layout import NsdLayout
-from shards.verify import verify
+from shards.upkeep.verify import verify
 
 GRID, TRIALS, IMAGES, SHARED = (81, 104, 83), 750, 750, 40
 BETAS = "betas_fithrf_GLMdenoise_RR"

@@ -26,7 +26,7 @@ def run_verify(shards_dir: Path | str) -> None:
     Raises:
         DataError: there is a problem.
     """
-    from shards.verify import verify
+    from shards.upkeep.verify import verify
 
     console = Console(soft_wrap=True)
     problems = verify(shards_dir)
@@ -52,7 +52,7 @@ def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
         DataError: the folder keeps no recipe, or what packing needs is gone.
     """
     from launch.commands import LaunchOptions, launch_command
-    from shards.repair import repair
+    from shards.upkeep.repair import repair
 
     console = Console(soft_wrap=True)
     removed = repair(shards_dir)
@@ -67,8 +67,8 @@ def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
 
 def run_export(shards_dir: str, out_dir: Path, subjects: Sequence[int] | None) -> None:
     """Write MindEye2's files of packed shards and say what was written."""
-    from shards.export import export
     from shards.reading.reader import ShardReader
+    from shards.upkeep.export_mindeye2 import export
 
     console = Console(soft_wrap=True)
     summary = export(ShardReader(shards_dir), out_dir, subjects)

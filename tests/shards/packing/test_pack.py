@@ -18,7 +18,7 @@ from shards.format.index import Index
 from shards.packing.pack import plan_pack
 from shards.reading.reader import ShardReader
 from shards.sources.nsd_layout import NsdLayout
-from shards.verify import verify
+from shards.upkeep.verify import verify
 from tests.shards.support import TARGETS, PooledExtractor, folder_bytes, make_config, pack_alone
 
 ROOT = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ import pytest
 from nd_dist.errors import DataError
 from shards.format.index import Index
 from shards.packing.receipts import remove_abandoned_parts
-from shards.verify import verify
+from shards.upkeep.verify import verify
 from tests.shards.packing.test_pack import MPIRUN, start_ranks
 from tests.shards.support import folder_bytes, make_config, pack_alone
 

@@ -12,7 +12,7 @@ from shards.packing.quantize import channel_peaks, to_int8
 from shards.reading.reader import ShardReader
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
-from shards.verify import verify
+from shards.upkeep.verify import verify
 from tests.shards.support import PooledExtractor, flip_byte, folder_bytes, make_config, pack_alone
 
 

@@ -22,7 +22,7 @@ from shards.format.index import Index
 from shards.reading.reader import ShardReader
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
-from shards.verify import verify
+from shards.upkeep.verify import verify
 from tests.shards.support import flip_byte
 from tests.support.file_server import FileServer
 

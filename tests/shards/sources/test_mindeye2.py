@@ -12,7 +12,7 @@ import webdataset
 from nd_dist.config import Config
 from nd_dist.errors import DataError
 from shards.sources.contract import Reader, open_reader
-from shards.verify import verify
+from shards.upkeep.verify import verify
 from tests.shards.support import make_config, pack_alone
 
 

@@ -1,7 +1,7 @@
 """Proves a folder of shards: hashes, tables against tar headers, every record, counts, splits, normalisation.
 
 Reads everything once. Each problem names its shard and, where one can be told, its sample. Nothing is changed;
-``shards.repair`` does that.
+``shards.upkeep.repair`` does that.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from shards.reading.reader import ShardReader, trial_row_key
 from shards.reading.records import ShardFiles, Wanted
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
-from shards.repair import repair
-from shards.verify import verify, verify_shard
+from shards.upkeep.repair import repair
+from shards.upkeep.verify import verify, verify_shard
 from tests.shards.support import PooledExtractor, flip_byte, folder_bytes, make_config, pack_alone
 
 
@@ -189,7 +189,7 @@ def test_repair_and_packing_again_give_the_same_bytes_and_repeat_only_what_was_b
 
 
 def test_known_counts_are_checked_only_where_the_data_set_is_nsd_itself(packed_dir: Path, tmp_path: Path) -> None:
-    from shards.verify import check_counts
+    from shards.upkeep.verify import check_counts
 
     index = Index.read(packed_dir)
     assert list(check_counts(index)) == []
@@ -218,7 +218,7 @@ def test_known_counts_of_whole_early_and_partial_releases() -> None:
 
 
 def test_images_in_train_and_test_are_found(packed_dir: Path) -> None:
-    from shards.verify import check_counts
+    from shards.upkeep.verify import check_counts
 
     index = Index.read(packed_dir)
     trials = index.trials.copy()

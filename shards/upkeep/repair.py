@@ -10,7 +10,7 @@ from nd_dist.errors import DataError
 from nd_dist.files import read_json, sha256_file
 from shards.format.index import INDEX_NAME
 from shards.packing.receipts import RECEIPTS_DIR, Receipt
-from shards.verify import verify
+from shards.upkeep.verify import verify
 
 
 def repair(shards_dir: Path) -> list[str]:

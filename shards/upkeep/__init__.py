@@ -1,0 +1,1 @@
+"""What is done with packed shards afterwards: verify, repair, export."""
