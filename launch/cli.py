@@ -171,8 +171,8 @@ def train(
         words += [f"training.stages=[{stages}]"] if stages else []
         _launch("train", recipe, words, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
         return
-    from launch.grid import GridRequest, numbers
-    from launch.grid_run import grid_command
+    from launch.grid.plan import GridRequest, numbers
+    from launch.grid.run import grid_command
     from launch.recipe import load_recipe
 
     request = GridRequest(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch.deepspeed_plan import SSH_OPTIONS
-from launch.grid import Slot
+from launch.grid.plan import Slot
 from launch.plan import carried_environment
 
 CTRL_C = b"\x03"

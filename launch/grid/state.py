@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launch.grid import State, Training
+from launch.grid.plan import State, Training
 from nd_dist.config import Config
 from nd_dist.errors import Requeue
 from nd_dist.events import events_path

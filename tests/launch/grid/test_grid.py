@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.grid import GridRequest, Slot, Training, blocked, grid_table, next_starts, numbers, plan_grid, plan_slots
-from launch.grid_process import command_of
-from launch.grid_run import make_grid
+from launch.grid.plan import (
+    GridRequest,
+    Slot,
+    Training,
+    blocked,
+    grid_table,
+    next_starts,
+    numbers,
+    plan_grid,
+    plan_slots,
+)
+from launch.grid.process import command_of
+from launch.grid.run import make_grid
 from launch.hosts import Host
 from launch.recipe import load_recipe
 from nd_dist.config import Config

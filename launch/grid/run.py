@@ -19,7 +19,7 @@ from rich.table import Table
 
 from launch.agents import HostAgents, Inquiry, require_hosts
 from launch.commands import environment, new_launch_id
-from launch.grid import (
+from launch.grid.plan import (
     GridRequest,
     Slot,
     State,
@@ -31,8 +31,8 @@ from launch.grid import (
     plan_slots,
     subject_dir,
 )
-from launch.grid_process import SSH_FAILED, TrainingProcess, command_of, visible_devices
-from launch.grid_state import outcome_of, share_of, state_on_disk
+from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
+from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder, state_dir
 from launch.recipe import config_yaml
@@ -98,7 +98,7 @@ def grid_command(config: Config, request: GridRequest, hostfile: Path | None, is
     """Train the grid of a request, or show what that would run.
 
     Raises:
-        NdDistError: see ``run_grid`` and ``launch.grid``.
+        NdDistError: see ``run_grid`` and ``launch.grid.plan``.
     """
     console = Console()
     grid = make_grid(config, request, hostfile)

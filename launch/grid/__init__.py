@@ -1,0 +1,1 @@
+"""Many trainings as one command: which, where, and what has been done."""
