@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.agent import free_port_from
-from launch.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.deepspeed_plan import deepspeed_plan
+from launch.host_agents.agent import free_port_from
+from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
 from launch.mpi_plan import mpirun_plan
@@ -173,7 +173,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     """Check, write the config, start the ranks of a command and follow them to the end.
 
     Raises:
-        NdDistError: see ``launch.run.run_plan``, ``launch.preflight`` and ``launch.agents``.
+        NdDistError: see ``launch.run.run_plan``, ``launch.preflight`` and ``launch.host_agents.agents``.
     """
     console = console or Console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)

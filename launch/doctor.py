@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.agents import HostAgents, Inquiry
 from launch.commands import environment, find_tools
+from launch.host_agents.agents import HostAgents, Inquiry
 from launch.hosts import read_hostfile
 from nd_dist.comm import load_mpi
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.agents import HostAgents
+from launch.host_agents.agents import HostAgents
 from launch.liveness import RunFolder
 from launch.outcome import Evidence, Outcome
 from launch.plan import LaunchPlan

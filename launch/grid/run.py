@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.agents import HostAgents, Inquiry, require_hosts
 from launch.commands import environment, new_launch_id
 from launch.grid.plan import (
     GridRequest,
@@ -33,6 +32,7 @@ from launch.grid.plan import (
 )
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid.state import outcome_of, share_of, state_on_disk
+from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder, state_dir
 from launch.recipe import config_yaml

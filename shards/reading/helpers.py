@@ -6,8 +6,8 @@ a message a step, or some where they lie in many shards, waits, and learns which
 again itself, so that what is wrong with them is found and said in one place, and a helper that is gone costs time and
 nothing else.
 
-A helper (``shards.reading.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its parent
-has open through ``/proc``. It ends with its parent.
+A helper (``shards.reading.helper_process``) maps the file that a pool's batches lie in, and opens the shards that its
+parent has open through ``/proc``. It ends with its parent.
 """
 
 from __future__ import annotations

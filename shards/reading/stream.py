@@ -1,7 +1,7 @@
 """An endless, exactly resumable stream of training batches, identical on any number of ranks and threads.
 
-What a step holds follows from ``shards.reading.order`` alone; threads read whole steps by position ahead of the consumer, who
-gets them in order. The state is one integer: the next step.
+What a step holds follows from ``shards.reading.order`` alone; threads read whole steps by position ahead of the
+consumer, who gets them in order. The state is one integer: the next step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads NSD's own files; with ``shards.sources.nsd_layout`` the only code that knows its file names, 1-based ids and tables.
+"""Reads NSD's own files; with ``nsd_layout`` the only code that knows its file names, 1-based ids and tables.
 
 Everything is counted from the files (trials of a session, sessions, shared images), so a part of NSD, all of it, and
 a phantom in the same formats read alike. Sources: NSD data manual; the published preprocessing of Brain-Diffuser.

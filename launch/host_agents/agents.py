@@ -1,4 +1,4 @@
-"""The launching machine's side of ``launch.agent``: one ssh connection per host, all asked at once.
+"""The launching machine's side of ``launch.host_agents.agent``: one ssh connection per host, all asked at once.
 
 Before a launch: what every host has, and everything that is wrong, said per host. During a launch: which hosts have
 stopped answering. After it: nothing of the launch is left on any host that can be reached.
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from launch.agent import CODE, PORTS_TRIED, versions
-from launch.agent_link import AgentLink, HostFacts
 from launch.deepspeed_plan import SSH_OPTIONS
+from launch.host_agents.agent import CODE, PORTS_TRIED, versions
+from launch.host_agents.link import AgentLink, HostFacts
 from launch.hosts import Host
 from nd_dist.errors import WorldError
 from nd_dist.files import write_text
@@ -134,7 +134,7 @@ class HostAgents:
 
     def _command(self, host: Host) -> list[str]:
         """Return the words that start the agent of a host."""
-        python = [self._inquiry.python, "-m", "launch.agent"]
+        python = [self._inquiry.python, "-m", "launch.host_agents.agent"]
         if host.is_local and not self._always_ssh:
             return python
         path = f"PYTHONPATH={self._environ.get('PYTHONPATH', '')}"

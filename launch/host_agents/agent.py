@@ -1,4 +1,4 @@
-"""What runs on every host beside the ranks: ``python -m launch.agent``, started over ssh by the launching machine.
+"""Runs on every host beside the ranks: ``python -m launch.host_agents.agent``, started over ssh by the launching machine.
 
 It reads one JSON request from standard input and answers with what the host has (Python, packages, this code, whether
 it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it
@@ -165,7 +165,7 @@ def versions(packages: list[str]) -> dict[str, str]:
 
 def code_digest() -> str:
     """Return a short hash over the source files of the three packages that this interpreter imports."""
-    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
     for package in ("launch", "nd_dist", "shards"):
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())

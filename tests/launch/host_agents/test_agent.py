@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.agent import Leftovers, facts, free_port_from
-from launch.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.commands import environment
+from launch.host_agents.agent import Leftovers, facts, free_port_from
+from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.hosts import Host
 from nd_dist.errors import WorldError
 
@@ -64,7 +64,9 @@ def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: P
 
 def test_an_agent_that_is_gone_makes_its_host_lost(tmp_path: Path) -> None:
     with HostAgents(HERE, Inquiry("sweep-4-4", tmp_path), tmp_path, environment()) as agents:
-        (agent,) = [child for child in psutil.Process().children() if "launch.agent" in " ".join(child.cmdline())]
+        (agent,) = [
+            child for child in psutil.Process().children() if "launch.host_agents.agent" in " ".join(child.cmdline())
+        ]
         agent.kill()
         deadline = time.monotonic() + 30
         while not agents.lost():
@@ -78,7 +80,10 @@ def test_an_agent_whose_launching_process_is_killed_clears_its_host_and_leaves(t
     request = {"launch": "pack-5-5", "packages": [], "token": "", "token_path": str(tmp_path / "none"),
                "interface": "", "port": 0}  # fmt: skip
     agent = subprocess.Popen(
-        [sys.executable, "-m", "launch.agent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+        [sys.executable, "-m", "launch.host_agents.agent"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
     )
     try:
         assert agent.stdin is not None
