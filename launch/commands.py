@@ -14,14 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.deepspeed_plan import deepspeed_plan
 from launch.host_agents.agent import free_port_from
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
-from launch.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
 from launch.liveness import state_dir
-from launch.mpi_plan import mpirun_plan
 from launch.pack_recipe import pack_recipe_path, write_pack_recipe
-from launch.plan import (
+from launch.plans.deepspeed import deepspeed_plan
+from launch.plans.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
+from launch.plans.mpi import mpirun_plan
+from launch.plans.plan import (
     LAUNCHERS,
     LaunchPlan,
     MpiFlavour,
@@ -30,10 +30,10 @@ from launch.plan import (
     carried_environment,
     single_plan,
 )
+from launch.plans.slurm import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.preflight import preflight, require_starters
 from launch.recipe import config_yaml, load_recipe, write_config
 from launch.run import Launch, run_plan
-from launch.slurm_plan import allocated_hosts, srun_deepspeed_plan, srun_plan
 from launch.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import ConfigError

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from launch.commands import environment, find_tools
 from launch.host_agents.agents import HostAgents, Inquiry
-from launch.hosts import read_hostfile
+from launch.plans.hosts import read_hostfile
 from nd_dist.comm import load_mpi
 
 REQUIRED = (

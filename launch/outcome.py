@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import host_of_rank
-from launch.plan import LaunchPlan
+from launch.plans.hosts import host_of_rank
+from launch.plans.plan import LaunchPlan
 from nd_dist.errors import ConfigError, DataError, NdDistError, RankFailure, Requeue, StorageError
 
 _BY_CODE: dict[int, type[NdDistError]] = {2: ConfigError, 3: DataError, 5: Requeue}

@@ -10,7 +10,7 @@ from nd_dist.config import Config, EvaluationConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from launch.plan import LaunchPlan
+    from launch.plans.plan import LaunchPlan
     from shards.format.index import Index
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from launch.guard import Guard, fork_rank
 from launch.liveness import Heartbeat, hold_rank_lock, launch_record_path
-from launch.plan import text_of_word
+from launch.plans.plan import text_of_word
 from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog
 from nd_dist.files import read_json

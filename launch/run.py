@@ -15,7 +15,7 @@ from pathlib import Path
 from launch.host_agents.agents import HostAgents
 from launch.liveness import RunFolder
 from launch.outcome import Evidence, Outcome
-from launch.plan import LaunchPlan
+from launch.plans.plan import LaunchPlan
 from launch.rank import log_path
 from launch.stop import StopSignal
 from launch.tree import ProcessTree

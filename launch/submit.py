@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.plans.slurm import Submission, sbatch_text
 from launch.recipe import load_recipe, write_config
-from launch.slurm_plan import Submission, sbatch_text
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text

@@ -13,7 +13,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from launch.hosts import Host
+from launch.plans.hosts import Host
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.schema import TARGETS

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.deepspeed_plan import SSH_OPTIONS
 from launch.grid.plan import Slot
-from launch.plan import carried_environment
+from launch.plans.deepspeed import SSH_OPTIONS
+from launch.plans.plan import carried_environment
 
 CTRL_C = b"\x03"
 # a terminal, so that the remote `nd` gets ctrl-C from here

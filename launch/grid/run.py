@@ -33,8 +33,8 @@ from launch.grid.plan import (
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.hosts import Host, num_local_gpus, read_hostfile
 from launch.liveness import RunFolder, state_dir
+from launch.plans.hosts import Host, num_local_gpus, read_hostfile
 from launch.recipe import config_yaml
 from launch.run import tail_of
 from launch.stop import StopSignal

@@ -1,4 +1,4 @@
-"""Runs on every host beside the ranks: ``python -m launch.host_agents.agent``, started over ssh by the launching machine.
+"""Runs on every host beside the ranks: ``python -m launch.host_agents.agent``, started over ssh.
 
 It reads one JSON request from standard input and answers with what the host has (Python, packages, this code, whether
 it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it

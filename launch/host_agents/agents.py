@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from launch.deepspeed_plan import SSH_OPTIONS
 from launch.host_agents.agent import CODE, PORTS_TRIED, versions
 from launch.host_agents.link import AgentLink, HostFacts
-from launch.hosts import Host
+from launch.plans.deepspeed import SSH_OPTIONS
+from launch.plans.hosts import Host
 from nd_dist.errors import WorldError
 from nd_dist.files import write_text
 from nd_dist.versions import PACKAGES

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import Host
+from launch.plans.hosts import Host
 
 LOST_BEATS = 15  # beats without an answer: half a minute; a link that is away for twenty seconds is sat out
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.cli import guarded
 from launch.commands import LaunchOptions, dry_run_command, launch_command
-from launch.plan import LAUNCHERS
+from launch.plans.plan import LAUNCHERS
 from launch.recipe import load_recipe
 
 COMMAND = "phantom_networks"

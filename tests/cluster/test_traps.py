@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from launch.plan import plain_word, text_of_word
+from launch.plans.plan import plain_word, text_of_word
 from tests.cluster.hosts import Cluster
 from tests.cluster.jobs import hostfile
 

@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from launch.commands import environment, find_tools
-from launch.deepspeed_plan import deepspeed_plan
-from launch.hosts import Host
-from launch.plan import RankProgram
+from launch.plans.deepspeed import deepspeed_plan
+from launch.plans.hosts import Host
+from launch.plans.plan import RankProgram
 from launch.run import Launch, run_plan
 from launch.watch import Watcher
 from nd_dist.checkpoint import read_manifest, read_pointer

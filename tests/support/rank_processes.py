@@ -5,9 +5,9 @@ import time
 import psutil
 
 from launch.commands import find_tools
-from launch.hosts import Host
-from launch.mpi_plan import mpirun_plan
-from launch.plan import LaunchPlan, RankProgram, single_plan
+from launch.plans.hosts import Host
+from launch.plans.mpi import mpirun_plan
+from launch.plans.plan import LaunchPlan, RankProgram, single_plan
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
 

@@ -25,7 +25,7 @@ from launch.grid.plan import (
 )
 from launch.grid.process import command_of
 from launch.grid.run import make_grid
-from launch.hosts import Host
+from launch.plans.hosts import Host
 from launch.recipe import load_recipe
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from launch.commands import environment
 from launch.host_agents.agent import Leftovers, facts, free_port_from
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
-from launch.hosts import Host
+from launch.plans.hosts import Host
 from nd_dist.errors import WorldError
 
 HERE = (Host("localhost", 2),)

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.hosts import Host, hostfile_text, num_slots
-from launch.plan import (
+from launch.plans.hosts import Host, hostfile_text, num_slots
+from launch.plans.plan import (
     RANK_MODULE,
     LaunchPlan,
     RankProgram,

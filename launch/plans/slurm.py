@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.hosts import Host, expand_nodelist, hostfile_text, num_slots
-from launch.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, equal_slots, require_first_devices
+from launch.plans.hosts import Host, expand_nodelist, hostfile_text, num_slots
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, equal_slots, require_first_devices
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 

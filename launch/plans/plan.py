@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.hosts import Host, num_slots
+from launch.plans.hosts import Host, num_slots
 from nd_dist.errors import ConfigError
 
 Launcher = Literal[

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launch.hosts import Host, num_slots
-from launch.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, require_first_devices
+from launch.plans.hosts import Host, num_slots
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, require_first_devices
 from nd_dist.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.hosts import (
+from launch.plans.hosts import (
     Host,
     expand_nodelist,
     filter_hosts,

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from launch.commands import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan, rank_environment
-from launch.deepspeed_plan import SSH_OPTIONS, deepspeed_plan
-from launch.hosts import Host, host_of_rank
-from launch.mpi_plan import mpirun_plan
-from launch.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
+from launch.plans.deepspeed import SSH_OPTIONS, deepspeed_plan
+from launch.plans.hosts import Host, host_of_rank
+from launch.plans.mpi import mpirun_plan
+from launch.plans.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
+from launch.plans.slurm import srun_deepspeed_plan, srun_plan
 from launch.preflight import _check_metrics, require_starters
 from launch.recipe import load_recipe
-from launch.slurm_plan import srun_deepspeed_plan, srun_plan
 from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError, DataError
 
