@@ -108,7 +108,7 @@ def measure(variant: str, options: argparse.Namespace, folder: Path) -> Measured
 
 def _measure_own(config: Config) -> Measured:
     """Measure the real trainer through its events; it stops (and writes nothing) after the timed steps."""
-    from launch.train_rank import ShardSource
+    from launch.ranks.train import ShardSource
 
     cpu_times: list[float] = []
 

@@ -65,7 +65,7 @@ def work(config: Config, world: World) -> dict[str, Any]:
     """Train a few steps as one rank; return bytes by call and seconds of a step."""
     counter: Counter[str] = Counter()
     count_bytes(counter)
-    from launch.train_rank import ShardSource
+    from launch.ranks.train import ShardSource
     from nd_dist.training.run import train
 
     marks: list[tuple[float, int]] = []

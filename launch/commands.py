@@ -95,7 +95,7 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     launcher = choose_launcher(command, options)
     hosts = _hosts(config, options, launcher)
     config_path = (config.run_dir / "config.yaml").resolve()
-    program = RankProgram(f"launch.{command}_rank", config_path, launch_id, is_leased=command in LEASED)
+    program = RankProgram(f"launch.ranks.{command}", config_path, launch_id, is_leased=command in LEASED)
     env = rank_environment(config, environment())
     is_train = command in DEEPSPEED
     if launcher == "srun":

@@ -16,7 +16,7 @@ from launch.host_agents.agents import HostAgents
 from launch.liveness import RunFolder
 from launch.outcome import Evidence, Outcome
 from launch.plans.plan import LaunchPlan
-from launch.rank import log_path
+from launch.ranks.rank import log_path
 from launch.stop import StopSignal
 from launch.tree import ProcessTree
 from launch.watch import EventTail, Watcher

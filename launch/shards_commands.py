@@ -101,6 +101,6 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
 
 def _extractor(config: Config) -> TargetExtractor:
     """Return the frozen networks on this process's device."""
-    from launch.networks import load_extractor
+    from launch.ranks.networks import load_extractor
 
     return load_extractor(config, World())

@@ -1,7 +1,8 @@
 """Launch plans: what would run, as a pure value. Nothing here starts a process or reads the environment.
 
-What every planner relies on: the ranks of a launch run ``python -m launch.rank MODULE CONFIG LAUNCH_ID``; whatever
-else they need (working folder, environment) stands in a file beside the config, where no launcher or shell changes it.
+What every planner relies on: the ranks of a launch run ``python -m launch.ranks.rank MODULE CONFIG LAUNCH_ID``;
+whatever else they need (working folder, environment) stands in a file beside the config, where no launcher or shell
+changes it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Launcher = Literal[
 ]  # fmt: skip
 LAUNCHERS: tuple[str, ...] = get_args(Launcher)
 MpiFlavour = Literal["mpich", "openmpi"]
-RANK_MODULE = "launch.rank"
+RANK_MODULE = "launch.ranks.rank"
 ENCODED = "base64:"
 
 # Variables that the ranks on other hosts are given: everything that can move a number or a packet
@@ -90,7 +91,7 @@ class RankProgram:
     """The module whose ``work`` every rank runs, with the one config file that it is given.
 
     Args:
-        module: Name of the module, e.g. ``launch.train_rank``.
+        module: Name of the module, e.g. ``launch.ranks.train``.
         config_path: The run's config file.
         launch_id: Names this launch in the events, so that its completion records can be told from older ones.
         options: Further words for the module.
@@ -105,7 +106,7 @@ class RankProgram:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Words after ``python -m launch.rank``; positional, because DeepSpeed's parser also tries options."""
+        """Words after ``python -m launch.ranks.rank``; positional, because DeepSpeed's parser also tries options."""
         return (self.module, plain_word(str(self.config_path)), self.launch_id, *map(plain_word, self.options))
 
     @property

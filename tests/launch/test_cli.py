@@ -49,7 +49,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
 @pytest.mark.parametrize("command", LAUNCHING)
 def test_a_dry_run_prints_config_hosts_and_the_exact_command_and_writes_nothing(command: str, tmp_path: Path) -> None:
     result = nd(command, "demo", f"run_dir={tmp_path / 'run'}", f"nsd_root={tmp_path}", "--ranks", "2", "--dry-run")
-    assert f"launch.{command}_rank" in result.stdout
+    assert f"launch.ranks.{command}" in result.stdout
     assert "hosts: localhost slots=2" in result.stdout
     assert "kappa:" in result.stdout
     assert list(tmp_path.iterdir()) == []

@@ -244,6 +244,6 @@ def test_trap_7_deepspeed_has_no_elasticity_any_more_and_nd_asks_for_none() -> N
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == ["refused", "None"]
     plan = deepspeed_plan(
-        RankProgram("launch.train_rank", Path("/c.yaml"), "L"), find_tools(), {}, (Host("a", 1),), "local"
+        RankProgram("launch.ranks.train", Path("/c.yaml"), "L"), find_tools(), {}, (Host("a", 1),), "local"
     )
     assert not any("elastic" in word for word in plan.argv)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from launch.train_rank import ShardSource
+from launch.ranks.train import ShardSource
 from nd_dist.comm import Comm
 from nd_dist.config import Config, DataConfig, DecoderConfig, PhantomConfig, TrainingConfig
 from nd_dist.events import EventLog, events_path, read_events

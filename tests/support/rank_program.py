@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from launch.rank import Rank
+from launch.ranks.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.errors import DataError, Requeue
 

@@ -83,6 +83,6 @@ def test_a_dry_run_shows_deepspeeds_launcher_and_its_hosts(tmp_path: Path, capsy
     main([str(tmp_path / "out"), "--hostfile", str(tmp_path / "hosts"), "--dry-run"])
     printed = capsys.readouterr().out
     assert "deepspeed.launcher.runner" in printed
-    assert "launch.phantom_networks_rank" in printed
+    assert "launch.ranks.phantom_networks" in printed
     assert "alpha" in printed
     assert not (tmp_path / "out").exists()

@@ -18,9 +18,9 @@ from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError, DataError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
-PROGRAM = RankProgram("launch.train_rank", Path("/runs/a/config.yaml"), "L1")
-HOSTILE_PROGRAM = RankProgram("launch.train_rank", HOSTILE, "L1")
-RANK = ["launch.rank", "launch.train_rank", "/runs/a/config.yaml", "L1"]
+PROGRAM = RankProgram("launch.ranks.train", Path("/runs/a/config.yaml"), "L1")
+HOSTILE_PROGRAM = RankProgram("launch.ranks.train", HOSTILE, "L1")
+RANK = ["launch.ranks.rank", "launch.ranks.train", "/runs/a/config.yaml", "L1"]
 TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501, "10.0.0.1", "/usr/bin/mpirun", "/usr/bin:/bin")
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/code"}
 TWO_HOSTS = (Host("node1", 2), Host("node2", 2))
@@ -70,7 +70,7 @@ def test_an_mpich_plan_starts_the_rank_from_a_file_because_deepspeeds_helper_can
     plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-mpich")
     assert plan.argv[-4:] == ("/runs/a/.state/rank.py", *RANK[1:])
     assert "--module" not in plan.argv
-    assert "launch.rank" in plan.files[Path("/runs/a/.state/rank.py")]
+    assert "launch.ranks.rank" in plan.files[Path("/runs/a/.state/rank.py")]
 
 
 @pytest.mark.parametrize("launcher", DEEPSPEED_LAUNCHERS)
@@ -203,7 +203,7 @@ def test_without_mpi_one_process_does_the_work_and_says_so(command: str) -> None
 def test_one_rank_needs_no_launcher() -> None:
     for command in ("pack", "train", "evaluate"):
         plan = make_plan(command, load_recipe("demo"), LaunchOptions(ranks=1), TOOLS, "L")
-        assert plan.argv[:4] == ("/env/bin/python", "-m", "launch.rank", f"launch.{command}_rank")
+        assert plan.argv[:4] == ("/env/bin/python", "-m", "launch.ranks.rank", f"launch.ranks.{command}")
 
 
 def test_ranks_come_from_the_option_then_from_the_recipe(tmp_path: Path) -> None:

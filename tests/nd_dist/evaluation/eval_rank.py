@@ -19,5 +19,5 @@ if __name__ == "__main__":
     comm = connect(world)
     job = toy_job(folder, run, num_steps=num_steps)
     evaluate(job, comm, EventLog(job.config.run_dir, world.rank, "evaluate"))
-    comm.finish()  # without launch.rank's guard, mpirun takes a rank that leaves early for a crash
+    comm.finish()  # without launch.ranks.rank's guard, mpirun takes a rank that leaves early for a crash
     os._exit(0)

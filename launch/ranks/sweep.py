@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from launch.evaluate_rank import make_job
-from launch.rank import Rank
+from launch.ranks.evaluate import make_job
+from launch.ranks.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.evaluation.run import sweep
 from nd_dist.evaluation.units import control_points, grid_points

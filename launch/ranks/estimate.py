@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from launch.rank import Rank
-from launch.sweep_rank import run_sweep
+from launch.ranks.rank import Rank
+from launch.ranks.sweep import run_sweep
 
 
 def work(rank: Rank) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from launch.networks import load_extractor
-from launch.rank import Rank, interrupt_on_stop
+from launch.ranks.networks import load_extractor
+from launch.ranks.rank import Rank, interrupt_on_stop
 from nd_dist.comm import connect
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from launch.rank import Rank
+from launch.ranks.rank import Rank
 from nd_dist.config import Config
 from nd_dist.schema import INITIAL, TargetSpec
 from nd_dist.training.run import train

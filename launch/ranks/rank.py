@@ -1,4 +1,4 @@
-"""What every rank does around its own work: ``python -m launch.rank MODULE CONFIG LAUNCH_ID``.
+"""What every rank does around its own work: ``python -m launch.ranks.rank MODULE CONFIG LAUNCH_ID``.
 
 The rank boundary, one of the two places that catch errors. A rank is given one config file and the launch's id; its
 working folder and environment stand in the launcher's record beside the config. It writes its output to its own log
@@ -69,8 +69,8 @@ class _Start:
 
     @property
     def command(self) -> str:
-        """The command whose rank this is: ``launch.train_rank`` -> ``train``."""
-        return self.module.rpartition(".")[2].removesuffix("_rank")
+        """The command whose rank this is: ``launch.ranks.train`` -> ``train``."""
+        return self.module.rpartition(".")[2]
 
     @property
     def run_dir(self) -> Path:
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> _Start:
     """Return what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m launch.rank")
+    parser = argparse.ArgumentParser(prog="python -m launch.ranks.rank")
     parser.add_argument("module", help="module whose function work(rank) this rank runs")
     parser.add_argument("config", help="the run's config.yaml")
     parser.add_argument("launch", help="id of the launch that this rank belongs to")

@@ -1,0 +1,1 @@
+"""What one rank does: the boundary around its work, and the work of each command."""
