@@ -16,7 +16,6 @@ from rich.console import Console
 
 from launch.host_agents.agent import free_port_from
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
-from launch.liveness import state_dir
 from launch.pack_recipe import pack_recipe_path, write_pack_recipe
 from launch.plans.deepspeed import deepspeed_plan
 from launch.plans.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots, read_hostfile
@@ -31,10 +30,11 @@ from launch.plans.plan import (
     single_plan,
 )
 from launch.plans.slurm import allocated_hosts, srun_deepspeed_plan, srun_plan
-from launch.preflight import preflight, require_starters
 from launch.recipe import config_yaml, load_recipe, write_config
-from launch.run import Launch, run_plan
-from launch.watch import Watcher
+from launch.supervise.liveness import state_dir
+from launch.supervise.preflight import preflight, require_starters
+from launch.supervise.run import Launch, run_plan
+from launch.supervise.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import ConfigError
 from nd_dist.events import events_path
@@ -173,7 +173,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     """Check, write the config, start the ranks of a command and follow them to the end.
 
     Raises:
-        NdDistError: see ``launch.run.run_plan``, ``launch.preflight`` and ``launch.host_agents.agents``.
+        NdDistError: see ``launch.supervise.run.run_plan``, ``launch.supervise.preflight`` and ``launch.host_agents.agents``.
     """
     console = console or Console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)

@@ -33,11 +33,11 @@ from launch.grid.plan import (
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.liveness import RunFolder, state_dir
 from launch.plans.hosts import Host, num_local_gpus, read_hostfile
 from launch.recipe import config_yaml
-from launch.run import tail_of
-from launch.stop import StopSignal
+from launch.supervise.liveness import RunFolder, state_dir
+from launch.supervise.run import tail_of
+from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure, Requeue
 from nd_dist.files import write_text

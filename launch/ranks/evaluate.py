@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from launch.preflight import decoder_dir
 from launch.ranks.networks import device_of
 from launch.ranks.rank import Rank
+from launch.supervise.preflight import decoder_dir
 from nd_dist.comm import connect
 from nd_dist.config import Config
 from nd_dist.evaluation.groups import read_groups

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.guard import Guard, fork_rank
-from launch.liveness import Heartbeat, hold_rank_lock, launch_record_path
 from launch.plans.plan import text_of_word
+from launch.supervise.guard import Guard, fork_rank
+from launch.supervise.liveness import Heartbeat, hold_rank_lock, launch_record_path
 from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog
 from nd_dist.files import read_json

@@ -3,8 +3,8 @@ import os
 import time
 from pathlib import Path
 
-from launch.liveness import RunFolder, launch_record_path
 from launch.status import is_launcher_alive, summarize
+from launch.supervise.liveness import RunFolder, launch_record_path
 from tests.launch.test_cli import nd
 
 

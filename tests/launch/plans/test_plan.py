@@ -12,8 +12,8 @@ from launch.plans.hosts import Host, host_of_rank
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
 from launch.plans.slurm import srun_deepspeed_plan, srun_plan
-from launch.preflight import _check_metrics, require_starters
 from launch.recipe import load_recipe
+from launch.supervise.preflight import _check_metrics, require_starters
 from nd_dist.config import EvaluationConfig
 from nd_dist.errors import ConfigError, DataError
 

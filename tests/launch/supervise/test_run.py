@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from launch.commands import environment, find_tools
-from launch.liveness import RunFolder
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
-from launch.run import Launch, run_plan
-from launch.watch import Watcher
+from launch.supervise.liveness import RunFolder
+from launch.supervise.run import Launch, run_plan
+from launch.supervise.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
@@ -67,7 +67,7 @@ def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
         "from launch.commands import environment\nfrom launch.plans.plan import LaunchPlan\n"
-        "from launch.run import Launch, run_plan\nfrom launch.watch import Watcher\n"
+        "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
         f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"
         "run_plan(launch, Watcher(Console()), environment())\n"
@@ -120,7 +120,7 @@ def test_ranks_that_say_nothing_for_the_stated_time_are_ended_and_named(config: 
 def test_a_rank_that_hangs_when_all_work_is_done_is_ended_and_costs_nothing(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.run.LATE_S", 1.0)
+    monkeypatch.setattr("launch.supervise.run.LATE_S", 1.0)
     plan = replace(plan_of(config, "deaf-last", 2), is_leased=True)
     launch = Launch("rank_program", config.run_dir, "L", plan)
     assert run_plan(launch, Watcher(Console(file=io.StringIO())), environment()) == [1]

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from launch.outcome import Evidence, Outcome
 from launch.plans.hosts import Host
 from launch.plans.plan import LaunchPlan
+from launch.supervise.outcome import Evidence, Outcome
 from nd_dist.errors import DataError, NdDistError, RankFailure, Requeue, StorageError
 
 EVIDENCE = Evidence(lambda rank: Path(f"rank-{rank}.log"), Path("launcher.log"), lambda path: f"    | end of {path}")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.host_agents.agents import HostAgents
-from launch.liveness import RunFolder
-from launch.outcome import Evidence, Outcome
 from launch.plans.plan import LaunchPlan
 from launch.ranks.rank import log_path
-from launch.stop import StopSignal
-from launch.tree import ProcessTree
-from launch.watch import EventTail, Watcher
+from launch.supervise.liveness import RunFolder
+from launch.supervise.outcome import Evidence, Outcome
+from launch.supervise.stop import StopSignal
+from launch.supervise.tree import ProcessTree
+from launch.supervise.watch import EventTail, Watcher
 from nd_dist.events import events_path
 from nd_dist.files import write_text
 

@@ -20,8 +20,8 @@ from launch.commands import environment, find_tools
 from launch.plans.deepspeed import deepspeed_plan
 from launch.plans.hosts import Host
 from launch.plans.plan import RankProgram
-from launch.run import Launch, run_plan
-from launch.watch import Watcher
+from launch.supervise.run import Launch, run_plan
+from launch.supervise.watch import Watcher
 from nd_dist.checkpoint import read_manifest, read_pointer
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure

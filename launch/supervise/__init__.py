@@ -1,0 +1,1 @@
+"""A running launch: checked before, watched, judged and cleared at its end."""
