@@ -1,4 +1,4 @@
-"""The command line `nd`. Parses words, calls ``launch.commands``, turns errors into messages and exit codes.
+"""The command line `nd`. Parses words, calls ``launch.commands.launching``, turns errors into messages and exit codes.
 
 Heavy imports stay inside the commands: `nd --help` answers at once.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from launch.commands import LaunchOptions
+    from launch.commands.launching import LaunchOptions
 
 app = typer.Typer(
     name="nd",
@@ -76,7 +76,7 @@ def doctor(
     """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
     from rich.console import Console
 
-    from launch.doctor import run_doctor
+    from launch.commands.doctor import run_doctor
 
     raise typer.Exit(run_doctor(hostfile, shared, Console()))
 
@@ -88,7 +88,7 @@ def phantom(
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe whose `phantom` section is used.")] = "demo",
 ) -> None:
     """Write a small made-up NSD in NSD's own files and layout."""
-    from launch.commands import make_phantom
+    from launch.commands.launching import make_phantom
 
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
@@ -105,7 +105,7 @@ def pack(
     dry_run: DryRun = False,
 ) -> None:
     """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
-    from launch.commands import LaunchOptions
+    from launch.commands.launching import LaunchOptions
 
     _launch("pack", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
@@ -120,7 +120,7 @@ def verify(
     ] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.shards_commands import run_repair, run_verify
+    from launch.commands.packed_shards import run_repair, run_verify
     from nd_dist.errors import ConfigError
 
     if overrides and not repair:
@@ -135,7 +135,7 @@ def export(
     subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
 ) -> None:
     """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
-    from launch.shards_commands import run_export
+    from launch.commands.packed_shards import run_export
 
     run_export(shards_dir, out_dir, subjects)
 
@@ -164,7 +164,7 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    from launch.commands import LaunchOptions
+    from launch.commands.launching import LaunchOptions
 
     words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
     if not (all_targets or subjects):
@@ -193,7 +193,7 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
-    from launch.commands import LaunchOptions
+    from launch.commands.launching import LaunchOptions
 
     _launch("evaluate", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
@@ -213,7 +213,7 @@ def sweep(
     ] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
-    from launch.commands import LaunchOptions
+    from launch.commands.launching import LaunchOptions
 
     command = "estimate" if estimate else "sweep"
     _launch(command, recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
@@ -230,7 +230,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
     """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
-    from launch.submit import submit_command
+    from launch.commands.submit import submit_command
 
     submit_command(command, recipe, overrides or [], array, dry_run)
 
@@ -238,7 +238,7 @@ def submit(
 @app.command()
 def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Say where a run stands: stage, step, speed, hosts, last error, age of the last event."""
-    from launch.status import print_status
+    from launch.commands.status import print_status
 
     print_status(run_dir)
 
@@ -249,7 +249,7 @@ def merge(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
 ) -> None:
     """Join the points of several runs (two sweeps, one run per subject) into one table and report."""
-    from launch.commands import run_merge
+    from launch.commands.launching import run_merge
 
     run_merge(out_dir, run_dirs)
 
@@ -265,7 +265,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
-    from launch.commands import run_report
+    from launch.commands.launching import run_report
 
     run_report(run_dir, track or [], figures)
 
@@ -280,7 +280,7 @@ def demo(
     ] = False,
 ) -> None:
     """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
-    from launch.demo import run_demo
+    from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)
 
@@ -290,14 +290,14 @@ def conformance(
     directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
 ) -> None:
     """Compare this implementation with reference cases of the released code; exit 0 only if all hold."""
-    from launch.commands import run_conformance_table
+    from launch.commands.launching import run_conformance_table
 
     raise typer.Exit(run_conformance_table(directory))
 
 
 def _launch(command: str, recipe: str, overrides: list[str] | None, options: LaunchOptions, dry_run: bool) -> None:
     """Start a launching command, or show what it would start."""
-    from launch.commands import dry_run_command, launch_command
+    from launch.commands.launching import dry_run_command, launch_command
     from launch.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.commands import environment, new_launch_id
+from launch.commands.launching import environment, new_launch_id
 from launch.grid.plan import (
     GridRequest,
     Slot,

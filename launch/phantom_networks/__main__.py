@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import guarded
-from launch.commands import LaunchOptions, dry_run_command, launch_command
+from launch.commands.launching import LaunchOptions, dry_run_command, launch_command
 from launch.plans.plan import LAUNCHERS
 from launch.recipe import load_recipe
 

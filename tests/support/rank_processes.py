@@ -4,7 +4,7 @@ import time
 
 import psutil
 
-from launch.commands import find_tools
+from launch.commands.launching import find_tools
 from launch.plans.hosts import Host
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan

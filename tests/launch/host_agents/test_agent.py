@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.commands import environment
+from launch.commands.launching import environment
 from launch.host_agents.agent import Leftovers, facts, free_port_from
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
 from launch.plans.hosts import Host

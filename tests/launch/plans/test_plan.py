@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan, rank_environment
+from launch.commands.launching import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan, rank_environment
 from launch.plans.deepspeed import SSH_OPTIONS, deepspeed_plan
 from launch.plans.hosts import Host, host_of_rank
 from launch.plans.mpi import mpirun_plan

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands import LaunchOptions, make_plan
+from launch.commands.launching import LaunchOptions, make_plan
+from launch.commands.submit import submission_of
 from launch.plans.plan import Tools
 from launch.plans.slurm import Submission, allocated_hosts, sbatch_text
 from launch.recipe import load_recipe
-from launch.submit import submission_of
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from launch.commands import environment, find_tools
+from launch.commands.launching import environment, find_tools
 from launch.plans.deepspeed import deepspeed_plan
 from launch.plans.hosts import Host
 from launch.plans.plan import RankProgram

@@ -173,7 +173,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     """Check, write the config, start the ranks of a command and follow them to the end.
 
     Raises:
-        NdDistError: see ``launch.supervise.run.run_plan``, ``launch.supervise.preflight`` and ``launch.host_agents.agents``.
+        NdDistError: see ``run_plan``, ``preflight`` and ``HostAgents``.
     """
     console = console or Console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)
@@ -219,7 +219,7 @@ def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -
 
 def environment() -> Mapping[str, str]:
     """Return the environment for child processes: the caller's, with this package importable from anywhere."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     others = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *others]))}
 
@@ -247,7 +247,7 @@ def dry_run_command(command: str, config: Config, options: LaunchOptions) -> Non
         console.print(f"# note: {plan.note}", highlight=False)
     console.print(plan.shell(), highlight=False, markup=False)
     if command == "pack":
-        from launch.shards_commands import describe_pack
+        from launch.commands.packed_shards import describe_pack
 
         for line in describe_pack(config, plan.ranks):
             console.print(f"# {line}", highlight=False, markup=False)
@@ -290,7 +290,7 @@ def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | 
 
 def run_conformance_table(directory: Path) -> int:
     """Run every reference case of a folder, print the table; return 0 only if all hold."""
-    from launch.tables import conformance_table
+    from launch.commands.tables import conformance_table
     from nd_dist.conformance import run_conformance
 
     rows = run_conformance(directory)

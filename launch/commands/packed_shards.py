@@ -51,7 +51,7 @@ def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         DataError: the folder keeps no recipe, or what packing needs is gone.
     """
-    from launch.commands import LaunchOptions, launch_command
+    from launch.commands.launching import LaunchOptions, launch_command
     from shards.upkeep.repair import repair
 
     console = Console(soft_wrap=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.commands import environment, find_tools
+from launch.commands.launching import environment, find_tools
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.hosts import read_hostfile
 from nd_dist.comm import load_mpi
@@ -109,7 +109,7 @@ def _packages() -> Iterator[Check]:
 
 def _collisions() -> Iterator[Check]:
     """Yield a check that our generic package names are ours: another wheel may ship `shards` or `launch` too."""
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     owners = importlib.metadata.packages_distributions()
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from launch.commands import LaunchOptions, launch_command, make_phantom, run_report
+from launch.commands.launching import LaunchOptions, launch_command, make_phantom, run_report
+from launch.commands.packed_shards import run_verify
 from launch.recipe import load_recipe
-from launch.shards_commands import run_verify
 
 
 def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:

@@ -60,7 +60,7 @@ def submission_of(command: str, config: Config, is_array: bool) -> Submission:
         command,
         run_dir / "config.yaml",
         sys.executable,
-        Path(__file__).resolve().parent.parent,
+        Path(__file__).resolve().parents[2],
         run_dir / "slurm" / (f"{command}-%A-%a.out" if is_array else f"{command}-%j.out"),
         tuple(points),
     )

@@ -3,7 +3,7 @@ import os
 import time
 from pathlib import Path
 
-from launch.status import is_launcher_alive, summarize
+from launch.commands.status import is_launcher_alive, summarize
 from launch.supervise.liveness import RunFolder, launch_record_path
 from tests.launch.test_cli import nd
 

@@ -1,0 +1,1 @@
+"""What each command of `nd` does on the launching machine."""
