@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks._together import answer, run_together, wait_for_start
-from nd_dist.evaluation.leases import LeasePool
-from nd_dist.evaluation.records import has_result, publish, write_staged
-from nd_dist.evaluation.work import Task, work_off
+from nd_dist.fanout.leases import LeasePool
+from nd_dist.fanout.records import has_result, publish, write_staged
+from nd_dist.fanout.tasks import Task, work_off
 
 SPREAD = 0.1
 """Standard deviation of unit times in the model, over their mean."""

@@ -33,8 +33,6 @@ from torch import Tensor
 from benchmarks._together import answer, run_together, wait_for_start
 from nd_dist.evaluation.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.layout import PICTURE
-from nd_dist.evaluation.leases import LeasePool
-from nd_dist.evaluation.records import has_result, publish, read_png, read_record, write_png, write_staged
 from nd_dist.evaluation.score import (
     JudgedImages,
     Statistics,
@@ -43,7 +41,9 @@ from nd_dist.evaluation.score import (
     score_images,
     scored_arrays,
 )
-from nd_dist.evaluation.work import Task, work_off
+from nd_dist.fanout.leases import LeasePool
+from nd_dist.fanout.records import has_result, publish, read_png, read_record, write_png, write_staged
+from nd_dist.fanout.tasks import Task, work_off
 from nd_dist.files import sha256_file
 from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder

@@ -15,9 +15,9 @@ from nd_dist.evaluation.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.judging import Judges
 from nd_dist.evaluation.networks import Sampler
-from nd_dist.evaluation.records import has_result, read_record
 from nd_dist.evaluation.score import Statistics
 from nd_dist.evaluation.units import Group, Point, image_name
+from nd_dist.fanout.records import has_result, read_record
 
 STATISTICS_SEED = 0  # the same for every run: points of different runs and seeds are then compared in pairs
 

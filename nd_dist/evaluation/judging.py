@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.layout import FEATURES, PICTURE, repeat_file
-from nd_dist.evaluation.records import Publisher, read_png, read_record, write_staged
+from nd_dist.fanout.records import Publisher, read_png, read_record, write_staged
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.frozen.resize import pictures_to_pixels

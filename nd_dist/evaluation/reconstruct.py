@@ -25,9 +25,9 @@ from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.decode import ImageTargets
 from nd_dist.evaluation.layout import PICTURE, repeat_file
 from nd_dist.evaluation.networks import Sampler
-from nd_dist.evaluation.records import publish, write_png
 from nd_dist.evaluation.source import Source
 from nd_dist.evaluation.units import Point
+from nd_dist.fanout.records import publish, write_png
 from nd_dist.files import sha256_file
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC
 from nd_dist.seeds import unit_seed

@@ -11,11 +11,11 @@ from typing import Any
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.comparisons import comparisons
-from nd_dist.evaluation.records import has_result, read_record
 from nd_dist.evaluation.score import Scores, read_scores
 from nd_dist.evaluation.source import NSD_IMAGES
 from nd_dist.evaluation.units import Point, recipe_point
-from nd_dist.evaluation.work import Task
+from nd_dist.fanout.records import has_result, read_record
+from nd_dist.fanout.tasks import Task
 from nd_dist.files import read_json, write_json
 from nd_dist.provenance import provenance
 

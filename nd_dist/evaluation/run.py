@@ -24,8 +24,6 @@ from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.costs import StepCost, Work, cost_class, estimate, fit_cost, unit_work
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
-from nd_dist.evaluation.leases import Lease, LeasePool
-from nd_dist.evaluation.records import claim_folder, remove_leftovers
 from nd_dist.evaluation.result import metrics_task
 from nd_dist.evaluation.stages import (
     calibration_tasks,
@@ -38,8 +36,10 @@ from nd_dist.evaluation.stages import (
 )
 from nd_dist.evaluation.sweep import REPEATED, Choice, select
 from nd_dist.evaluation.units import Group, Point, distinct_points
-from nd_dist.evaluation.work import Tally, Task, Watch, work_off
 from nd_dist.events import EventLog
+from nd_dist.fanout.leases import Lease, LeasePool
+from nd_dist.fanout.records import claim_folder, remove_leftovers
+from nd_dist.fanout.tasks import Tally, Task, Watch, work_off
 from nd_dist.files import read_json, write_json
 
 ROLL_CALL_S = 10.0

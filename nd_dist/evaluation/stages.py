@@ -14,7 +14,6 @@ from nd_dist.evaluation.groups import group_metrics
 from nd_dist.evaluation.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.layout import ARRAYS
 from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
-from nd_dist.evaluation.records import publish, read_record, write_staged
 from nd_dist.evaluation.retrieved import retrieval_metrics
 from nd_dist.evaluation.score import (
     EACH,
@@ -26,7 +25,8 @@ from nd_dist.evaluation.score import (
     scored_sets,
 )
 from nd_dist.evaluation.units import Group, Point, distinct_points, image_name, subject_name
-from nd_dist.evaluation.work import Task
+from nd_dist.fanout.records import publish, read_record, write_staged
+from nd_dist.fanout.tasks import Task
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
 CALIBRATION_IMAGES = 2  # the first warms up; the last is timed

@@ -13,7 +13,7 @@ from torch import Tensor
 from nd_dist.errors import DataError, Requeue
 from nd_dist.evaluation.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
 from nd_dist.evaluation.layout import PICTURE, repeat_file
-from nd_dist.evaluation.records import Publisher, has_result, publish, read_record, write_png
+from nd_dist.fanout.records import Publisher, has_result, publish, read_record, write_png
 from nd_dist.files import sha256_file
 from nd_dist.frozen import phantom_judges
 from nd_dist.frozen.judges import Judge, Preparation, Score, load_phantom_judges

@@ -11,7 +11,6 @@ from nd_dist.checkpoint import write_tensors
 from nd_dist.evaluation import score
 from nd_dist.evaluation.decode import ImageTargets
 from nd_dist.evaluation.layout import FEATURES
-from nd_dist.evaluation.records import publish
 from nd_dist.evaluation.retrieved import retrieval_metrics
 from nd_dist.evaluation.score import (
     JudgedImages,
@@ -22,6 +21,7 @@ from nd_dist.evaluation.score import (
     score_images,
     scored_arrays,
 )
+from nd_dist.fanout.records import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named

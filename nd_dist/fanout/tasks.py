@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nd_dist.errors import Requeue
-from nd_dist.evaluation.leases import Lease, LeasePool
+from nd_dist.fanout.leases import Lease, LeasePool
 
 POLL_S = 0.25
 REPORT_S = 1.0

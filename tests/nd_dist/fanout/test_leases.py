@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.evaluation.leases import LeasePool
-from nd_dist.evaluation.work import Task, Watch, work_off
+from nd_dist.fanout.leases import LeasePool
+from nd_dist.fanout.tasks import Task, Watch, work_off
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from nd_dist.evaluation.leases import LeasePool
-from nd_dist.evaluation.work import Task, work_off
+from nd_dist.fanout.leases import LeasePool
+from nd_dist.fanout.tasks import Task, work_off
 folder, name, tasks, seconds, stale_s = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:6])
 def task(index):
     result = folder / f"result-{index}"
