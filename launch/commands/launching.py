@@ -273,9 +273,9 @@ def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | 
     Raises:
         ConfigError: there is no such tracker, or it is not installed.
     """
-    from nd_dist.evaluation.figures import write_figures
-    from nd_dist.evaluation.report import write_report
-    from nd_dist.evaluation.tracking import TRACKERS, log_run
+    from nd_dist.report.figures import write_figures
+    from nd_dist.report.report import write_report
+    from nd_dist.report.tracking import TRACKERS, log_run
 
     if unknown := sorted(set(trackers) - set(TRACKERS)):
         raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))

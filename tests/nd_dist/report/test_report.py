@@ -14,18 +14,18 @@ from PIL import Image
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
-from nd_dist.evaluation import figures
-from nd_dist.evaluation.charts import Cell, curve, heat_map
-from nd_dist.evaluation.figures import write_figures
-from nd_dist.evaluation.findings import Findings
-from nd_dist.evaluation.report import write_report
-from nd_dist.evaluation.report_tables import probability, verdict
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.tables import latex_text
-from nd_dist.evaluation.thumbnails import data_uri
 from nd_dist.evaluation.units import Point, control_points
 from nd_dist.events import EventLog
 from nd_dist.metrics.table import metric_of
+from nd_dist.report import figures
+from nd_dist.report.figures import write_figures
+from nd_dist.report.findings import Findings
+from nd_dist.report.report import write_report
+from nd_dist.report.svg import Cell, curve, heat_map
+from nd_dist.report.table_files import latex_text
+from nd_dist.report.tables import probability, verdict
+from nd_dist.report.thumbnails import data_uri
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
 from tests.support.chromium import CHROMIUM, Chromium
 

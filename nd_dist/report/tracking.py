@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.findings import Findings, Row
+from nd_dist.report.findings import Findings, Row
 
 FOLDER = "tracking"
 
@@ -59,7 +59,7 @@ def _module(name: str) -> ModuleType:
 
 def _tensorboard(findings: Findings, folder: Path) -> None:
     """Write one event file: metrics at step 0, losses over steps, the table and the recipe as text."""
-    from nd_dist.evaluation.tables import markdown_table
+    from nd_dist.report.table_files import markdown_table
 
     _module("tensorboard")
     from torch.utils.tensorboard.writer import SummaryWriter

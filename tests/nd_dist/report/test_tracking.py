@@ -8,10 +8,10 @@ import pytest
 
 from nd_dist.comm import Comm
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.findings import Findings
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.tracking import log_run, scalars
 from nd_dist.events import EventLog
+from nd_dist.report.findings import Findings
+from nd_dist.report.tracking import log_run, scalars
 from tests.nd_dist.evaluation.toy_world import toy_job, write_models
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("tensorboard", "wandb")}

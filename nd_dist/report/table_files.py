@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nd_dist.evaluation.findings import Findings, Row
 from nd_dist.metrics.table import Metric, metric_of
+from nd_dist.report.findings import Findings, Row
 
 Found = Mapping[str, Mapping[str, Any]]  # metric name -> value, interval, n
 

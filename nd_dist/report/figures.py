@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nd_dist.evaluation.findings import Findings, Row
-from nd_dist.evaluation.tables import main_table
-from nd_dist.evaluation.thumbnails import read_picture
 from nd_dist.files import atomic_path, write_text
+from nd_dist.report.findings import Findings, Row
+from nd_dist.report.table_files import main_table
+from nd_dist.report.thumbnails import read_picture
 
 STRIP, GRID, TABLE = "strip.png", "grid.png", "table.md"
 NUM_STRIP_IMAGES, NUM_GRID_IMAGES = 8, 2

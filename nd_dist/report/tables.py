@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nd_dist.evaluation.comparisons import RECIPE
-from nd_dist.evaluation.findings import Findings, Row
-from nd_dist.evaluation.tables import metrics_shown
 from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
 from nd_dist.metrics.table import Metric, metric_of, ordered
+from nd_dist.report.findings import Findings, Row
+from nd_dist.report.table_files import metrics_shown
 
 HEADLINE = ("pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim")
 

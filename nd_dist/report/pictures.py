@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nd_dist.evaluation.findings import Findings, Row
-from nd_dist.evaluation.thumbnails import data_uri
 from nd_dist.metrics.table import Metric, metric_of, ordered
+from nd_dist.report.findings import Findings, Row
+from nd_dist.report.thumbnails import data_uri
 
 MAX_PICTURE_ROWS = 12
 MAX_REPEATS = 5

@@ -11,24 +11,24 @@ from pathlib import Path
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from nd_dist.evaluation.findings import Findings
-from nd_dist.evaluation.report_charts import heat_maps, loss_curves, selection_map
-from nd_dist.evaluation.report_facts import (
+from nd_dist.files import write_text
+from nd_dist.report.charts import heat_maps, loss_curves, selection_map
+from nd_dist.report.facts import (
     absent_lines,
     protocol_facts,
     provenance_facts,
     selection_sentence,
 )
-from nd_dist.evaluation.report_pictures import extremes, gallery, picture_grids
-from nd_dist.evaluation.report_tables import (
+from nd_dist.report.findings import Findings
+from nd_dist.report.pictures import extremes, gallery, picture_grids
+from nd_dist.report.table_files import csv_table, latex_table, markdown_table, metrics_shown
+from nd_dist.report.tables import (
     group_tables,
     headline_sentences,
     headline_tiles,
     metric_table,
     published_table,
 )
-from nd_dist.evaluation.tables import csv_table, latex_table, markdown_table, metrics_shown
-from nd_dist.files import write_text
 
 PAGE, STYLE = "report.html.j2", "style.css.j2"
 
@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
 
 def render(findings: Findings) -> str:
     """Return the page."""
-    folder = resources.files("nd_dist.evaluation").joinpath("page")
+    folder = resources.files("nd_dist.report").joinpath("page")
     texts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (PAGE, STYLE)}
     environment = Environment(
         loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,0 +1,1 @@
+"""A finished evaluation for people: the page, its tables and figures."""
