@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from benchmarks._together import answer, run_together, wait_for_start
-from nd_dist.evaluation.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.layout import PICTURE
-from nd_dist.evaluation.score import (
+from nd_dist.evaluation.points.layout import PICTURE
+from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
+from nd_dist.evaluation.scoring.score import (
     JudgedImages,
     Statistics,
     judge_scores,

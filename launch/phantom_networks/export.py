@@ -14,7 +14,7 @@ from launch.phantom_networks.quality import contact_sheet
 from launch.phantom_networks.stages import STAGES, trained_networks
 from launch.phantom_networks.workplace import Workplace
 from nd_dist.config import Config, NetworkName, PhantomNetworksConfig
-from nd_dist.evaluation.networks import REMARK
+from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.events import EventLog
 from nd_dist.files import atomic_path, write_text
 

@@ -31,7 +31,7 @@ from launch.phantom_networks.architectures import (
 from launch.phantom_networks.batches import pixels_of
 from launch.phantom_networks.tokenizer import write_tokenizer
 from nd_dist.errors import CheckpointError
-from nd_dist.evaluation.networks import REMARK
+from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.files import atomic_path, write_json, write_text
 from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
 from shards.phantom.backgrounds import SIZE

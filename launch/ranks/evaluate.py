@@ -9,11 +9,11 @@ from launch.ranks.rank import Rank
 from launch.supervise.preflight import decoder_dir
 from nd_dist.comm import connect
 from nd_dist.config import Config
-from nd_dist.evaluation.groups import read_groups
 from nd_dist.evaluation.job import Job
-from nd_dist.evaluation.networks import ModelFolders
+from nd_dist.evaluation.points.units import Point, config_points, control_points
+from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.units import Point, config_points, control_points
+from nd_dist.evaluation.scoring.groups import read_groups
 from nd_dist.schema import Split
 from shards.format.codec import PICTURES
 from shards.format.tables import ABSENT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from launch.ranks.evaluate import make_job
 from launch.ranks.rank import Rank
 from nd_dist.comm import connect
+from nd_dist.evaluation.points.units import control_points, grid_points
 from nd_dist.evaluation.run import sweep
-from nd_dist.evaluation.units import control_points, grid_points
 
 
 def run_sweep(rank: Rank, only_estimate: bool = False) -> None:

@@ -140,7 +140,7 @@ def _check_teacher(teacher: str, index: Index) -> None:
 
 def _check_evaluation(config: Config, index: Index) -> None:
     """Refuse an evaluation without pictures, networks, a protocol or a decoder."""
-    from nd_dist.evaluation.axes import check_axes
+    from nd_dist.evaluation.points.axes import check_axes
     from nd_dist.frozen.folders import resolve_folder
 
     _check_metrics(config.evaluation)
@@ -159,7 +159,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
 
 def _check_metrics(evaluation: EvaluationConfig) -> None:
     """Refuse a protocol, groups of images or a folder of metric networks that do not exist."""
-    from nd_dist.evaluation.groups import read_groups
+    from nd_dist.evaluation.scoring.groups import read_groups
     from nd_dist.metrics.protocols import protocol_named
 
     protocol_named(evaluation.protocol)

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nd_dist.evaluation.costs import duration
+from nd_dist.evaluation.reconstruction.costs import duration
 from nd_dist.events import parse_event
 
 PLAIN_INTERVAL_S = 15.0

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.errors import Requeue
-from nd_dist.evaluation.controls import ShuffledTargets, shuffled_images
-from nd_dist.evaluation.costs import StepCost, cost_class
-from nd_dist.evaluation.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.job import Fingerprints, Job
-from nd_dist.evaluation.judging import Judges
-from nd_dist.evaluation.networks import Sampler
-from nd_dist.evaluation.score import Statistics
-from nd_dist.evaluation.units import Group, Point, image_name
+from nd_dist.evaluation.points.units import Group, Point, image_name
+from nd_dist.evaluation.reconstruction.controls import ShuffledTargets, shuffled_images
+from nd_dist.evaluation.reconstruction.costs import StepCost, cost_class
+from nd_dist.evaluation.reconstruction.decode import ImageTargets, StoredTargets, TrueTargets
+from nd_dist.evaluation.reconstruction.networks import Sampler
+from nd_dist.evaluation.scoring.judging import Judges
+from nd_dist.evaluation.scoring.score import Statistics
 from nd_dist.fanout.records import has_result, read_record
 
 STATISTICS_SEED = 0  # the same for every run: points of different runs and seeds are then compared in pairs

@@ -9,12 +9,12 @@ from typing import Any
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
-from nd_dist.evaluation.axes import config_at, decoding_settings
-from nd_dist.evaluation.groups import Groups
-from nd_dist.evaluation.layout import Layout
-from nd_dist.evaluation.networks import Networks
-from nd_dist.evaluation.source import Source
-from nd_dist.evaluation.units import Group, Point, plan_groups
+from nd_dist.evaluation.points.axes import config_at, decoding_settings
+from nd_dist.evaluation.points.layout import Layout
+from nd_dist.evaluation.points.units import Group, Point, plan_groups
+from nd_dist.evaluation.reconstruction.networks import Networks
+from nd_dist.evaluation.reconstruction.source import Source
+from nd_dist.evaluation.scoring.groups import Groups
 from nd_dist.fanout.leases import STALE_S
 from nd_dist.files import hash_json, read_json
 from nd_dist.metrics.protocols import Protocol, protocol_named

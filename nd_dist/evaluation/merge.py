@@ -15,11 +15,11 @@ from typing import Any
 
 from nd_dist.config import Scalar
 from nd_dist.errors import DataError
-from nd_dist.evaluation.comparisons import comparisons
-from nd_dist.evaluation.layout import Layout
+from nd_dist.evaluation.points.layout import Layout
+from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.result import FORMAT, entry_key
-from nd_dist.evaluation.score import Scores, read_scores
-from nd_dist.evaluation.units import Point, image_name
+from nd_dist.evaluation.scoring.comparisons import comparisons
+from nd_dist.evaluation.scoring.score import Scores, read_scores
 from nd_dist.fanout.records import read_record
 from nd_dist.files import canonical_json, read_json, write_json
 

@@ -22,8 +22,9 @@ from typing import Any
 from nd_dist.comm import Comm
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
-from nd_dist.evaluation.costs import StepCost, Work, cost_class, estimate, fit_cost, unit_work
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
+from nd_dist.evaluation.points.units import Group, Point, distinct_points
+from nd_dist.evaluation.reconstruction.costs import StepCost, Work, cost_class, estimate, fit_cost, unit_work
 from nd_dist.evaluation.result import metrics_task
 from nd_dist.evaluation.stages import (
     calibration_tasks,
@@ -35,7 +36,6 @@ from nd_dist.evaluation.stages import (
     score_tasks,
 )
 from nd_dist.evaluation.sweep import REPEATED, Choice, select
-from nd_dist.evaluation.units import Group, Point, distinct_points
 from nd_dist.events import EventLog
 from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.records import claim_folder, remove_leftovers

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nd_dist.evaluation.bench import Bench
-from nd_dist.evaluation.controls import nearest_images
-from nd_dist.evaluation.costs import Work, cost_class, unit_work
-from nd_dist.evaluation.decode import DecodeSettings, StoredTargets, TrueTargets, decode_subject, decoder_predict
-from nd_dist.evaluation.groups import group_metrics
-from nd_dist.evaluation.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.layout import ARRAYS
-from nd_dist.evaluation.reconstruct import Result, copy_picture, reconstruct_image, store_original
-from nd_dist.evaluation.retrieved import retrieval_metrics
-from nd_dist.evaluation.score import (
+from nd_dist.evaluation.points.layout import ARRAYS
+from nd_dist.evaluation.points.units import Group, Point, distinct_points, image_name, subject_name
+from nd_dist.evaluation.reconstruction.controls import nearest_images
+from nd_dist.evaluation.reconstruction.costs import Work, cost_class, unit_work
+from nd_dist.evaluation.reconstruction.decode import (
+    DecodeSettings,
+    StoredTargets,
+    TrueTargets,
+    decode_subject,
+    decoder_predict,
+)
+from nd_dist.evaluation.reconstruction.reconstruct import Result, copy_picture, reconstruct_image, store_original
+from nd_dist.evaluation.scoring.groups import group_metrics
+from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
+from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
+from nd_dist.evaluation.scoring.score import (
     EACH,
     JudgedImages,
     judge_scores,
@@ -24,7 +31,6 @@ from nd_dist.evaluation.score import (
     scored_arrays,
     scored_sets,
 )
-from nd_dist.evaluation.units import Group, Point, distinct_points, image_name, subject_name
 from nd_dist.fanout.records import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Task
 from nd_dist.schema import GUIDANCE, SEMANTIC

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.units import Point
 
 Rule = Literal["best", "least_guidance"]
 REPEATED = ("seed",)  # axes that repeat an experiment and are averaged over, not chosen from

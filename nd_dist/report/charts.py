@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.units import Point
 from nd_dist.metrics.table import Metric, metric_of
 from nd_dist.report.findings import Findings
 from nd_dist.report.svg import Cell, curve, heat_map

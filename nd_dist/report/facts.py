@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nd_dist.evaluation.units import CONTROLS
+from nd_dist.evaluation.points.units import CONTROLS
 from nd_dist.metrics.table import METRICS, metric_of
 from nd_dist.report.findings import Findings, point_label
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.comparisons import NO_GUIDANCE
-from nd_dist.evaluation.layout import PICTURE, Layout, repeat_file
-from nd_dist.evaluation.score import EACH, WINS, read_arrays
-from nd_dist.evaluation.units import Point, image_name
+from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
+from nd_dist.evaluation.points.units import Point, image_name
+from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
+from nd_dist.evaluation.scoring.score import EACH, WINS, read_arrays
 from nd_dist.events import events_path, read_events
 from nd_dist.fanout.records import read_record
 from nd_dist.files import read_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nd_dist.evaluation.comparisons import RECIPE
+from nd_dist.evaluation.scoring.comparisons import RECIPE
 from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
 from nd_dist.metrics.table import Metric, metric_of, ordered
 from nd_dist.report.findings import Findings, Row

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nd_dist.evaluation.comparisons import NO_GUIDANCE
-from nd_dist.evaluation.layout import Layout
-from nd_dist.evaluation.score import Scores, read_scores
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.layout import Layout
+from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
+from nd_dist.evaluation.scoring.score import Scores, read_scores
 
 ND = [sys.executable, "-m", "launch.cli"]
 RECIPE = "demo_full"

@@ -7,7 +7,7 @@ import pytest
 
 from launch.recipe import load_recipe
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.axes import check_axes
+from nd_dist.evaluation.points.axes import check_axes
 
 ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nd_dist.config import Config
-from nd_dist.evaluation.units import grid_points, plan_groups
+from nd_dist.evaluation.points.units import grid_points, plan_groups
 from shards.reading.order import Order
 
 SUBJECTS, LENGTHS = (1, 2, 5, 7), (27_000, 25_500, 27_000, 22_509)

@@ -19,8 +19,8 @@ import torch
 from nd_dist.comm import Comm
 from nd_dist.errors import CheckpointError, DataError, Requeue
 from nd_dist.evaluation.job import Job
+from nd_dist.evaluation.points.units import Point, grid_points
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.units import Point, grid_points
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.records import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation

@@ -11,11 +11,11 @@ import torch
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
-from nd_dist.evaluation.controls import shuffled_images
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.merge import merge_runs
+from nd_dist.evaluation.points.units import Point, config_points, control_points, grid_points
+from nd_dist.evaluation.reconstruction.controls import shuffled_images
 from nd_dist.evaluation.run import evaluate, sweep
-from nd_dist.evaluation.units import Point, config_points, control_points, grid_points
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.records import read_png, read_record
 from nd_dist.report.report import write_report

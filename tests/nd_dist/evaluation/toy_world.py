@@ -13,8 +13,8 @@ import torch
 
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
-from nd_dist.evaluation.networks import ModelFolders
-from nd_dist.evaluation.units import config_points
+from nd_dist.evaluation.points.units import config_points
+from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.frozen import phantom_judges
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TargetSpec, role_of

@@ -14,8 +14,8 @@ from PIL import Image
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
+from nd_dist.evaluation.points.units import Point, control_points
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.units import Point, control_points
 from nd_dist.events import EventLog
 from nd_dist.metrics.table import metric_of
 from nd_dist.report import figures

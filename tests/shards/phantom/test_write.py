@@ -9,7 +9,7 @@ import pytest
 
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.groups import read_groups
+from nd_dist.evaluation.scoring.groups import read_groups
 from shards.phantom.design import count_images, make_design
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.write import write_phantom

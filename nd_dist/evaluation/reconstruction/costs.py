@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nd_dist.config import Config
-from nd_dist.evaluation.units import Group, Point
+from nd_dist.evaluation.points.units import Group, Point
 
 SECONDS_PER_HOUR = 3600.0
 GUIDED_STEPS = 3.5  # plain steps that a guided one is worth until it is measured: it goes back through the UNet

@@ -22,11 +22,11 @@ from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.pictures import grey_rows, to_uint8, write_steps
 from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.diffusion.schedule import StepPlan
-from nd_dist.evaluation.decode import ImageTargets
-from nd_dist.evaluation.layout import PICTURE, repeat_file
-from nd_dist.evaluation.networks import Sampler
-from nd_dist.evaluation.source import Source
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.layout import PICTURE, repeat_file
+from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.reconstruction.decode import ImageTargets
+from nd_dist.evaluation.reconstruction.networks import Sampler
+from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.fanout.records import publish, write_png
 from nd_dist.files import sha256_file
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC

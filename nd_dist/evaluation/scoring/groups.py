@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.score import WINS, Statistics, scored_arrays
+from nd_dist.evaluation.scoring.score import WINS, Statistics, scored_arrays
 from nd_dist.files import read_json
 
 Groups = Mapping[str, tuple[int, ...]]

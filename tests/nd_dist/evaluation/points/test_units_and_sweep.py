@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.evaluation.axes import check_axes
-from nd_dist.evaluation.sweep import select
-from nd_dist.evaluation.units import (
+from nd_dist.evaluation.points.axes import check_axes
+from nd_dist.evaluation.points.units import (
     Point,
     config_points,
     control_points,
@@ -21,6 +20,7 @@ from nd_dist.evaluation.units import (
     plan_groups,
     subject_name,
 )
+from nd_dist.evaluation.sweep import select
 
 
 @given(

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from nd_dist.checkpoint import write_tensors
-from nd_dist.evaluation import score
-from nd_dist.evaluation.decode import ImageTargets
-from nd_dist.evaluation.layout import FEATURES
-from nd_dist.evaluation.retrieved import retrieval_metrics
-from nd_dist.evaluation.score import (
+from nd_dist.evaluation.points.layout import FEATURES
+from nd_dist.evaluation.reconstruction.decode import ImageTargets
+from nd_dist.evaluation.scoring import score
+from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
+from nd_dist.evaluation.scoring.score import (
     JudgedImages,
     Scores,
     Statistics,

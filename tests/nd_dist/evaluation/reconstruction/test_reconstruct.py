@@ -14,11 +14,11 @@ from PIL import Image
 from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.diffusion.finite import NonFiniteSample
-from nd_dist.evaluation.decode import TrueTargets
-from nd_dist.evaluation.networks import ModelFolders
-from nd_dist.evaluation.reconstruct import Result, reconstruct_image
+from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.reconstruction.decode import TrueTargets
+from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.reconstruct import Result, reconstruct_image
 from nd_dist.evaluation.run import evaluate
-from nd_dist.evaluation.units import Point
 from nd_dist.events import EventLog
 from nd_dist.fanout.records import read_png, read_record
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_config, toy_job, write_models

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.units import Point, grid_settings
+from nd_dist.evaluation.points.units import Point, grid_settings
 
 SECTIONS = ("sampler.", "frozen.")
 KEYS = (

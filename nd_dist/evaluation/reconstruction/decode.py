@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.source import Source
+from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.schema import INITIAL, TARGETS, Role, TwoRepeats, role_of
 from nd_dist.seeds import unit_seed
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nd_dist.evaluation.axes import decoding_settings
-from nd_dist.evaluation.units import ORIGINAL, UNGUIDED, Point, image_name, subject_name
+from nd_dist.evaluation.points.axes import decoding_settings
+from nd_dist.evaluation.points.units import ORIGINAL, UNGUIDED, Point, image_name, subject_name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.decode import (
+from nd_dist.evaluation.reconstruction.decode import (
     BATCH,
     DecodeSettings,
     Moments,

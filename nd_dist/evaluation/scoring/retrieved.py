@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nd_dist.evaluation.decode import ImageTargets
-from nd_dist.evaluation.score import Statistics
+from nd_dist.evaluation.reconstruction.decode import ImageTargets
+from nd_dist.evaluation.scoring.score import Statistics
 from nd_dist.metrics.bootstrap import interval, mean_of, mean_resampled
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
 

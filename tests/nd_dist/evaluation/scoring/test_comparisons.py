@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nd_dist.evaluation.comparisons import NO_GUIDANCE, RECIPE, comparisons, holm
-from nd_dist.evaluation.score import Scores
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE, RECIPE, comparisons, holm
+from nd_dist.evaluation.scoring.score import Scores
 
 RECIPE_POINT = Point(10.0, 0.5)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.layout import FEATURES, PICTURE, repeat_file
+from nd_dist.evaluation.points.layout import FEATURES, PICTURE, repeat_file
 from nd_dist.fanout.records import Publisher, read_png, read_record, write_staged
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge

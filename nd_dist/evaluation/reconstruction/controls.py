@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nd_dist.evaluation.decode import ImageTargets
+from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.metrics.retrieval import cosine_matrix
 from nd_dist.seeds import unit_seed
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nd_dist.errors import DataError, Requeue
-from nd_dist.evaluation.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
-from nd_dist.evaluation.layout import PICTURE, repeat_file
+from nd_dist.evaluation.points.layout import PICTURE, repeat_file
+from nd_dist.evaluation.scoring.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
 from nd_dist.fanout.records import Publisher, has_result, publish, read_record, write_png
 from nd_dist.files import sha256_file
 from nd_dist.frozen import phantom_judges

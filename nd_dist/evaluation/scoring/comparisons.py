@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nd_dist.evaluation.score import Scores, compare
-from nd_dist.evaluation.units import Point
+from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.scoring.score import Scores, compare
 
 NO_GUIDANCE = "no guidance"
 RECIPE = "the recipe's point"

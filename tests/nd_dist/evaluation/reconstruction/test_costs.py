@@ -3,8 +3,8 @@
 import pytest
 
 from nd_dist.config import Config
-from nd_dist.evaluation.costs import StepCost, Work, cost_class, duration, estimate, fit_cost, unit_work
-from nd_dist.evaluation.units import Group, Point
+from nd_dist.evaluation.points.units import Group, Point
+from nd_dist.evaluation.reconstruction.costs import StepCost, Work, cost_class, duration, estimate, fit_cost, unit_work
 
 CONFIG = Config.model_validate({"sampler": {"num_steps": 50, "strength": 0.75}})
 

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nd_dist.evaluation import controls
-from nd_dist.evaluation.controls import ShuffledTargets, nearest_images, shuffled_images
-from nd_dist.evaluation.decode import TrueTargets
+from nd_dist.evaluation.reconstruction import controls
+from nd_dist.evaluation.reconstruction.controls import ShuffledTargets, nearest_images, shuffled_images
+from nd_dist.evaluation.reconstruction.decode import TrueTargets
 from tests.nd_dist.evaluation.toy_world import ToySource
 
 

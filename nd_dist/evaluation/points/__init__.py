@@ -1,0 +1,1 @@
+"""What is evaluated, and where its results lie: pure values."""

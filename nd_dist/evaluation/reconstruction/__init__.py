@@ -1,0 +1,1 @@
+"""From voxels to decoded targets and pictures."""

@@ -1,0 +1,1 @@
+"""From pictures to numbers: judges, metrics, comparisons, groups."""
