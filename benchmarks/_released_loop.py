@@ -22,9 +22,9 @@ from nd_dist.config import Config
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead
-from nd_dist.training import losses
-from nd_dist.training.mixco import draw_mix
-from nd_dist.training.objectives import unit_rows
+from nd_dist.training.objective import losses
+from nd_dist.training.objective.mixco import draw_mix
+from nd_dist.training.objective.objectives import unit_rows
 from nd_dist.training.schedule import MIXCO_TEMPERATURE
 from shards.format.tables import TRAIN
 from shards.reading.reader import ShardReader

@@ -18,9 +18,9 @@ import torch
 from nd_dist.config import DecoderConfig, TrainingConfig
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
-from nd_dist.training.objectives import Objective, StepInputs
+from nd_dist.training.engine.sharded import shard_large_layers
+from nd_dist.training.objective.objectives import Objective, StepInputs
 from nd_dist.training.parameters import REDUCE_BUCKET
-from nd_dist.training.sharded import shard_large_layers
 from nd_dist.world import World
 
 VOXELS = {1: 15724, 2: 14278, 3: 15226, 4: 13153, 5: 13039, 6: 17907, 7: 12682, 8: 14386}

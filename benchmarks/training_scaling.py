@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.training_memory import TRAININGS, full_size
 from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder
-from nd_dist.training.objectives import Objective, StepInputs
-from nd_dist.training.sharded import ShardedLinear, pays, shard_large_layers
+from nd_dist.training.engine.sharded import ShardedLinear, pays, shard_large_layers
+from nd_dist.training.objective.objectives import Objective, StepInputs
 from nd_dist.world import World
 
 BYTES = 2  # of a gradient or activation on the wire: bfloat16

@@ -25,7 +25,7 @@ from nd_dist.config import NetworkName
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
 from nd_dist.training.collective import on_main
-from nd_dist.training.engine import training_device
+from nd_dist.training.engine.engine import training_device
 from nd_dist.training.records import check_fingerprint
 
 STAGES: tuple[NetworkName, ...] = get_args(NetworkName)

@@ -29,9 +29,9 @@ from nd_dist.errors import CheckpointError
 from nd_dist.files import atomic_path
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import StageCheckpoints
-from nd_dist.training.engine import Engine
+from nd_dist.training.engine.engine import Engine
 from nd_dist.training.loop import Hooks, StagePlan, train_stage
-from nd_dist.training.objectives import TOTAL, StepInputs, Trainable
+from nd_dist.training.objective.objectives import TOTAL, StepInputs, Trainable
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 

@@ -7,7 +7,7 @@ import torch
 from launch.phantom_networks.stages import run_stages
 from launch.phantom_networks.workplace import Workplace
 from launch.ranks.rank import Rank
-from nd_dist.training.engine import connect
+from nd_dist.training.engine.engine import connect
 
 
 def work(rank: Rank) -> None:

@@ -14,8 +14,8 @@ from nd_dist.checkpoint import FileRecord, read_manifest, read_pointer, write_ma
 from nd_dist.errors import CheckpointError, DataError
 from nd_dist.events import EventLog
 from nd_dist.training.collective import gather_objects, on_main
-from nd_dist.training.engine import Engine
-from nd_dist.training.objectives import Trainable
+from nd_dist.training.engine.engine import Engine
+from nd_dist.training.objective.objectives import Trainable
 from nd_dist.training.records import check_fingerprint
 
 PREFIX = "step-"

@@ -16,8 +16,8 @@ from nd_dist.errors import Requeue
 from nd_dist.events import EventLog
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import Progress, StageCheckpoints
-from nd_dist.training.engine import Engine, Monitor, StepOutcome
-from nd_dist.training.objectives import TOTAL, Trainable
+from nd_dist.training.engine.engine import Engine, Monitor, StepOutcome
+from nd_dist.training.objective.objectives import TOTAL, Trainable
 from nd_dist.training.source import Stream
 
 

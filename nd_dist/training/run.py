@@ -19,10 +19,11 @@ from nd_dist.seeds import unit_seed
 from nd_dist.training.calibration import z_statistics
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.collective import on_main
-from nd_dist.training.engine import Engine, connect, open_monitor, training_device
+from nd_dist.training.engine.engine import Engine, connect, open_monitor, training_device
 from nd_dist.training.gather import Gather
 from nd_dist.training.loop import Hooks, StagePlan, train_stage
-from nd_dist.training.objectives import Objective, Teacher
+from nd_dist.training.objective.objectives import Objective, Teacher
+from nd_dist.training.objective.teacher import PictureTeacher, WithPictures
 from nd_dist.training.profile import profiled, trace_path
 from nd_dist.training.records import (
     BEST,
@@ -37,7 +38,6 @@ from nd_dist.training.records import (
 )
 from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, Stream, TrainingSource, stage_request, stage_specs
-from nd_dist.training.teacher import PictureTeacher, WithPictures
 from nd_dist.training.validation import Validation
 from nd_dist.world import World
 

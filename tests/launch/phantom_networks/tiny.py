@@ -18,7 +18,7 @@ from launch.phantom_networks.stages import STAGES, run_stages
 from launch.phantom_networks.workplace import Workplace
 from nd_dist.config import NetworkName, NetworkRecipe, PhantomNetworksConfig
 from nd_dist.events import EventLog, events_path, read_events
-from nd_dist.training.engine import connect
+from nd_dist.training.engine.engine import connect
 from nd_dist.world import World
 
 STEPS = 3

@@ -45,7 +45,7 @@ import json, sys
 from datetime import timedelta
 import deepspeed, torch
 from torch.distributed import HashStore, distributed_c10d, init_process_group
-from nd_dist.training.engine import bound_waits
+from nd_dist.training.engine.engine import bound_waits
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 limit = timedelta(seconds=20)
@@ -79,7 +79,7 @@ from pathlib import Path
 import torch
 from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
-from nd_dist.training import engine as engines
+from nd_dist.training.engine.engine import engine as engines
 from nd_dist.training.run import train
 from nd_dist.config import Config
 from nd_dist.world import World
@@ -204,7 +204,7 @@ if sys.argv[1] == "plain":
     distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 else:
-    from nd_dist.training.engine import connect
+    from nd_dist.training.engine.engine import connect
     from nd_dist.world import World
     connect(World(), 60)
 print("joined", flush=True)
@@ -237,7 +237,7 @@ def test_trap_7_deepspeed_has_no_elasticity_any_more_and_nd_asks_for_none() -> N
         "import sys\nfrom deepspeed.launcher.runner import parse_args\n"
         "try:\n    parse_args(['--elastic_training', 'x.py'])\nexcept SystemExit:\n    print('refused')\n"
         "import importlib.util\nprint(importlib.util.find_spec('deepspeed.elasticity'))\n"
-        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.engine import deepspeed_config\n"
+        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.engine.engine import deepspeed_config\n"
         "assert 'elasticity' not in deepspeed_config(TrainingConfig(), 4, 2)\n"
     )
     result = python(code)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nd_dist.config import Config
 from nd_dist.models.decoder import Decoder
-from nd_dist.training.losses import soft_clip
+from nd_dist.training.objective.losses import soft_clip
 from nd_dist.training.validation import Share
 from nd_dist.world import World
 from tests.nd_dist.training.one_rank import Events, losses, run

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from nd_dist.config import DecoderConfig, TrainingConfig
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
-from nd_dist.training import losses
-from nd_dist.training.objectives import TOTAL, Objective, StepInputs, unit_rows
+from nd_dist.training.objective import losses
+from nd_dist.training.objective.objectives import TOTAL, Objective, StepInputs, unit_rows
 from tests.nd_dist.training.virtual import VirtualRanks
 
 SHAPES: dict[str, tuple[int, ...]] = {"c": (3, 8), "z": (4, 8, 8), "g02": (4, 6)}

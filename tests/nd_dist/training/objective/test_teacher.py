@@ -13,7 +13,7 @@ from nd_dist.errors import CheckpointError
 from nd_dist.frozen.convnext_teacher import MEAN, PROJECTOR, STD, ConvNextTeacher, resized
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
-from nd_dist.training.augment import augment
+from nd_dist.training.objective.augment import augment
 from tests.nd_dist.training.one_rank import losses, run
 from tests.ranks.recipe import small_recipe
 

@@ -15,8 +15,8 @@ from torch import distributed, nn
 from nd_dist.checkpoint import write_tensors
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError
+from nd_dist.training.engine.sharded import Columns, ShardedLinear
 from nd_dist.training.parameters import adamw, decay_groups
-from nd_dist.training.sharded import Columns, ShardedLinear
 from nd_dist.world import World
 
 _VALUE, _MOMENTS, _STEP = "value", ("exp_avg", "exp_avg_sq"), "step"

@@ -5,7 +5,7 @@ from scipy import stats
 
 from nd_dist.models.draws import Draws
 from nd_dist.training.gather import identity
-from nd_dist.training.mixco import BETA, draw_mix, mix_voxels
+from nd_dist.training.objective.mixco import BETA, draw_mix, mix_voxels
 from tests.nd_dist.training.virtual import VirtualRanks
 
 COUNT = 8

@@ -15,8 +15,8 @@ from nd_dist.frozen.convnext_teacher import ConvNextTeacher, resized
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import STUDENT_WIDTH
 from nd_dist.schema import Batch
-from nd_dist.training.augment import augment
-from nd_dist.training.objectives import StepInputs
+from nd_dist.training.objective.augment import augment
+from nd_dist.training.objective.objectives import StepInputs
 from nd_dist.training.source import Stream
 
 AHEAD = 2

@@ -30,13 +30,13 @@ from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError, StorageError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.collective import barrier, on_main
-from nd_dist.training.finite import raise_not_finite
+from nd_dist.training.engine.finite import raise_not_finite
+from nd_dist.training.engine.shard_optimizer import ShardOptimizer
+from nd_dist.training.engine.sharded import shard_large_layers
 from nd_dist.training.gather import Gather, gather_rows, identity
-from nd_dist.training.objectives import StepInputs, Trainable
+from nd_dist.training.objective.objectives import StepInputs, Trainable
 from nd_dist.training.parameters import check_training, deepspeed_config
 from nd_dist.training.schedule import Schedule
-from nd_dist.training.shard_optimizer import ShardOptimizer
-from nd_dist.training.sharded import shard_large_layers
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nd_dist.training import losses
+from nd_dist.training.objective import losses
 
 
 def unit_rows(seed: int, count: int = 7, width: int = 5) -> torch.Tensor:

@@ -12,7 +12,7 @@ from nd_dist.config import DecoderConfig
 from nd_dist.errors import CheckpointError
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec
-from nd_dist.training.sharded import Columns, ShardedLinear, pays, shard_large_layers
+from nd_dist.training.engine.sharded import Columns, ShardedLinear, pays, shard_large_layers
 from nd_dist.world import World
 
 CPU = torch.device("cpu")

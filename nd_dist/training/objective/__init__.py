@@ -1,0 +1,1 @@
+"""What a training minimises: losses, mixing, augmentation, the teacher."""
