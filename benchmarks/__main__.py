@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name[0] != "_")
+names = sorted(
+    module.name
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+    if not module.ispkg and module.name[0] != "_"
+)
 wanted = sys.argv[1:] or names
 if unknown := sorted(set(wanted) - set(names)):
     sys.exit(f"unknown benchmarks {unknown}; there are {names}")

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks._networks import WIDTHS, make_networks
-from benchmarks._samples import Networks, timed
+from benchmarks.support.networks import WIDTHS, make_networks
+from benchmarks.support.samples import Networks, timed
 from nd_dist.frozen.resize import pictures_to_pixels, resize_lanczos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks._together import answer, run_together, wait_for_start
+from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.records import has_result, publish, write_staged
 from nd_dist.fanout.tasks import Task, work_off

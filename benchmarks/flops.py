@@ -11,9 +11,9 @@ import dataclasses
 
 import torch
 
-from benchmarks._flops import pass_costs
-from benchmarks._memory import kept_bytes
-from benchmarks._networks import WIDTHS
+from benchmarks.support.flops import pass_costs
+from benchmarks.support.memory import kept_bytes
+from benchmarks.support.networks import WIDTHS
 from nd_dist.config import SamplerConfig
 
 TERA = 1e12

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._together import answer, run_together, wait_for_start
+from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.evaluation.points.layout import PICTURE
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.score import (

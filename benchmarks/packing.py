@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks._shards import MadeUpExtractor, MadeUpReader, made_up_config
+from benchmarks.support.shards import MadeUpExtractor, MadeUpReader, made_up_config
 from nd_dist.comm import connect
 from nd_dist.events import EventLog
 from nd_dist.world import World

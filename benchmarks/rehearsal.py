@@ -26,7 +26,7 @@ import nibabel
 import numpy as np
 import scipy.io
 
-from benchmarks._shards import PICTURE, SUBJECT_VOXELS, MadeUpExtractor
+from benchmarks.support.shards import PICTURE, SUBJECT_VOXELS, MadeUpExtractor
 from nd_dist.comm import connect
 from nd_dist.config import Config, DataConfig
 from nd_dist.events import EventLog

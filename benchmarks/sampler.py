@@ -18,9 +18,9 @@ import statistics
 
 import torch
 
-from benchmarks._flops import PassCosts, pass_costs
-from benchmarks._networks import WIDTHS, make_networks
-from benchmarks._samples import (
+from benchmarks.support.flops import PassCosts, pass_costs
+from benchmarks.support.networks import WIDTHS, make_networks
+from benchmarks.support.samples import (
     Networks,
     Samples,
     Timing,
@@ -30,7 +30,7 @@ from benchmarks._samples import (
     sampler_variant,
     timed,
 )
-from benchmarks._throughput import Settings, measure_throughput
+from benchmarks.support.throughput import Settings, measure_throughput
 from nd_dist.config import SamplerConfig
 
 SAME_PICTURE = 1e-4

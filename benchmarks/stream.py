@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import webdataset
 
-from benchmarks._shards import MadeUpExtractor, MadeUpReader, Method, compare, evict, made_up_config
+from benchmarks.support.shards import MadeUpExtractor, MadeUpReader, Method, compare, evict, made_up_config
 from nd_dist.comm import Comm
 from nd_dist.config import RemoteConfig
 from nd_dist.events import EventLog
@@ -159,7 +159,7 @@ def read_hdf5(path: Path, image_ids: Sequence[int], voxels_TV: torch.Tensor) -> 
 def serve(folder: Path, scratch: Path) -> Iterator[str]:
     """Yield the URL of a folder on a server of its own process; the second ``next`` stops it."""
     port = scratch / "port"
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks._shards", str(folder), str(port)])
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.support.shards", str(folder), str(port)])
     try:
         while not (port.exists() and port.read_text()):
             time.sleep(0.05)

@@ -31,9 +31,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._released_loop import ReleasedLoop
-from benchmarks._shards import SHAPES
-from benchmarks._training_data import make_data
+from benchmarks.support.released_loop import ReleasedLoop
+from benchmarks.support.shards import SHAPES
+from benchmarks.support.training_data import make_data
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.run import train

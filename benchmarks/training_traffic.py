@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from benchmarks._training_data import make_data
+from benchmarks.support.training_data import make_data
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.world import World

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.reference import Reference
+from tests.nd_dist.diffusion.support.reference import Reference
 from tests.nd_dist.frozen.toy_folders import SCHEDULER, toy_clip_tower, toy_unet, toy_vae
 
 NAMES = tuple(f"Linear-{k}" for k in range(2, 14, 2))

@@ -16,7 +16,7 @@ from nd_dist.conformance import Row, run_conformance
 from nd_dist.conformance.rows import CANNOT_RUN, NOT_CHECKED
 from nd_dist.files import write_json
 from tests.nd_dist.conformance.own_cases import NAMES, write_weights
-from tests.nd_dist.diffusion.reference import MEAN, STD
+from tests.nd_dist.diffusion.support.reference import MEAN, STD
 from tests.nd_dist.frozen.toy_folders import CLIP_SIZE, toy_clip_tower
 
 Float64 = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import LAYER_SCALE
+from tests.nd_dist.diffusion.support.toy_inputs import LAYER_SCALE
 from tests.nd_dist.frozen.toy_folders import SECOND_VERSION, write_clip, write_stable_diffusion
 
 

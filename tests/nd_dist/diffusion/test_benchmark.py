@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import sampler as benchmark
-from benchmarks._flops import PassCosts, count_flops, pass_costs
-from benchmarks._networks import WIDTHS
+from benchmarks.support.flops import PassCosts, count_flops, pass_costs
+from benchmarks.support.networks import WIDTHS
 from nd_dist.config import SamplerConfig
 
 SHORT = ["--size", "toy", "--steps", "8", "--eta", "0.4", "--rounds", "1", "--threads", "1"]

@@ -13,7 +13,7 @@ from nd_dist.diffusion.guidance import ImageEstimate
 from nd_dist.diffusion.schedule import Step, plan_steps, read_schedule, signal_and_noise
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import make_inputs
+from tests.nd_dist.diffusion.support.toy_inputs import make_inputs
 
 KAPPA = 2000.0
 

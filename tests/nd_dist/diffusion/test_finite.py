@@ -13,7 +13,7 @@ from nd_dist.diffusion.guidance import ImageEstimate
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import Inputs, make_inputs
+from tests.nd_dist.diffusion.support.toy_inputs import Inputs, make_inputs
 
 CONFIG = SamplerConfig(num_steps=8, eta=0.5, kappa=3000.0)
 

@@ -8,7 +8,7 @@ from nd_dist.diffusion.guidance import ImageEstimate, LatentGuidance, PixelGuida
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import Inputs, make_inputs
+from tests.nd_dist.diffusion.support.toy_inputs import Inputs, make_inputs
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord, j
 from nd_dist.diffusion.sampler import GuidedSampler
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import make_inputs
+from tests.nd_dist.diffusion.support.toy_inputs import make_inputs
 
 DONE = 1
 

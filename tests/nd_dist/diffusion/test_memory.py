@@ -15,7 +15,7 @@ from nd_dist.diffusion.memory import plan_chunks
 from nd_dist.diffusion.sampler import GuidedSampler
 from nd_dist.frozen import stable_diffusion
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.toy_inputs import Inputs, make_inputs
+from tests.nd_dist.diffusion.support.toy_inputs import Inputs, make_inputs
 
 SHORT: dict[str, Any] = {"num_steps": 6, "eta": 0.5, "kappa": 3000.0}
 

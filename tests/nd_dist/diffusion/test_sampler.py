@@ -15,8 +15,8 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from tests.nd_dist.diffusion.reference import Reference
-from tests.nd_dist.diffusion.toy_inputs import LAYER_SCALE, Inputs, make_inputs
+from tests.nd_dist.diffusion.support.reference import Reference
+from tests.nd_dist.diffusion.support.toy_inputs import LAYER_SCALE, Inputs, make_inputs
 
 SHORT: dict[str, Any] = {"num_steps": 6, "eta": 0.5, "kappa": 3000.0}
 """Four of six steps are run, two of them guided: every branch of the loop in little time."""

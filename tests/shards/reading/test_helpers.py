@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks._shards import evict
+from benchmarks.support.shards import evict
 from nd_dist.errors import DataError
 from nd_dist.schema import Batch
 from shards.format.checksum import checksum

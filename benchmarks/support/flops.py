@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks._networks import Width, make_networks
+from benchmarks.support.networks import Width, make_networks
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.schedule import num_guided
 

@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
                 start += os.sendfile(self.connection.fileno(), stream.fileno(), start, stop - start)
 
 
-if __name__ == "__main__":  # python -m benchmarks._shards FOLDER PORT_FILE
+if __name__ == "__main__":  # python -m benchmarks.support.shards FOLDER PORT_FILE
     os.chdir(sys.argv[1])
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     Path(sys.argv[2]).write_text(str(server.server_port))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks._networks import Width, make_networks
+from benchmarks.support.networks import Width, make_networks
 
 
 def kept_bytes(width: Width, dtype: torch.dtype, checkpointing: bool) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks._shards import MadeUpExtractor
+from benchmarks.support.shards import MadeUpExtractor
 from nd_dist.comm import Comm
 from nd_dist.config import Config, DataConfig, PhantomConfig
 from nd_dist.events import EventLog

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks._flops import PassCosts
-from benchmarks._published import PublishedSampler
+from benchmarks.support.flops import PassCosts
+from benchmarks.support.published import PublishedSampler
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks._flops import PassCosts, pass_costs
-from benchmarks._networks import WIDTHS, make_networks, other_dtype
-from benchmarks._samples import (
+from benchmarks.support.flops import PassCosts, pass_costs
+from benchmarks.support.networks import WIDTHS, make_networks, other_dtype
+from benchmarks.support.samples import (
     Networks,
     Samples,
     Variant,
