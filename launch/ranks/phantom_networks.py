@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from launch.phantom_networks.stages import run_stages
-from launch.phantom_networks.workplace import Workplace
 from launch.ranks.rank import Rank
 from nd_dist.training.engine.engine import connect
+from shards.phantom.networks.stages import run_stages
+from shards.phantom.networks.workplace import Workplace
 
 
 def work(rank: Rank) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.phantom_networks.batches import pixels_of
-from launch.phantom_networks.folders import CLIP_VISION, CPU, JUDGES, STABLE_DIFFUSION, Networks
-from launch.phantom_networks.history import History
-from launch.phantom_networks.quality import (
+from nd_dist.config import NetworkName
+from shards.phantom.backgrounds import PLACES
+from shards.phantom.networks.batches import pixels_of
+from shards.phantom.networks.folders import CLIP_VISION, CPU, JUDGES, STABLE_DIFFUSION, Networks
+from shards.phantom.networks.history import History
+from shards.phantom.networks.quality import (
     RETRIEVAL_TEXTS,
     Figures,
     clip_figures,
@@ -18,8 +20,6 @@ from launch.phantom_networks.quality import (
     unet_figures,
     vae_figures,
 )
-from nd_dist.config import NetworkName
-from shards.phantom.backgrounds import PLACES
 from shards.phantom.sprites import sprites
 
 NUM_PICTURES = 256
@@ -98,7 +98,7 @@ Part of the embedded world ("phantom") of nd_dist, for demonstrations and tests.
 {rows}
 
 Chance is about {1 / len(sprites()):.4f} for an object, {1 / len(PLACES):.4f} for a place and {1 / RETRIEVAL_TEXTS:.4f}
-for retrieval. Command: `python -m launch.phantom_networks.measure`.
+for retrieval. Command: `python -m shards.phantom.networks.measure`.
 
 ## Limits
 {LIMITS[self.about]}

@@ -8,10 +8,16 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from launch.phantom_networks.batch_norm import make_batch_norms_global
-from launch.phantom_networks.folders import Networks, build_networks, set_scaling_factor, text_encoder_of
-from launch.phantom_networks.history import STARTED, machine
-from launch.phantom_networks.objectives import (
+from nd_dist.config import NetworkName
+from nd_dist.errors import CheckpointError
+from nd_dist.files import sha256_file
+from nd_dist.training.collective import on_main
+from nd_dist.training.engine.engine import training_device
+from nd_dist.training.records import check_fingerprint
+from shards.phantom.networks.batch_norm import make_batch_norms_global
+from shards.phantom.networks.folders import Networks, build_networks, set_scaling_factor, text_encoder_of
+from shards.phantom.networks.history import STARTED, machine
+from shards.phantom.networks.objectives import (
     ClipObjective,
     ClipWithClassifiers,
     Objective,
@@ -19,14 +25,8 @@ from launch.phantom_networks.objectives import (
     judges_loss,
     vae_loss,
 )
-from launch.phantom_networks.trainer import average_path, load_average, read_training, train_network
-from launch.phantom_networks.workplace import Workplace
-from nd_dist.config import NetworkName
-from nd_dist.errors import CheckpointError
-from nd_dist.files import sha256_file
-from nd_dist.training.collective import on_main
-from nd_dist.training.engine.engine import training_device
-from nd_dist.training.records import check_fingerprint
+from shards.phantom.networks.trainer import average_path, load_average, read_training, train_network
+from shards.phantom.networks.workplace import Workplace
 
 STAGES: tuple[NetworkName, ...] = get_args(NetworkName)
 NEEDED: dict[NetworkName, tuple[NetworkName, ...]] = {"unet": ("vae", "clip")}

@@ -1,8 +1,8 @@
 """Measures a folder set of phantom networks and writes their cards: the figures are those of the weights in it.
 
-python -m launch.phantom_networks.measure             # the networks that come with the package; prints the figures
-python -m launch.phantom_networks.measure FOLDERS     # those of another folder set
-python -m launch.phantom_networks.measure --write     # the cards, too
+python -m shards.phantom.networks.measure             # the networks that come with the package; prints the figures
+python -m shards.phantom.networks.measure FOLDERS     # those of another folder set
+python -m shards.phantom.networks.measure --write     # the cards, too
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from launch.cli import guarded
-from launch.phantom_networks.cards import cards_of
-from launch.phantom_networks.folders import STABLE_DIFFUSION, read_folders
-from launch.phantom_networks.history import read_history
 from nd_dist.files import write_text
 from nd_dist.frozen.folders import SHIPPED_PREFIX, resolve_folder
+from shards.phantom.networks.cards import cards_of
+from shards.phantom.networks.folders import STABLE_DIFFUSION, read_folders
+from shards.phantom.networks.history import read_history
 
 
 def measure(folder: Path, write: bool) -> dict[str, dict[str, float]]:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program (see the module's docstring)."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m launch.phantom_networks.measure", description=__doc__, formatter_class=formatter
+        prog="python -m shards.phantom.networks.measure", description=__doc__, formatter_class=formatter
     )
     parser.add_argument("folders", type=Path, nargs="?", default=resolve_folder(SHIPPED_PREFIX), help="folder set")
     parser.add_argument("--write", action="store_true", help="write the cards")
@@ -55,4 +54,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    main()

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.phantom_networks.tokenizer import write_tokenizer
 from nd_dist.config import PhantomNetworksConfig
 from nd_dist.events import EventLog
 from nd_dist.training.gather import Gather, identity
 from nd_dist.world import World
 from shards.phantom.captions import vocabulary
+from shards.phantom.networks.tokenizer import write_tokenizer
 
 
 @dataclass(frozen=True)

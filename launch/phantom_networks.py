@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = load_recipe(options.recipe, [f"run_dir={options.out_dir}", *options.overrides])
     wanted = LaunchOptions(options.ranks, options.hostfile, options.launcher)
     if options.export:
-        from launch.phantom_networks.export import export  # heavy: torch and the networks
+        from shards.phantom.networks.export import export  # heavy: torch and the networks
 
         export(config, options.export)
     elif options.dry_run:

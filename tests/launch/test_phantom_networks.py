@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.phantom_networks.__main__ import main
-from launch.phantom_networks.trainer import average_path
+from launch.phantom_networks import main
 from nd_dist.errors import CheckpointError, ConfigError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
+from shards.phantom.networks.trainer import average_path
 from tests.ranks.launching import ROOT, environment
 
 TOY = ["phantom_networks.stages=[vae]", "phantom_networks.vae.steps=60", "phantom_networks.vae.batch_size=4",

@@ -7,13 +7,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer, CLIPVisionModel
 
-from launch.phantom_networks.architectures import MAX_TOKENS, TEXT_WIDTH
-from launch.phantom_networks.folders import write_untrained
-from launch.phantom_networks.tokenizer import learn_merges, write_tokenizer
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
 from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
 from shards.phantom.captions import vocabulary
+from shards.phantom.networks.architectures import MAX_TOKENS, TEXT_WIDTH
+from shards.phantom.networks.folders import write_untrained
+from shards.phantom.networks.tokenizer import learn_merges, write_tokenizer
 
 
 @pytest.fixture(scope="module")

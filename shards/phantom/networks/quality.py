@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from launch.phantom_networks.architectures import LATENT_SIZE, SCHEDULER_CONFIG
-from launch.phantom_networks.batches import labels_of, pixels_of
-from launch.phantom_networks.folders import CPU, Networks, text_encoder_of
-from launch.phantom_networks.objectives import encode_mean, tokenize
 from nd_dist.frozen.resize import normalize_pixels
 from nd_dist.seeds import unit_seed
 from shards.phantom.captions import captions_of
+from shards.phantom.networks.architectures import LATENT_SIZE, SCHEDULER_CONFIG
+from shards.phantom.networks.batches import labels_of, pixels_of
+from shards.phantom.networks.folders import CPU, Networks, text_encoder_of
+from shards.phantom.networks.objectives import encode_mean, tokenize
 from shards.phantom.pictures import evaluation_scene, training_scene
 from shards.phantom.scenes import HeldOut, Scene
 

@@ -21,9 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from launch.phantom_networks.batches import Rows
-from launch.phantom_networks.objectives import Objective
-from launch.phantom_networks.workplace import Workplace
 from nd_dist.config import NetworkName, PhantomNetworksConfig, TrainingConfig
 from nd_dist.errors import CheckpointError
 from nd_dist.files import atomic_path
@@ -34,6 +31,9 @@ from nd_dist.training.loop import Hooks, StagePlan, train_stage
 from nd_dist.training.objective.objectives import TOTAL, StepInputs, Trainable
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
+from shards.phantom.networks.batches import Rows
+from shards.phantom.networks.objectives import Objective
+from shards.phantom.networks.workplace import Workplace
 
 BETA1 = 0.9
 KEPT_CHECKPOINTS = 2

@@ -1,6 +1,6 @@
 """Tiny trainings of the phantom networks: in this process, or as one of several ranks.
 
-``python -m tests.launch.phantom_networks.tiny OUT_DIR KILL_AT`` is one rank; the last rank kills itself before that
+``python -m tests.shards.phantom.networks.tiny OUT_DIR KILL_AT`` is one rank; the last rank kills itself before that
 step, counted over all networks.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from launch.phantom_networks.stages import STAGES, run_stages
-from launch.phantom_networks.workplace import Workplace
 from nd_dist.config import NetworkName, NetworkRecipe, PhantomNetworksConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.engine.engine import connect
 from nd_dist.world import World
+from shards.phantom.networks.stages import STAGES, run_stages
+from shards.phantom.networks.workplace import Workplace
 
 STEPS = 3
 

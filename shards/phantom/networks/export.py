@@ -7,16 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from launch.phantom_networks.folders import STABLE_DIFFUSION, write_folders
-from launch.phantom_networks.history import history_of, write_history
-from launch.phantom_networks.measure import measure
-from launch.phantom_networks.quality import contact_sheet
-from launch.phantom_networks.stages import STAGES, trained_networks
-from launch.phantom_networks.workplace import Workplace
 from nd_dist.config import Config, NetworkName, PhantomNetworksConfig
 from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.events import EventLog
 from nd_dist.files import atomic_path, write_text
+from shards.phantom.networks.folders import STABLE_DIFFUSION, write_folders
+from shards.phantom.networks.history import history_of, write_history
+from shards.phantom.networks.measure import measure
+from shards.phantom.networks.quality import contact_sheet
+from shards.phantom.networks.stages import STAGES, trained_networks
+from shards.phantom.networks.workplace import Workplace
 
 
 def export(config: Config, folder: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from launch.phantom_networks.architectures import LATENT_SIZE, MAX_TOKENS, SCHEDULER_CONFIG, TEXT_WIDTH
-from launch.phantom_networks.batches import Rows, labels_of, pixels_of
 from nd_dist.frozen.resize import normalize_pixels
 from nd_dist.training.gather import Gather, identity
 from shards.phantom.backgrounds import PLACES
 from shards.phantom.captions import NUM_CAPTIONS, captions_of
+from shards.phantom.networks.architectures import LATENT_SIZE, MAX_TOKENS, SCHEDULER_CONFIG, TEXT_WIDTH
+from shards.phantom.networks.batches import Rows, labels_of, pixels_of
 from shards.phantom.scenes import Scene
 from shards.phantom.sprites import sprites
 

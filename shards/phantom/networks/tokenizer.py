@@ -13,8 +13,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from launch.phantom_networks.architectures import MAX_TOKENS
 from nd_dist.files import write_json, write_text
+from shards.phantom.networks.architectures import MAX_TOKENS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -4,7 +4,7 @@ stable-diffusion/{model_index.json, unet, vae, text_encoder, tokenizer, schedule
 clip-vision/{config.json, model.safetensors, preprocessor_config.json}
 clip-projections/model.safetensors, what CLIP has besides its towers
 judges/{plain, residual, depthwise, mixer}/{config.json, model.safetensors}
-training.json, where they were trained (see ``launch.phantom_networks.history``)
+training.json, where they were trained (see ``shards.phantom.networks.history``)
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 
-from launch.phantom_networks.architectures import (
-    SCHEDULER_CONFIG,
-    build_clip,
-    build_judge,
-    build_unet,
-    build_vae,
-)
-from launch.phantom_networks.batches import pixels_of
-from launch.phantom_networks.tokenizer import write_tokenizer
 from nd_dist.errors import CheckpointError
 from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.files import atomic_path, write_json, write_text
 from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
 from shards.phantom.backgrounds import SIZE
 from shards.phantom.captions import vocabulary
+from shards.phantom.networks.architectures import (
+    SCHEDULER_CONFIG,
+    build_clip,
+    build_judge,
+    build_unet,
+    build_vae,
+)
+from shards.phantom.networks.batches import pixels_of
+from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.pictures import training_scene
 
 STABLE_DIFFUSION, CLIP_VISION, JUDGES = "stable-diffusion", "clip-vision", "judges"

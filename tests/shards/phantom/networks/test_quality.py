@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.phantom_networks import quality
-from launch.phantom_networks.batches import pixels_of
-from launch.phantom_networks.cards import Card
-from launch.phantom_networks.folders import CPU, Networks, build_networks, read_folders, write_folders
-from launch.phantom_networks.history import History, read_history
-from launch.phantom_networks.measure import measure
-from launch.phantom_networks.tokenizer import write_tokenizer
 from nd_dist.config import PhantomNetworksConfig
 from nd_dist.frozen.folders import resolve_folder
 from shards.phantom.captions import vocabulary
+from shards.phantom.networks import quality
+from shards.phantom.networks.batches import pixels_of
+from shards.phantom.networks.cards import Card
+from shards.phantom.networks.folders import CPU, Networks, build_networks, read_folders, write_folders
+from shards.phantom.networks.history import History, read_history
+from shards.phantom.networks.measure import measure
+from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.pictures import training_scene
 
 

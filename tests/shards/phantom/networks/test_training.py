@@ -9,19 +9,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from launch.phantom_networks.batches import Rows, labels_of, pixels_of
-from launch.phantom_networks.export import write_remark
-from launch.phantom_networks.folders import build_networks, text_encoder_of, write_folders
-from launch.phantom_networks.objectives import UNetObjective, alphas_cumprod, vae_loss
-from launch.phantom_networks.stages import STAGES, run_stages, trained_networks
-from launch.phantom_networks.tokenizer import write_tokenizer
-from launch.phantom_networks.trainer import WarmUpAndCoolDown, average_path
 from nd_dist.config import PhantomNetworksConfig
 from nd_dist.errors import CheckpointError, Requeue
 from nd_dist.events import events_path, read_events
 from shards.phantom.captions import vocabulary
-from tests.launch.phantom_networks.tiny import STEPS, losses_of, place_of, tiny_settings
+from shards.phantom.networks.batches import Rows, labels_of, pixels_of
+from shards.phantom.networks.export import write_remark
+from shards.phantom.networks.folders import build_networks, text_encoder_of, write_folders
+from shards.phantom.networks.objectives import UNetObjective, alphas_cumprod, vae_loss
+from shards.phantom.networks.stages import STAGES, run_stages, trained_networks
+from shards.phantom.networks.tokenizer import write_tokenizer
+from shards.phantom.networks.trainer import WarmUpAndCoolDown, average_path
 from tests.ranks.launching import ROOT, environment, free_port
+from tests.shards.phantom.networks.tiny import STEPS, losses_of, place_of, tiny_settings
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -40,7 +40,7 @@ def test_two_ranks_of_which_one_is_killed_and_then_one_rank_make_the_losses_of_o
     trained: Path, tmp_path: Path
 ) -> None:
     shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "tests.launch.phantom_networks.tiny", str(tmp_path), str(4 * STEPS - 1)]
+    command = [sys.executable, "-m", "tests.shards.phantom.networks.tiny", str(tmp_path), str(4 * STEPS - 1)]
     ranks = [
         subprocess.Popen(
             command,
@@ -158,7 +158,7 @@ def test_pixels_lie_in_zero_to_one_and_labels_sum_to_one() -> None:
 def test_the_noise_schedule_is_that_of_stable_diffusion() -> None:
     from diffusers import DDIMScheduler
 
-    from launch.phantom_networks.architectures import SCHEDULER_CONFIG
+    from shards.phantom.networks.architectures import SCHEDULER_CONFIG
 
     scheduler = DDIMScheduler(**SCHEDULER_CONFIG)
     torch.testing.assert_close(alphas_cumprod(), scheduler.alphas_cumprod, rtol=1e-5, atol=1e-7)
