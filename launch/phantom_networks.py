@@ -2,7 +2,7 @@
 
 python -m launch.phantom_networks OUT_DIR                                  # all networks in order
 python -m launch.phantom_networks OUT_DIR --ranks 2                        # the same numbers, up to rounding
-python -m launch.phantom_networks OUT_DIR phantom_networks.stages=[unet]   # one network
+python -m launch.phantom_networks OUT_DIR stages=[unet]                    # one network
 python -m launch.phantom_networks OUT_DIR --export FOLDERS                 # Hugging Face folders, newest weights
 """
 
@@ -15,7 +15,10 @@ from pathlib import Path
 from launch.cli import guarded
 from launch.commands.launching import LaunchOptions, dry_run_command, launch_command
 from launch.plans.plan import LAUNCHERS
-from launch.recipe import load_recipe
+from launch.recipe import config_yaml, load_settings
+from nd_dist.config import Config
+from nd_dist.files import write_text
+from shards.phantom.networks.settings import NETWORKS_YAML, NetworksRecipe
 
 COMMAND = "phantom_networks"
 
@@ -26,8 +29,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m launch.phantom_networks", description=__doc__, formatter_class=formatter
     )
     parser.add_argument("out_dir", type=Path, help="checkpoints, averaged weights, tokenizer, logs and events")
-    parser.add_argument("overrides", nargs="*", help="key=value, e.g. phantom_networks.unet.steps=200")
-    parser.add_argument("--recipe", default=COMMAND, help="recipe: a name or the path of a YAML file")
+    parser.add_argument("overrides", nargs="*", help="key=value, e.g. unet.steps=200")
+    parser.add_argument(
+        "--recipe", type=Path, help="YAML file (default: how the networks of the package were trained)"
+    )
     parser.add_argument("--ranks", type=int, help="ranks to start (default: one per GPU, or one)")
     parser.add_argument("--hostfile", type=Path, help="DeepSpeed hostfile: lines of `NAME slots=N`")
     parser.add_argument("--launcher", default="auto", choices=[name for name in LAUNCHERS if name != "mpirun"])
@@ -39,16 +44,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program (see the module's docstring)."""
     options = _parse(arguments)
-    config = load_recipe(options.recipe, [f"run_dir={options.out_dir}", *options.overrides])
+    settings = load_settings(NetworksRecipe, options.recipe, options.overrides)
+    config = Config(run_dir=options.out_dir, launch=settings.launch)
     wanted = LaunchOptions(options.ranks, options.hostfile, options.launcher)
+
+    def check(_command: str, _config: Config, ranks: int) -> None:
+        settings.require_divisible(ranks)
+        write_text(options.out_dir / NETWORKS_YAML, config_yaml(settings))
+
     if options.export:
         from shards.phantom.networks.export import export  # heavy: torch and the networks
 
-        export(config, options.export)
+        export(options.out_dir, settings, options.export)
     elif options.dry_run:
         dry_run_command(COMMAND, config, wanted)
     else:
-        launch_command(COMMAND, config, wanted)
+        launch_command(COMMAND, config, wanted, check=check)
 
 
 if __name__ == "__main__":

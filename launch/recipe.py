@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -13,10 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from nd_dist.config import Config
+from nd_dist.config.base import Section
 from nd_dist.errors import ConfigError
 from nd_dist.files import write_text
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
+RETIRED = ("phantom_networks",)
+"""Sections that configurations written by earlier versions hold."""
+Settings = TypeVar("Settings", bound=Section)
 
 
 def recipe_names() -> list[str]:
@@ -45,60 +49,80 @@ def recipe_path(recipe: str) -> Path:
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a recipe with ``key=value`` overrides.
 
+    Raises:
+        ConfigError: see ``load_settings``; or there is no such recipe.
+    """
+    return load_settings(Config, recipe_path(recipe), overrides)
+
+
+def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Return the validated settings of a YAML file with ``key=value`` overrides.
+
     The defaults, the file and the overrides are merged in this order with OmegaConf, so ``${nsd_root}`` and
     ``${oc.env:NSD_ROOT}`` work anywhere; the result is validated once.
+
+    Args:
+        model: Class of the settings.
+        path: The file; None: the defaults alone.
+        overrides: Words of the command line.
 
     Raises:
         ConfigError: the file is no YAML mapping, an override has no ``=``, a key is unknown, a value out of range.
     """
-    path = recipe_path(recipe)
+    where = "the command line" if path is None else str(path)
     if bad := [word for word in overrides if "=" not in word]:
         raise ConfigError("An override is not of the form key=value.", where=" ".join(bad))
     try:
-        text = OmegaConf.load(path)
-        defaults = OmegaConf.create(Config().model_dump(mode="json"))
+        text = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        defaults = OmegaConf.create(model().model_dump(mode="json"))
         given = OmegaConf.merge(text, OmegaConf.from_dotlist(list(overrides)))
         merged = OmegaConf.to_container(OmegaConf.merge(defaults, given), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError("A recipe or an override cannot be read.", where=str(path), found=str(error)) from error
-    return validated(merged, str(path))
+        raise ConfigError("A recipe or an override cannot be read.", where=where, found=str(error)) from error
+    known = {key: value for key, value in merged.items() if key not in RETIRED} if isinstance(merged, dict) else merged
+    return validated(model, known, where)
 
 
-def validated(values: Any, where: str) -> Config:  # Any: comes from YAML
-    """Return the ``Config`` of plain values.
+def validated(model: type[Settings], values: Any, where: str) -> Settings:  # Any: comes from YAML
+    """Return plain values as settings.
 
     Raises:
         ConfigError: names every wrong field with its value, what is allowed, and the nearest key.
     """
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
+        problems = [_problem(model, detail) for detail in error.errors()]
         raise ConfigError("The configuration is wrong.", where=where, found="\n    ".join(["", *problems])) from error
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
+def _problem(model: type[Section], detail: Mapping[str, Any]) -> str:
     """Return one line for one validation error."""
     key = ".".join(str(part) for part in detail["loc"]) or "(whole configuration)"
     if detail["type"] == "extra_forbidden":
-        near = nearest_keys(key)
+        near = nearest_keys(key, model)
         return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
     message = detail["msg"].removeprefix("Value error, ")
     value = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
     return f"{key}: {message}{value}"
 
 
-def all_keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
+def all_keys(model: type[Section] = Config) -> Iterator[str]:
     """Yield every settable key in dotted form, sections included."""
-    for key, value in (Config().model_dump() if values is None else values).items():
+    yield from _dotted(model().model_dump(), "")
+
+
+def _dotted(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Yield the keys of nested values."""
+    for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from all_keys(value, f"{prefix}{key}.")
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
-def nearest_keys(key: str) -> list[str]:
+def nearest_keys(key: str, model: type[Section] = Config) -> list[str]:
     """Return up to three valid keys that look like ``key``: same last word first, then similar spelling."""
-    keys = list(all_keys())
+    keys = list(all_keys(model))
     last = key.rsplit(".", 1)[-1]
     same_word = [known for known in keys if known.rsplit(".", 1)[-1] == last]
     words = {known.rsplit(".", 1)[-1]: known for known in keys}
@@ -107,8 +131,8 @@ def nearest_keys(key: str) -> list[str]:
     return list(dict.fromkeys(same_word + similar + similar_words))[:3]
 
 
-def config_yaml(config: Config) -> str:
-    """Return the configuration as YAML that ``load_recipe`` reads back to an equal value."""
+def config_yaml(config: Section) -> str:
+    """Return settings as YAML that ``load_settings`` reads back to an equal value."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -169,7 +169,13 @@ def new_launch_id(command: str) -> str:
     return f"{command}-{time.time_ns()}-{os.getpid()}"
 
 
-def launch_command(command: str, config: Config, options: LaunchOptions, console: Console | None = None) -> None:
+def launch_command(
+    command: str,
+    config: Config,
+    options: LaunchOptions,
+    console: Console | None = None,
+    check: Callable[[str, Config, int], None] = preflight,
+) -> None:
     """Check, write the config, start the ranks of a command and follow them to the end.
 
     Raises:
@@ -178,7 +184,7 @@ def launch_command(command: str, config: Config, options: LaunchOptions, console
     console = console or Console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)
     plan = make_plan(command, config, options, tools, launch_id)
-    preflight(command, config, plan.ranks)
+    check(command, config, plan.ranks)
     require_starters(plan, Path.home())
     write_config(config)
     if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():

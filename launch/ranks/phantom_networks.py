@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from launch.ranks.rank import Rank
+from launch.recipe import load_settings
 from nd_dist.training.engine.engine import connect
+from shards.phantom.networks.settings import NETWORKS_YAML, NetworksRecipe, Workplace
 from shards.phantom.networks.stages import run_stages
-from shards.phantom.networks.workplace import Workplace
 
 
 def work(rank: Rank) -> None:
@@ -15,7 +16,6 @@ def work(rank: Rank) -> None:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())  # CUDA would need settings of the environment
     config, timeout_s = rank.config, rank.config.launch.timeout_s
     gather = connect(rank.world, timeout_s)
-    place = Workplace(
-        config.run_dir, config.phantom_networks, rank.events, rank.world, gather, timeout_s, rank.should_stop
-    )
+    settings = load_settings(NetworksRecipe, config.run_dir / NETWORKS_YAML)
+    place = Workplace(config.run_dir, settings, rank.events, rank.world, gather, timeout_s, rank.should_stop)
     run_stages(place)

@@ -28,9 +28,6 @@ def preflight(command: str, config: Config, ranks: int) -> None:
         _ = config.shards_folder
         plan_pack(config)
         return
-    if command == "phantom_networks":
-        _check_networks(config, ranks)
-        return
     from shards.format.index import Index
 
     index = Index.read(config.shards_dir, config.remote)
@@ -110,18 +107,6 @@ def _check_training(config: Config, index: Index, ranks: int) -> None:
                 f"{ranks} ranks do not divide the {samples} samples of a subject in a step of stage {stage}.",
                 where="training.samples_per_subject",
                 todo="choose a multiple of the number of ranks: the global batch must not depend on it",
-            )
-
-
-def _check_networks(config: Config, ranks: int) -> None:
-    """Refuse batches of the phantom's networks that the ranks do not divide."""
-    for name in config.phantom_networks.stages:
-        rows = config.phantom_networks.recipe(name).batch_size
-        if rows % ranks:
-            raise ConfigError(
-                f"{ranks} ranks do not divide the {rows} rows of a step.",
-                where=f"phantom_networks.{name}.batch_size",
-                todo="choose a number of ranks that does: the global batch must not depend on it",
             )
 
 

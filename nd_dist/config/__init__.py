@@ -15,7 +15,6 @@ from nd_dist.config.base import Count, Dtype, Scalar, Section
 from nd_dist.config.data import DataConfig, FrozenConfig, PhantomConfig, RemoteConfig
 from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, SweepConfig
 from nd_dist.config.launch import LaunchConfig, SlurmConfig
-from nd_dist.config.networks import NetworkName, NetworkRecipe, PhantomNetworksConfig
 from nd_dist.config.training import DecoderConfig, TrainingConfig
 from nd_dist.errors import ConfigError
 from nd_dist.location import Location
@@ -28,10 +27,7 @@ __all__ = [
     "EvaluationConfig",
     "FrozenConfig",
     "LaunchConfig",
-    "NetworkName",
-    "NetworkRecipe",
     "PhantomConfig",
-    "PhantomNetworksConfig",
     "RemoteConfig",
     "SamplerConfig",
     "Scalar",
@@ -67,7 +63,6 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
     slurm: SlurmConfig = SlurmConfig()
     remote: RemoteConfig = RemoteConfig()
-    phantom_networks: PhantomNetworksConfig = PhantomNetworksConfig()
 
     @model_validator(mode="after")
     def _subjects_exist(self) -> Config:

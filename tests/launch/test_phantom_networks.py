@@ -20,8 +20,8 @@ from nd_dist.events import events_path, read_events
 from shards.phantom.networks.trainer import average_path
 from tests.ranks.launching import ROOT, environment
 
-TOY = ["phantom_networks.stages=[vae]", "phantom_networks.vae.steps=60", "phantom_networks.vae.batch_size=4",
-       "phantom_networks.checkpoint_every=20"]  # fmt: skip
+TOY = ["stages=[vae]", "vae.steps=60", "vae.batch_size=4",
+       "checkpoint_every=20"]  # fmt: skip
 
 
 def start(out_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
@@ -66,7 +66,7 @@ def test_exporting_before_training_says_what_to_run(tmp_path: Path) -> None:
         main([str(tmp_path), "--export", str(tmp_path / "folders")])
 
 
-@pytest.mark.parametrize("override", ["phantom_networks.vea.steps=3", "phantom_networks.stages=[vea]", "vae"])
+@pytest.mark.parametrize("override", ["vea.steps=3", "stages=[vea]", "vae"])
 def test_an_unknown_key_or_network_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         main([str(tmp_path), override])

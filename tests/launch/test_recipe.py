@@ -79,3 +79,9 @@ def test_the_demos_report_held_out_objects_apart_wherever_their_world_lies(recip
     config = load_recipe(recipe, ["nsd_root=elsewhere/nsd"])
     assert config.evaluation.image_groups == Path("elsewhere/nsd/image_groups.json")
     assert config.training.heldout_fraction > 0, "the sweep chooses on pictures that training left out"
+
+
+def test_a_kept_configuration_of_an_earlier_version_is_still_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(config_yaml(load_recipe("demo")) + "phantom_networks:\n  stages: [vae]\n")
+    assert load_recipe(str(path)) == load_recipe("demo")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nd_dist.config import NetworkName
 from shards.phantom.backgrounds import PLACES
 from shards.phantom.networks.batches import pixels_of
 from shards.phantom.networks.folders import CLIP_VISION, CPU, JUDGES, STABLE_DIFFUSION, Networks
@@ -20,6 +19,7 @@ from shards.phantom.networks.quality import (
     unet_figures,
     vae_figures,
 )
+from shards.phantom.networks.settings import NetworkName
 from shards.phantom.sprites import sprites
 
 NUM_PICTURES = 256

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from nd_dist.config import Config, NetworkName, PhantomNetworksConfig
 from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.events import EventLog
 from nd_dist.files import atomic_path, write_text
@@ -15,17 +14,17 @@ from shards.phantom.networks.folders import STABLE_DIFFUSION, write_folders
 from shards.phantom.networks.history import history_of, write_history
 from shards.phantom.networks.measure import measure
 from shards.phantom.networks.quality import contact_sheet
+from shards.phantom.networks.settings import NetworkName, NetworksRecipe, Workplace
 from shards.phantom.networks.stages import STAGES, trained_networks
-from shards.phantom.networks.workplace import Workplace
 
 
-def export(config: Config, folder: Path) -> None:
+def export(out_dir: Path, settings: NetworksRecipe, folder: Path) -> None:
     """Write folders, model cards and, beside the states, a contact sheet of the newest averaged weights.
 
     Raises:
         CheckpointError: a network has no checkpoint yet.
     """
-    place = Workplace(config.run_dir, config.phantom_networks, EventLog(config.run_dir, 0, "export"))
+    place = Workplace(out_dir, settings, EventLog(out_dir, 0, "export"))
     networks, steps = trained_networks(place)
     tokenizer = place.tokenizer()
     write_folders(folder, networks)
@@ -38,7 +37,7 @@ def export(config: Config, folder: Path) -> None:
     place.events.write("exported", folder=folder, steps=steps, figures=figures)
 
 
-def write_remark(path: Path, steps: Mapping[NetworkName, int], settings: PhantomNetworksConfig) -> None:
+def write_remark(path: Path, steps: Mapping[NetworkName, int], settings: NetworksRecipe) -> None:
     """Write the sentence that reports show while a network is not fully trained; remove it once all are."""
     path.unlink(missing_ok=True)
     planned = {name: settings.recipe(name).steps for name in STAGES}

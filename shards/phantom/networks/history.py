@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from nd_dist.config import NetworkName, NetworkRecipe
 from nd_dist.config.base import Section
 from nd_dist.events import events_path, read_events
 from nd_dist.files import read_json, write_json
+from shards.phantom.networks.settings import NetworkName, NetworkRecipe
 
 HISTORY = "training.json"
 STARTED = "network_start"

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from nd_dist.config import NetworkName
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
 from nd_dist.training.collective import on_main
@@ -25,8 +24,8 @@ from shards.phantom.networks.objectives import (
     judges_loss,
     vae_loss,
 )
+from shards.phantom.networks.settings import NetworkName, Workplace
 from shards.phantom.networks.trainer import average_path, load_average, read_training, train_network
-from shards.phantom.networks.workplace import Workplace
 
 STAGES: tuple[NetworkName, ...] = get_args(NetworkName)
 NEEDED: dict[NetworkName, tuple[NetworkName, ...]] = {"unet": ("vae", "clip")}
@@ -71,7 +70,7 @@ def _state_on_disk(name: NetworkName, place: Workplace) -> tuple[dict[str, objec
                 where=str(place.out_dir),
                 expected=f"{steps} steps",
                 found=f"{step} steps",
-                todo=f"python -m launch.phantom_networks {place.out_dir} phantom_networks.stages=[{needed}]",
+                todo=f"python -m launch.phantom_networks {place.out_dir} stages=[{needed}]",
             )
     recipe, settings = place.settings.recipe(name), place.settings.model_dump(mode="json", exclude=set(_FREE))
     facts: dict[str, object] = {"network": name, **recipe.model_dump(mode="json"), **settings}

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from nd_dist.config import NetworkName, PhantomNetworksConfig, TrainingConfig
+from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError
 from nd_dist.files import atomic_path
 from nd_dist.schema import Batch
@@ -33,7 +33,7 @@ from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 from shards.phantom.networks.batches import Rows
 from shards.phantom.networks.objectives import Objective
-from shards.phantom.networks.workplace import Workplace
+from shards.phantom.networks.settings import NetworkName, NetworksRecipe, Workplace
 
 BETA1 = 0.9
 KEPT_CHECKPOINTS = 2
@@ -50,7 +50,7 @@ class WarmUpAndCoolDown:
         peak: Highest learning rate.
     """
 
-    settings: PhantomNetworksConfig
+    settings: NetworksRecipe
     steps: int
     peak: float
 
@@ -74,7 +74,7 @@ class NetworkLoss(Trainable):
         settings: Decay of the average, precision.
     """
 
-    def __init__(self, network: nn.Module, objective: Objective, seed: int, settings: PhantomNetworksConfig) -> None:
+    def __init__(self, network: nn.Module, objective: Objective, seed: int, settings: NetworksRecipe) -> None:
         super().__init__()
         self.trained = network
         self.average = copy.deepcopy(network).requires_grad_(False)
@@ -176,7 +176,7 @@ def load_average(network: nn.Module, out_dir: Path, name: str) -> int:
         raise CheckpointError(
             f"The network {name!r} has not been trained yet.",
             where=str(path),
-            todo=f"python -m launch.phantom_networks {out_dir} phantom_networks.stages=[{name}]",
+            todo=f"python -m launch.phantom_networks {out_dir} stages=[{name}]",
         )
     with safe_open(path, framework="pt") as file:
         step = int(json.loads(file.metadata()["training"])["step"])

@@ -205,7 +205,7 @@ def test_a_url_with_credentials_or_of_another_protocol_is_refused_without_repeat
     from launch.recipe import validated
 
     with pytest.raises(ConfigError, match="shards_dir") as caught:
-        validated({"shards_dir": url}, "recipe")
+        validated(Config, {"shards_dir": url}, "recipe")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 

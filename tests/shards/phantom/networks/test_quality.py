@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from nd_dist.config import PhantomNetworksConfig
 from nd_dist.frozen.folders import resolve_folder
 from shards.phantom.captions import vocabulary
 from shards.phantom.networks import quality
@@ -15,6 +14,7 @@ from shards.phantom.networks.cards import Card
 from shards.phantom.networks.folders import CPU, Networks, build_networks, read_folders, write_folders
 from shards.phantom.networks.history import History, read_history
 from shards.phantom.networks.measure import measure
+from shards.phantom.networks.settings import NetworksRecipe
 from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.pictures import training_scene
 
@@ -66,7 +66,7 @@ def test_an_untrained_clip_retrieves_near_chance(networks: Networks, tmp_path: P
 
 
 def test_a_card_names_recipe_time_machine_figures_and_whether_training_was_finished() -> None:
-    recipe = PhantomNetworksConfig().judges
+    recipe = NetworksRecipe().judges
     history = History(recipe=recipe, steps=10, minutes=3.4, machine="2 rank(s) of 1 thread(s)")
     text = Card("judges", "Phantom judges", "judges", history, {"plain: objects top-1": 0.5}).render()
     for words in (
@@ -88,7 +88,7 @@ def test_every_shipped_network_has_a_card_that_is_of_its_recorded_training() -> 
             f"{history.steps} of {history.recipe.batch_size} pictures (finished); seed {history.recipe.seed}" in text
         )
         assert f"{history.minutes:.0f} minutes" in text
-        assert history.recipe == PhantomNetworksConfig().recipe(name)
+        assert history.recipe == NetworksRecipe().recipe(name)
 
 
 def figures_on_card(folder: str) -> dict[str, float]:

@@ -9,7 +9,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from nd_dist.config import PhantomNetworksConfig
 from nd_dist.errors import CheckpointError, Requeue
 from nd_dist.events import events_path, read_events
 from shards.phantom.captions import vocabulary
@@ -17,6 +16,7 @@ from shards.phantom.networks.batches import Rows, labels_of, pixels_of
 from shards.phantom.networks.export import write_remark
 from shards.phantom.networks.folders import build_networks, text_encoder_of, write_folders
 from shards.phantom.networks.objectives import UNetObjective, alphas_cumprod, vae_loss
+from shards.phantom.networks.settings import NetworksRecipe
 from shards.phantom.networks.stages import STAGES, run_stages, trained_networks
 from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.networks.trainer import WarmUpAndCoolDown, average_path
@@ -112,7 +112,7 @@ def test_a_folder_of_another_recipe_is_refused(trained: Path) -> None:
 
 
 def test_reports_are_told_what_is_not_fully_trained_until_everything_is(tmp_path: Path) -> None:
-    settings, path = PhantomNetworksConfig(), tmp_path / "remark.txt"
+    settings, path = NetworksRecipe(), tmp_path / "remark.txt"
     finished: dict[str, int] = {name: settings.recipe(name).steps for name in STAGES}
     write_remark(path, {**finished, "unet": 7}, settings)
     assert path.read_text() == "The phantom networks are not fully trained (unet: 7 of 12000 steps).\n"
@@ -165,7 +165,7 @@ def test_the_noise_schedule_is_that_of_stable_diffusion() -> None:
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
-    schedule = WarmUpAndCoolDown(PhantomNetworksConfig(), steps=1000, peak=2.0)
+    schedule = WarmUpAndCoolDown(NetworksRecipe(), steps=1000, peak=2.0)
     assert schedule.learning_rate(0) == pytest.approx(0.02)
     assert schedule.learning_rate(500) == 2.0
     assert schedule.learning_rate(850) == pytest.approx(1.0)

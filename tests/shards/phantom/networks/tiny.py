@@ -14,25 +14,24 @@ from pathlib import Path
 
 import torch
 
-from nd_dist.config import NetworkName, NetworkRecipe, PhantomNetworksConfig
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.engine.engine import connect
 from nd_dist.world import World
+from shards.phantom.networks.settings import NetworkName, NetworkRecipe, NetworksRecipe, Workplace
 from shards.phantom.networks.stages import STAGES, run_stages
-from shards.phantom.networks.workplace import Workplace
 
 STEPS = 3
 
 
-def tiny_settings(steps: int = STEPS, stages: tuple[NetworkName, ...] = STAGES) -> PhantomNetworksConfig:
+def tiny_settings(steps: int = STEPS, stages: tuple[NetworkName, ...] = STAGES) -> NetworksRecipe:
     recipe = NetworkRecipe(steps=steps, batch_size=4, learning_rate=1e-3, weight_decay=0.01, seed=5)
     recipes = {name: recipe.model_copy(update={"seed": 5 + number}) for number, name in enumerate(STAGES)}
-    return PhantomNetworksConfig(stages=stages, **recipes, warmup_steps=2, checkpoint_every=1, scaling_pictures=8)
+    return NetworksRecipe(stages=stages, **recipes, warmup_steps=2, checkpoint_every=1, scaling_pictures=8)
 
 
 def place_of(
     out_dir: Path,
-    settings: PhantomNetworksConfig,
+    settings: NetworksRecipe,
     world: World | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Workplace:

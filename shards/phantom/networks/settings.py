@@ -1,14 +1,26 @@
-"""Section about the phantom's own networks and their training."""
+"""What the training of the phantom's networks is told: recipes, and where and by which ranks it runs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from nd_dist.config import LaunchConfig
 from nd_dist.config.base import Count, Fraction, Positive, Section
+from nd_dist.errors import ConfigError
+from nd_dist.events import EventLog
+from nd_dist.training.gather import Gather, identity
+from nd_dist.world import World
+from shards.phantom.captions import vocabulary
+from shards.phantom.networks.tokenizer import write_tokenizer
 
 NetworkName = Literal["vae", "clip", "judges", "unet"]
+NETWORKS_YAML = "networks.yaml"
+"""Name of the file of these settings, beside a run's config.yaml."""
 
 
 class NetworkRecipe(Section):
@@ -26,7 +38,7 @@ class NetworkRecipe(Section):
     """Seed of the initial weights and of the endless stream of pictures; every network has its own."""
 
 
-class PhantomNetworksConfig(Section):
+class NetworksRecipe(Section):
     """Training of the phantom's networks; the defaults are those of the weights that come with the package."""
 
     stages: Annotated[tuple[NetworkName, ...], Field(min_length=1)] = ("vae", "clip", "judges", "unet")
@@ -52,7 +64,51 @@ class PhantomNetworksConfig(Section):
     scaling_pictures: Positive = 1024
     """Training pictures from whose latents the VAE's scaling factor is measured."""
 
+    launch: LaunchConfig = LaunchConfig()
+
+    def require_divisible(self, ranks: int) -> None:
+        """Refuse a number of ranks that cannot share the steps.
+
+        Raises:
+            ConfigError: the ranks do not divide the rows of a step.
+        """
+        for name in self.stages:
+            rows = self.recipe(name).batch_size
+            if rows % ranks:
+                raise ConfigError(
+                    f"{ranks} ranks do not divide the {rows} rows of a step.",
+                    where=f"{name}.batch_size",
+                    todo="choose a number of ranks that does: the global batch must not depend on it",
+                )
+
     def recipe(self, name: NetworkName) -> NetworkRecipe:
         """Return the recipe of one network."""
         found: NetworkRecipe = getattr(self, name)
         return found
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all stages share.
+
+    Args:
+        out_dir: Checkpoints, averaged weights, tokenizer and events.
+        settings: Recipes of the networks.
+        events: This rank's event file.
+        world: Who this rank is.
+        gather: How rows of all ranks are collected.
+        timeout_s: Longest wait of a collective call.
+        should_stop: Whether this rank was asked to save and stop.
+    """
+
+    out_dir: Path
+    settings: NetworksRecipe
+    events: EventLog
+    world: World = field(default_factory=World)
+    gather: Gather = identity
+    timeout_s: int = 600
+    should_stop: Callable[[], bool] = bool
+
+    def tokenizer(self) -> Any:  # Any: transformers ships no usable types
+        """Write (again) and return the tokenizer."""
+        return write_tokenizer(self.out_dir / "tokenizer", vocabulary())
