@@ -29,7 +29,8 @@ from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.format.codec import PICTURES
 from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
-from shards.places.store import FolderStore, Store, open_store
+from shards.places.open import open_store
+from shards.places.store import FolderStore, Store
 
 FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1

@@ -17,7 +17,7 @@ from nd_dist.schema import TargetSpec
 from shards.packing.packer import Packer
 from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, plan
 from shards.packing.targets import TargetExtractor
-from shards.sources.contract import open_reader
+from shards.sources.open import open_reader
 
 SAMPLE_IMAGES = 4
 

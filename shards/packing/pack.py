@@ -22,7 +22,8 @@ from shards.packing.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
 from shards.packing.quantize import pack_int8
 from shards.packing.receipts import Receipt
 from shards.packing.targets import TargetExtractor
-from shards.sources.contract import Reader, open_reader
+from shards.sources.contract import DatasetReader
+from shards.sources.open import open_reader
 
 __all__ = ["pack", "plan_pack"]
 
@@ -47,7 +48,9 @@ def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtracto
     return pack_from(open_reader(config), config, comm, events, extractor)
 
 
-def pack_from(reader: Reader, config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor) -> Index:
+def pack_from(
+    reader: DatasetReader, config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor
+) -> Index:
     """Like ``pack``, from any data set that a reader knows how to read."""
     packer = Packer(config, reader, plan(config.data, reader, extractor.specs), extractor, events)
     finished = _on_main(comm, packer.find_finished)

@@ -37,7 +37,7 @@ from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.packing.quantize import channel_peaks
 from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
 from shards.packing.targets import TargetExtractor
-from shards.sources.contract import Reader
+from shards.sources.contract import DatasetReader
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Packer:
     """
 
     def __init__(
-        self, config: Config, reader: Reader, plan: PackPlan, extractor: TargetExtractor, events: EventLog
+        self, config: Config, reader: DatasetReader, plan: PackPlan, extractor: TargetExtractor, events: EventLog
     ) -> None:
         self.plan = plan
         self._config, self._reader, self._extractor, self._events = config, reader, extractor, events

@@ -17,7 +17,8 @@ from nd_dist.errors import ConfigError
 from nd_dist.schema import SEMANTIC, TargetSpec
 from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, image_shard_path, int8_store, trial_shard_path
 from shards.format.writer import TAR_BLOCK_BYTES
-from shards.sources.contract import Reader, SubjectDesign, open_reader
+from shards.sources.contract import DatasetReader, SubjectDesign
+from shards.sources.open import open_reader
 
 SHARED_GROUP = "shared"
 TAR_RECORD_BYTES = 10_240
@@ -138,7 +139,7 @@ def plan_pack(config: Config, specs: Sequence[TargetSpec] = ()) -> PackPlan:
     return plan(config.data, open_reader(config), specs)
 
 
-def plan(data: DataConfig, reader: Reader, specs: Sequence[TargetSpec] = ()) -> PackPlan:
+def plan(data: DataConfig, reader: DatasetReader, specs: Sequence[TargetSpec] = ()) -> PackPlan:
     """Return the plan of packing what a reader reads; see ``plan_pack``.
 
     Raises:

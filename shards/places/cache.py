@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,27 +23,12 @@ from pathlib import Path, PurePosixPath
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.files import sync_dir, write_error
 from shards.places.store import StoredFile
+from shards.places.transport import BLOCK_BYTES, ReadBlock, TransferError
 
-BLOCK_BYTES = 16 << 20
 TRIES = 5
 PAUSE_S = 0.2  # before the second try; doubles with each
 _PART = re.compile(r"(?P<name>[0-9a-f]{16}-.+)\.(?P<bytes>\d+)\.part")
 _WHOLE = re.compile(r"[0-9a-f]{16}-.+(?<!\.part)")
-
-ReadBlock = Callable[[int, int], bytes | memoryview]
-
-
-class TransferError(Exception):
-    """A block could not be transferred; says of what kind the failure was.
-
-    Args:
-        what: For the message; must hold no credentials.
-        is_final: Whether trying again is pointless.
-    """
-
-    def __init__(self, what: str, *, is_final: bool = False) -> None:
-        super().__init__(what)
-        self.is_final = is_final
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.places.cache import NodeCache, ReadBlock, TransferError
+from shards.places.cache import NodeCache
 from shards.places.store import CLOEXEC, StoredFile
-from shards.places.transport import HttpTransport, S3Transport, Transport
+from shards.places.transport import HttpTransport, ReadBlock, S3Transport, TransferError, Transport
 
 PREFETCH_DOWNLOADS = 3
 

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from nd_dist.config import RemoteConfig
-from nd_dist.errors import ConfigError, DataError
-from nd_dist.location import parse_location
+from nd_dist.errors import DataError
 
 CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
@@ -114,25 +112,3 @@ class FolderStore:
         """Yield nothing: a folder is read in place."""
         del files
         return iter(())
-
-
-def open_store(location: Path | str, remote: RemoteConfig | None = None) -> Store:
-    """Return the store at a location.
-
-    Args:
-        location: A folder, or a URL (see ``nd_dist.location.parse_location``).
-        remote: Cache and server settings (default: those of ``RemoteConfig``); not looked at for a folder.
-
-    Raises:
-        ConfigError: this is neither a folder nor a URL, or a package that its protocol needs is not installed.
-        DataError: the cache folder cannot be used.
-    """
-    try:
-        location = parse_location(location)
-    except ValueError as error:
-        raise ConfigError("This is neither a folder nor a URL of shards.", found=str(error)) from None
-    if isinstance(location, Path):
-        return FolderStore(location)
-    from shards.places.remote import RemoteStore  # imports the protocol's packages
-
-    return RemoteStore.connect(location, remote or RemoteConfig())

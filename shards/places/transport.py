@@ -14,16 +14,32 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from nd_dist.errors import ConfigError
-from shards.places.cache import BLOCK_BYTES, ReadBlock, TransferError
 
+BLOCK_BYTES = 16 << 20
 TIMEOUT_S = 60.0  # without a byte
 _RETRIED_STATUS = (408, 429)  # 4xx that may pass; any other 4xx stays
 _HTTP_ERRORS = (OSError, http.client.HTTPException)  # urllib's errors are OSErrors
 _BUFFERS = threading.local()
+
+ReadBlock = Callable[[int, int], bytes | memoryview]
+
+
+class TransferError(Exception):
+    """A block could not be transferred; says of what kind the failure was.
+
+    Args:
+        what: For the message; must hold no credentials.
+        is_final: Whether trying again is pointless.
+    """
+
+    def __init__(self, what: str, *, is_final: bool = False) -> None:
+        super().__init__(what)
+        self.is_final = is_final
 
 
 class Transport(Protocol):

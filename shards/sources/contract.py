@@ -15,8 +15,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nd_dist.config import Config
-
 
 @dataclass(frozen=True)
 class SubjectDesign:
@@ -65,7 +63,7 @@ class SubjectDesign:
         return repeats
 
 
-class Reader(Protocol):
+class DatasetReader(Protocol):
     """A data set in one layout."""
 
     @property
@@ -87,18 +85,3 @@ class Reader(Protocol):
 
     def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return every picture's captions, in the order of ``image_ids``."""
-
-
-def open_reader(config: Config) -> Reader:
-    """Return the reader that ``config.data.reader`` names, after it has checked that its files exist.
-
-    Raises:
-        DataError: a file, subject or session is missing or does not fit the others.
-    """
-    if config.data.reader == "mindeye2":
-        from shards.sources.mindeye2 import MindEye2Reader
-
-        return MindEye2Reader.open(config)
-    from shards.sources.nsd import NsdReader
-
-    return NsdReader.open(config)

@@ -176,7 +176,7 @@ def test_every_normalization_packs_and_proves_itself(
 
 
 def test_brain_diffuser_statistics_are_those_of_the_training_images_means(phantom_dir: Path, tmp_path: Path) -> None:
-    from shards.sources.contract import open_reader
+    from shards.sources.open import open_reader
 
     config = make_config(phantom_dir, tmp_path / "shards", normalization="brain-diffuser", targets=(), subjects=(1,))
     pack_alone(config)

@@ -104,7 +104,7 @@ def test_targets_can_be_packed_in_single_precision(phantom_dir: Path, tmp_path: 
     index = Index.read(tmp_path / "shards")
     assert index.features["z"].dtype == "<f4"
     reader = ShardReader(tmp_path / "shards")
-    from shards.sources.contract import open_reader
+    from shards.sources.open import open_reader
 
     source = open_reader(make_config(phantom_dir, tmp_path / "x"))
     ids = reader.images(1, "test")

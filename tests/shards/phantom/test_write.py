@@ -13,8 +13,8 @@ from nd_dist.evaluation.scoring.groups import read_groups
 from shards.phantom.design import count_images, make_design
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.write import write_phantom
-from shards.sources.contract import open_reader
 from shards.sources.nsd_layout import NsdLayout
+from shards.sources.open import open_reader
 from tests.shards.support import PHANTOM, SEED, folder_bytes, make_config
 
 

@@ -13,7 +13,8 @@ import pytest
 from nd_dist.errors import ConfigError, DataError
 from shards.format.index import ShardInfo
 from shards.places import cache
-from shards.places.cache import NodeCache, TransferError
+from shards.places.cache import NodeCache
+from shards.places.transport import TransferError
 
 
 def make_file(number: int, size: int = 1000) -> tuple[ShardInfo, bytes]:

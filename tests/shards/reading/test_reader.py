@@ -10,7 +10,7 @@ from nd_dist.errors import DataError
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index, index_id
 from shards.reading.reader import ShardReader
-from shards.sources.contract import open_reader
+from shards.sources.open import open_reader
 from tests.shards.support import PooledExtractor, flip_byte, make_config
 
 

@@ -11,13 +11,14 @@ import webdataset
 
 from nd_dist.config import Config
 from nd_dist.errors import DataError
-from shards.sources.contract import Reader, open_reader
+from shards.sources.contract import DatasetReader
+from shards.sources.open import open_reader
 from shards.upkeep.verify import verify
 from tests.shards.support import make_config, pack_alone
 
 
 @pytest.fixture(scope="module")
-def source(phantom_dir: Path) -> Reader:
+def source(phantom_dir: Path) -> DatasetReader:
     return open_reader(make_config(phantom_dir, phantom_dir))
 
 
@@ -36,7 +37,7 @@ def write_tar(path: Path, rows: list[np.ndarray]) -> None:
 
 
 @pytest.fixture
-def mindeye2_dir(source: Reader, tmp_path: Path) -> Path:
+def mindeye2_dir(source: DatasetReader, tmp_path: Path) -> Path:
     """The phantom in MindEye2's published layout."""
     root = tmp_path / "mindeye2"
     for subject in (1, 2):
@@ -67,7 +68,7 @@ def config_of(root: Path, **data: object) -> Config:
     return make_config(root, root.parent / "shards", reader="mindeye2", subjects=(1, 2), **data)
 
 
-def test_the_design_is_that_of_the_same_data_in_nsds_layout(mindeye2_dir: Path, source: Reader) -> None:
+def test_the_design_is_that_of_the_same_data_in_nsds_layout(mindeye2_dir: Path, source: DatasetReader) -> None:
     reader = open_reader(config_of(mindeye2_dir))
     for subject in (1, 2):
         found, expected = reader.design(subject), source.design(subject)
@@ -77,7 +78,9 @@ def test_the_design_is_that_of_the_same_data_in_nsds_layout(mindeye2_dir: Path, 
         np.testing.assert_array_equal(reader.read_session(subject, 2), source.read_session(subject, 2))
 
 
-def test_pictures_survive_half_precision_and_empty_captions_are_left_out(mindeye2_dir: Path, source: Reader) -> None:
+def test_pictures_survive_half_precision_and_empty_captions_are_left_out(
+    mindeye2_dir: Path, source: DatasetReader
+) -> None:
     reader = open_reader(config_of(mindeye2_dir))
     assert (reader.pictures([3, 1]) == source.pictures([3, 1])).all()
     assert reader.captions([3, 1]) == [texts[:4] for texts in source.captions([3, 1])]

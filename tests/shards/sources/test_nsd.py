@@ -11,9 +11,9 @@ import pytest
 import scipy.io
 
 from nd_dist.errors import DataError
-from shards.sources.contract import open_reader
 from shards.sources.nsd import NsdReader
 from shards.sources.nsd_layout import NsdLayout
+from shards.sources.open import open_reader
 from tests.shards.support import PHANTOM, make_config
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from nd_dist.errors import DataError
 from shards.reading.reader import ShardReader
-from shards.sources.contract import open_reader
 from shards.sources.mindeye2 import MindEye2Reader
+from shards.sources.open import open_reader
 from shards.upkeep.export_mindeye2 import behaviour, export
 from shards.upkeep.verify import verify
 from tests.shards.support import folder_bytes, make_config, pack_alone
