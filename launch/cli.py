@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from launch.commands.launching import LaunchOptions
+    from launch.plans.choose import LaunchOptions
 
 app = typer.Typer(
     name="nd",
@@ -88,7 +88,7 @@ def phantom(
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe whose `phantom` section is used.")] = "demo",
 ) -> None:
     """Write a small made-up NSD in NSD's own files and layout."""
-    from launch.commands.launching import make_phantom
+    from launch.commands.demo import make_phantom
 
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
@@ -105,7 +105,7 @@ def pack(
     dry_run: DryRun = False,
 ) -> None:
     """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
-    from launch.commands.launching import LaunchOptions
+    from launch.plans.choose import LaunchOptions
 
     _launch("pack", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
@@ -164,7 +164,7 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    from launch.commands.launching import LaunchOptions
+    from launch.plans.choose import LaunchOptions
 
     words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
     if not (all_targets or subjects):
@@ -193,7 +193,7 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
-    from launch.commands.launching import LaunchOptions
+    from launch.plans.choose import LaunchOptions
 
     _launch("evaluate", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
 
@@ -213,7 +213,7 @@ def sweep(
     ] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
-    from launch.commands.launching import LaunchOptions
+    from launch.plans.choose import LaunchOptions
 
     command = "estimate" if estimate else "sweep"
     _launch(command, recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
@@ -249,7 +249,7 @@ def merge(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
 ) -> None:
     """Join the points of several runs (two sweeps, one run per subject) into one table and report."""
-    from launch.commands.launching import run_merge
+    from launch.commands.results import run_merge
 
     run_merge(out_dir, run_dirs)
 
@@ -265,7 +265,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
-    from launch.commands.launching import run_report
+    from launch.commands.results import run_report
 
     run_report(run_dir, track or [], figures)
 
@@ -290,14 +290,15 @@ def conformance(
     directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
 ) -> None:
     """Compare this implementation with reference cases of the released code; exit 0 only if all hold."""
-    from launch.commands.launching import run_conformance_table
+    from launch.commands.results import run_conformance_table
 
     raise typer.Exit(run_conformance_table(directory))
 
 
 def _launch(command: str, recipe: str, overrides: list[str] | None, options: LaunchOptions, dry_run: bool) -> None:
     """Start a launching command, or show what it would start."""
-    from launch.commands.launching import dry_run_command, launch_command
+    from launch.commands.dry_run import dry_run_command
+    from launch.commands.launching import launch_command
     from launch.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import guarded
-from launch.commands.launching import LaunchOptions, dry_run_command, launch_command
+from launch.commands.dry_run import dry_run_command
+from launch.commands.launching import launch_command
+from launch.plans.choose import LaunchOptions
 from launch.plans.plan import LAUNCHERS
 from launch.recipe import config_yaml, load_settings
 from nd_dist.config import Config

@@ -20,6 +20,11 @@ def events_path(run_dir: Path, rank: int) -> Path:
     return run_dir / "events" / f"rank-{rank:04d}.jsonl"
 
 
+def log_path(run_dir: Path, command: str, rank: int) -> Path:
+    """Return the file that takes a rank's standard output and error."""
+    return run_dir / "logs" / command / f"rank-{rank:04d}.log"
+
+
 class EventLog:
     """Appends one rank's events to its file; a line is written at once and whole.
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nd_dist.errors import DataError, StorageError
 
 PART_SUFFIX = ".part"
@@ -117,3 +119,11 @@ def canonical_json(value: object) -> str:
 def hash_json(value: object) -> str:
     """Return the hexadecimal sha256 of a JSON value's canonical text."""
     return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this host works; a zombie, whom nobody has reaped yet, does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,10 +1,13 @@
-"""Installed versions of the packages that can move a number. Standard library only, so that asking costs nothing."""
+"""Where this code lies, and which versions of the packages that can move a number are installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable
+from pathlib import Path
 
+CODE_DIR = Path(__file__).resolve().parent.parent
+"""Folder that holds this package and the two above it."""
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "webdataset", "mpi4py", "torchmetrics", "numpy")
 
 

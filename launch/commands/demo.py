@@ -1,4 +1,4 @@
-"""`nd demo`: the whole line on a phantom NSD, one command after the other. Every step resumes by itself."""
+"""`nd demo`: every command on a phantom NSD, one after the other; and `nd phantom`, which writes it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from launch.commands.launching import LaunchOptions, launch_command, make_phantom, run_report
+from launch.commands.launching import launch_command
 from launch.commands.packed_shards import run_verify
+from launch.commands.results import run_report
+from launch.plans.choose import LaunchOptions
 from launch.recipe import load_recipe
 
 
@@ -47,3 +49,12 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
         console.print(f"  {time.monotonic() - before:.1f} s", highlight=False)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Open this page:", highlight=False)
     console.print(str((config.run_dir / "report.html").resolve()), highlight=False)
+
+
+def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
+    """Write the phantom NSD of a recipe and say what is in it."""
+    from shards.phantom.write import write_phantom
+
+    config = load_recipe(recipe, overrides)
+    summary = write_phantom(config.nsd_root, config.phantom, config.seed)
+    Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)

@@ -15,10 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.commands.launching import environment, find_tools
 from launch.host_agents.agents import HostAgents, Inquiry
+from launch.plans.environment import environment
 from launch.plans.hosts import read_hostfile
+from launch.plans.tools import find_tools
 from nd_dist.comm import load_mpi
+from nd_dist.versions import CODE_DIR
 
 REQUIRED = (
     "torch",
@@ -109,13 +111,12 @@ def _packages() -> Iterator[Check]:
 
 def _collisions() -> Iterator[Check]:
     """Yield a check that our generic package names are ours: another wheel may ship `shards` or `launch` too."""
-    home = Path(__file__).resolve().parents[2]
     owners = importlib.metadata.packages_distributions()
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
         others = sorted(set(owners.get(name, ())) - {"nd-dist"})
-        if origin != home or others:
+        if origin != CODE_DIR or others:
             yield Check(f"package {name}", "missing", f"comes from {origin}", f"pip uninstall {' '.join(others)}")
 
 

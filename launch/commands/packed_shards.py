@@ -1,20 +1,16 @@
-"""What the commands about packed shards do: verify, repair, export, and the dry run of packing."""
+"""What the commands about packed shards do: verify, repair, export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from launch.commands.launching import launch_command
 from launch.pack_recipe import read_pack_recipe
-from nd_dist.config import Config
-from nd_dist.errors import CheckpointError, DataError
-from nd_dist.world import World
-
-if TYPE_CHECKING:
-    from shards.packing.targets import TargetExtractor
+from launch.plans.choose import LaunchOptions
+from nd_dist.errors import DataError
 
 
 def run_verify(shards_dir: Path | str) -> None:
@@ -51,7 +47,6 @@ def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         DataError: the folder keeps no recipe, or what packing needs is gone.
     """
-    from launch.commands.launching import LaunchOptions, launch_command
     from shards.upkeep.repair import repair
 
     console = Console(soft_wrap=True)
@@ -77,30 +72,3 @@ def run_export(shards_dir: str, out_dir: Path, subjects: Sequence[int] | None) -
     if not summary.has_pictures:
         console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)", highlight=False)
     console.print(f"  export: {len(summary.files)} files -> {out_dir}", highlight=False)
-
-
-def describe_pack(config: Config, ranks: int) -> Iterator[str]:
-    """Yield what packing would do: shards and bytes, then minutes, from a small sample of the real data.
-
-    Raises:
-        DataError: data is missing.
-    """
-    from shards.packing.estimate import estimate_pack
-    from shards.packing.pack import plan_pack
-
-    shape_free = plan_pack(config)  # what is missing is said before networks are loaded
-    extractor: TargetExtractor | None = None
-    if config.data.targets:
-        try:
-            extractor = _extractor(config)
-        except CheckpointError as error:  # a dry run on a machine without the networks still tells the rest
-            yield f"the networks are not on this machine, their targets are not counted: {error.where}"
-    yield (plan_pack(config, extractor.specs) if extractor is not None else shape_free).describe()
-    yield estimate_pack(config, extractor).describe(ranks)
-
-
-def _extractor(config: Config) -> TargetExtractor:
-    """Return the frozen networks on this process's device."""
-    from launch.ranks.networks import load_extractor
-
-    return load_extractor(config, World())

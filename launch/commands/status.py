@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.supervise.liveness import BEAT_INTERVAL_S, describe_launcher, launch_record_path
+from launch.supervise.heartbeat import BEAT_INTERVAL_S, describe_launcher, launch_record_path
 from nd_dist.errors import DataError
 from nd_dist.events import read_events
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from launch.recipe import load_recipe, write_config
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
+from nd_dist.versions import CODE_DIR
 
 SUBMITTED = ("pack", "train", "evaluate", "sweep")
 SBATCH_WITHIN_S = 60
@@ -60,7 +60,7 @@ def submission_of(command: str, config: Config, is_array: bool) -> Submission:
         command,
         run_dir / "config.yaml",
         sys.executable,
-        Path(__file__).resolve().parents[2],
+        CODE_DIR,
         run_dir / "slurm" / (f"{command}-%A-%a.out" if is_array else f"{command}-%j.out"),
         tuple(points),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.grid.plan import Slot
 from launch.plans.deepspeed import SSH_OPTIONS
-from launch.plans.plan import carried_environment
+from launch.plans.environment import carried_environment
 
 CTRL_C = b"\x03"
 # a terminal, so that the remote `nd` gets ctrl-C from here

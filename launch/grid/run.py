@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.commands.launching import environment, new_launch_id
 from launch.grid.plan import (
     GridRequest,
     Slot,
@@ -33,9 +32,11 @@ from launch.grid.plan import (
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
+from launch.plans.choose import new_launch_id
+from launch.plans.environment import environment
 from launch.plans.hosts import Host, num_local_gpus, read_hostfile
 from launch.recipe import config_yaml
-from launch.supervise.liveness import RunFolder, state_dir
+from launch.supervise.lock import RunFolder, state_dir
 from launch.supervise.run import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config

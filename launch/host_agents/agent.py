@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nd_dist.versions import installed_versions
+from launch.plans.tools import free_port_from
+from nd_dist.versions import CODE_DIR, installed_versions
 
 CODE = "nd_dist code"
 LOOK_S = 1.0
 LOST_LOOKS = 30  # looks without a beat: the link is cut, or the launching machine is gone
-PORTS_TRIED = 50
 _MPI_HELPERS = ("orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy")
 _SIOCGIFADDR = 0x8915
 
@@ -165,10 +165,10 @@ def versions(packages: list[str]) -> dict[str, str]:
 
 def code_digest() -> str:
     """Return a short hash over the source files of the three packages that this interpreter imports."""
-    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    digest = hashlib.sha256()
     for package in ("launch", "nd_dist", "shards"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+        for path in sorted((CODE_DIR / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(CODE_DIR)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -200,15 +200,6 @@ def _own_address() -> str:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return ""
-
-
-def free_port_from(first: int) -> int:
-    """Return the first free TCP port from ``first`` on, any free one for 0; 0 where none of them is free."""
-    for port in range(first, first + PORTS_TRIED) if first else (0,):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, contextlib.suppress(OSError):
-            listener.bind(("", port))
-            return int(listener.getsockname()[1])
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from launch.host_agents.agent import CODE, PORTS_TRIED, versions
+from launch.host_agents.agent import CODE, versions
 from launch.host_agents.link import AgentLink, HostFacts
 from launch.plans.deepspeed import SSH_OPTIONS
 from launch.plans.hosts import Host
@@ -163,22 +163,6 @@ class HostAgents:
                     selector.register(agent.output, selectors.EVENT_READ, agent)
             for key, _ in selector.select(POLL_S):
                 key.data.read()
-
-
-def require_port(port: int, first: int, host: str = "this machine") -> int:
-    """Return the port that was found.
-
-    Raises:
-        WorldError: none was free.
-    """
-    if port == 0:
-        raise WorldError(
-            "No port for the rendezvous is free.",
-            where=host,
-            expected=f"a free one of {first} to {first + PORTS_TRIED - 1}",
-            todo="set launch.port to another first port, or to 0 for any",
-        )
-    return port
 
 
 def require_hosts(facts: Sequence[HostFacts]) -> None:

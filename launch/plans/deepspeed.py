@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launch.plans.hosts import Host, hostfile_text, num_slots
-from launch.plans.plan import (
-    RANK_MODULE,
-    LaunchPlan,
-    RankProgram,
-    Tools,
-    equal_slots,
-    require_first_devices,
-    require_plain,
-)
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, equal_slots, require_first_devices, require_plain
+from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
 # a host that answers nothing for half a minute is lost; shorter troubles of the network are sat out

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launch.plans.hosts import Host, num_slots
-from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, require_first_devices
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_first_devices
+from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
 

@@ -16,19 +16,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from launch.plans.hosts import Host, num_slots
+from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
 Launcher = Literal[
     "auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich", "mpirun", "srun"
 ]  # fmt: skip
 LAUNCHERS: tuple[str, ...] = get_args(Launcher)
-MpiFlavour = Literal["mpich", "openmpi"]
 RANK_MODULE = "launch.ranks.rank"
 ENCODED = "base64:"
 
-# Variables that the ranks on other hosts are given: everything that can move a number or a packet
-CARRIED_PREFIXES = ("CUDA_LAUNCH_", "DS_", "FI_", "GLOO_", "HF_", "MKL_", "MPICH_", "NCCL_", "OMP_", "TORCH_", "UCX_")
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY")
 _PLAIN = re.compile(r"[A-Za-z0-9_./=+,@:-]+")
 
 
@@ -61,29 +58,6 @@ class LaunchPlan:
         """Return the command as a line for a POSIX shell, every word quoted."""
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted({**self.env, **self.own_env}.items())]
         return " ".join([*words, shlex.join(self.argv)])
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What the launching machine has: found once at the edge, passed to the pure planners.
-
-    Args:
-        python: The interpreter that the ranks run.
-        mpirun: Path of mpirun, empty if there is no MPI.
-        mpi_flavour: Which mpirun it is.
-        port: A free port for the rendezvous, on the first host.
-        address: Address of the first host for the rendezvous; empty: its name.
-        openmpi: Path of an Open MPI mpirun, for DeepSpeed's launcher of that name; empty if there is none.
-        path: The PATH to search programs in.
-    """
-
-    python: str
-    mpirun: str = ""
-    mpi_flavour: MpiFlavour = "mpich"
-    port: int = 29500
-    address: str = ""
-    openmpi: str = ""
-    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,15 +117,6 @@ def require_plain(text: str, what: str, launcher: str) -> str:
             todo="move it to another path, or use another --launcher",
         )
     return text
-
-
-def carried_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the caller's variables that the ranks on every host are given; nothing that looks like a secret."""
-    return {
-        name: value
-        for name, value in sorted(environ.items())
-        if name.startswith(CARRIED_PREFIXES) and not SECRET.search(name)
-    }
 
 
 def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note: str = "") -> LaunchPlan:

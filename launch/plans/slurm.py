@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.plans.hosts import Host, expand_nodelist, hostfile_text, num_slots
-from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, Tools, equal_slots, require_first_devices
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, equal_slots, require_first_devices
+from launch.plans.tools import Tools
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 

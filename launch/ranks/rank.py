@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
-from launch.supervise.liveness import Heartbeat, hold_rank_lock, launch_record_path
+from launch.supervise.heartbeat import Heartbeat, launch_record_path
+from launch.supervise.lock import hold_rank_lock
 from nd_dist.errors import NdDistError, RankFailure, Requeue
-from nd_dist.events import EventLog
+from nd_dist.events import EventLog, log_path
 from nd_dist.files import read_json
 from nd_dist.world import World
 from shards.reading.open_files import allow_more_open_files
@@ -76,11 +77,6 @@ class _Start:
     def run_dir(self) -> Path:
         """Folder of the run: the config lies in it."""
         return self.config_path.parent
-
-
-def log_path(run_dir: Path, command: str, rank: int) -> Path:
-    """Return the file that takes a rank's standard output and error."""
-    return run_dir / "logs" / command / f"rank-{rank:04d}.log"
 
 
 def interrupt_on_stop() -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from launch.supervise.liveness import LOOK_INTERVAL_S, Heartbeat
+from launch.supervise.heartbeat import LOOK_INTERVAL_S, Heartbeat
 from nd_dist.errors import RankFailure
 
 STOPPED_LOOKS = 10

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from launch.host_agents.agents import HostAgents
 from launch.plans.plan import LaunchPlan
-from launch.ranks.rank import log_path
-from launch.supervise.liveness import RunFolder
+from launch.supervise.lock import RunFolder
 from launch.supervise.outcome import Evidence, Outcome
 from launch.supervise.stop import StopSignal
 from launch.supervise.tree import ProcessTree
 from launch.supervise.watch import EventTail, Watcher
-from nd_dist.events import events_path
+from nd_dist.events import events_path, log_path
 from nd_dist.files import write_text
 
 POLL_S = 0.2

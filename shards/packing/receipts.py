@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nd_dist.errors import DataError
-from nd_dist.files import PART_SUFFIX, read_json, write_json
+from nd_dist.files import PART_SUFFIX, is_running, read_json, write_json
 from shards.format.index import TRIALS, ShardInfo, differing_fields
 from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table
 
@@ -148,17 +147,9 @@ def remove_abandoned_parts(shards_dir: Path) -> None:
     owner = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-\d+{re.escape(PART_SUFFIX)}$")
     for path in shards_dir.rglob(f"*{PART_SUFFIX}"):
         match = owner.search(path.name)
-        is_dead = match is not None and not _is_running(int(match[1]))
+        is_dead = match is not None and not is_running(int(match[1]))
         try:
             if is_dead or time.time() - path.stat().st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)
         except FileNotFoundError:  # its writer finished or removed it meanwhile
             continue
-
-
-def _is_running(pid: int) -> bool:
-    """Return whether a process of this host works; a zombie, whom nobody has reaped yet, does not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

@@ -4,10 +4,10 @@ import time
 
 import psutil
 
-from launch.commands.launching import find_tools
 from launch.plans.hosts import Host
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
+from launch.plans.tools import find_tools
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
 

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from launch.commands.status import is_launcher_alive, summarize
-from launch.supervise.liveness import RunFolder, launch_record_path
+from launch.supervise.heartbeat import launch_record_path
+from launch.supervise.lock import RunFolder
 from tests.launch.test_cli import nd
 
 

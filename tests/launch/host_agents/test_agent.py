@@ -9,10 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.commands.launching import environment
-from launch.host_agents.agent import Leftovers, facts, free_port_from
-from launch.host_agents.agents import HostAgents, Inquiry, require_hosts, require_port
+from launch.host_agents.agent import Leftovers, facts
+from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
+from launch.plans.environment import environment
 from launch.plans.hosts import Host
+from launch.plans.tools import free_port_from, require_port
 from nd_dist.errors import WorldError
 
 HERE = (Host("localhost", 2),)

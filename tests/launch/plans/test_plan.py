@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands.launching import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan, rank_environment
+from launch.plans.choose import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan
 from launch.plans.deepspeed import SSH_OPTIONS, deepspeed_plan
+from launch.plans.environment import carried_environment, rank_environment
 from launch.plans.hosts import Host, host_of_rank
 from launch.plans.mpi import mpirun_plan
-from launch.plans.plan import RankProgram, Tools, carried_environment, plain_word, single_plan, text_of_word
+from launch.plans.plan import RankProgram, plain_word, single_plan, text_of_word
 from launch.plans.slurm import srun_deepspeed_plan, srun_plan
+from launch.plans.tools import Tools
 from launch.recipe import load_recipe
 from launch.supervise.preflight import _check_metrics, require_starters
 from nd_dist.config import EvaluationConfig

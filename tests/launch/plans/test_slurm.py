@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands.launching import LaunchOptions, make_plan
 from launch.commands.submit import submission_of
-from launch.plans.plan import Tools
+from launch.plans.choose import LaunchOptions, make_plan
 from launch.plans.slurm import Submission, allocated_hosts, sbatch_text
+from launch.plans.tools import Tools
 from launch.recipe import load_recipe
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError

@@ -14,9 +14,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from launch.commands.launching import environment, find_tools
+from launch.plans.environment import environment
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
-from launch.supervise.liveness import RunFolder
+from launch.plans.tools import find_tools
+from launch.supervise.lock import RunFolder
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
@@ -66,7 +67,7 @@ def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[
     words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
-        "from launch.commands.launching import environment\nfrom launch.plans.plan import LaunchPlan\n"
+        "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
         "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
         f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"

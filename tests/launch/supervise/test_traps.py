@@ -16,10 +16,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from launch.commands.launching import environment, find_tools
 from launch.plans.deepspeed import deepspeed_plan
+from launch.plans.environment import environment
 from launch.plans.hosts import Host
 from launch.plans.plan import RankProgram
+from launch.plans.tools import find_tools
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.checkpoint import read_manifest, read_pointer

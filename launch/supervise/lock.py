@@ -1,32 +1,24 @@
-"""Who is alive and what is wanted: the launcher's heartbeat file, and locks that the kernel drops with their holder.
+"""Who may work in a run folder: locks that the kernel drops with their holder, also after kill -9.
 
-One launcher works in a run folder at a time; its ranks end when it is gone, also after kill -9 and on other hosts.
-The heartbeat file also carries what a rank must be told whatever started it: working folder, environment, and whether
-to go on, to save and stop, or to end at once. No signal has to find its way through pdsh, mpirun or srun.
+One launcher works in a run folder at a time, and a new one waits until the ranks of the last have let go.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from nd_dist.errors import DataError, WorldError
-from nd_dist.files import read_json, write_json
+from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path
+from nd_dist.errors import WorldError
+from nd_dist.files import write_json
 
-BEAT_INTERVAL_S = 2.0
-LOOK_INTERVAL_S = 1.0
-STALE_LOOKS = 30  # looks of LOOK_INTERVAL_S without a change: counted, so that a suspended machine is no dead launcher
-UNREADABLE_LOOKS = 6
 RANKS_GONE_WITHIN_S = 60.0
-
-Wanted = Literal["run", "stop", "end"]
 
 
 def state_dir(run_dir: Path) -> Path:
@@ -34,11 +26,6 @@ def state_dir(run_dir: Path) -> Path:
     path = run_dir / ".state"
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def launch_record_path(run_dir: Path) -> Path:
-    """Return the file that a launcher keeps fresh."""
-    return run_dir / ".state" / "launcher.json"
 
 
 def _lock(path: Path, kind: int, wait_s: float) -> int | None:
@@ -132,56 +119,3 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def describe_launcher(run_dir: Path) -> str:
-    """Return who works in a run folder, as far as its record says."""
-    try:
-        record = read_json(launch_record_path(run_dir))
-    except DataError:
-        return "unknown"
-    return f"launch {record['launch']} (pid {record['pid']} on {record['host']})"
-
-
-class Heartbeat:
-    """A rank's view of its launcher: on the same host by process id as well, anywhere by the heartbeat file's changes.
-
-    Args:
-        run_dir: Folder of the run.
-        launch_id: The launch that started this rank.
-    """
-
-    def __init__(self, run_dir: Path, launch_id: str) -> None:
-        self._path = launch_record_path(run_dir)
-        self._launch_id = launch_id
-        self._looks_unchanged = 0
-        self._looks_unreadable = 0
-        self._mtime = 0.0
-
-    def look(self) -> Wanted:
-        """Return what the launcher wants; ``end`` when it is gone. Called every ``LOOK_INTERVAL_S``."""
-        try:
-            with open(self._path, encoding="utf-8") as stream:  # opening makes a network file system ask its server
-                mtime = os.fstat(stream.fileno()).st_mtime
-                record = json.load(stream)
-        except (OSError, json.JSONDecodeError):  # given back, or a moment of a network file system
-            self._looks_unreadable += 1
-            return "end" if self._looks_unreadable > UNREADABLE_LOOKS else "run"
-        self._looks_unreadable = 0
-        self._looks_unchanged = 0 if mtime != self._mtime else self._looks_unchanged + 1
-        self._mtime = mtime
-        if record["launch"] != self._launch_id or self._looks_unchanged > STALE_LOOKS:
-            return "end"
-        if record["host"] == socket.gethostname() and not _process_runs(record["pid"]):
-            return "end"
-        wanted: Wanted = record["wanted"]
-        return wanted
-
-
-def _process_runs(pid: int) -> bool:
-    """Whether a process of this host exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"

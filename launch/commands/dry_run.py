@@ -1,0 +1,57 @@
+"""`--dry-run`: prints what a command would run, and starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from launch.plans.choose import LaunchOptions, choose_launcher, chosen_hosts, make_plan
+from launch.plans.tools import find_tools
+from launch.recipe import config_yaml
+from nd_dist.config import Config
+from nd_dist.errors import CheckpointError
+from nd_dist.world import World
+
+if TYPE_CHECKING:
+    from shards.packing.targets import TargetExtractor
+
+
+def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
+    """Print what a command would run: configuration, hosts and the exact command line; start nothing."""
+    console = Console(soft_wrap=True)
+    plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
+    console.print(f"# {config.run_dir / 'config.yaml'}", highlight=False)
+    console.print(config_yaml(config), highlight=False, markup=False)
+    hosts = ", ".join(host.describe() for host in chosen_hosts(config, options, choose_launcher(command, options)))
+    console.print(f"# hosts: {hosts}", highlight=False)
+    for path, text in plan.files.items():
+        console.print(f"# file {path}:\n{text}", end="", highlight=False, markup=False)
+    if plan.note:
+        console.print(f"# note: {plan.note}", highlight=False)
+    console.print(plan.shell(), highlight=False, markup=False)
+    if command == "pack":
+        for line in describe_pack(config, plan.ranks):
+            console.print(f"# {line}", highlight=False, markup=False)
+
+
+def describe_pack(config: Config, ranks: int) -> Iterator[str]:
+    """Yield what packing would do: shards and bytes, then minutes, from a small sample of the real data.
+
+    Raises:
+        DataError: data is missing.
+    """
+    from launch.ranks.networks import load_extractor
+    from shards.packing.estimate import estimate_pack
+    from shards.packing.pack import plan_pack
+
+    shape_free = plan_pack(config)  # what is missing is said before networks are loaded
+    extractor: TargetExtractor | None = None
+    if config.data.targets:
+        try:
+            extractor = load_extractor(config, World())
+        except CheckpointError as error:  # a dry run on a machine without the networks still tells the rest
+            yield f"the networks are not on this machine, their targets are not counted: {error.where}"
+    yield (plan_pack(config, extractor.specs) if extractor is not None else shape_free).describe()
+    yield estimate_pack(config, extractor).describe(ranks)

@@ -1,0 +1,99 @@
+"""What the launching machine has for starting ranks: found once at the edge, handed to the pure planners."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from nd_dist.errors import WorldError
+
+if TYPE_CHECKING:
+    from nd_dist.config import LaunchConfig
+
+MpiFlavour = Literal["mpich", "openmpi"]
+PORTS_TRIED = 50
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the launching machine has: found once at the edge, passed to the pure planners.
+
+    Args:
+        python: The interpreter that the ranks run.
+        mpirun: Path of mpirun, empty if there is no MPI.
+        mpi_flavour: Which mpirun it is.
+        port: A free port for the rendezvous, on the first host.
+        address: Address of the first host for the rendezvous; empty: its name.
+        openmpi: Path of an Open MPI mpirun, for DeepSpeed's launcher of that name; empty if there is none.
+        path: The PATH to search programs in.
+    """
+
+    python: str
+    mpirun: str = ""
+    mpi_flavour: MpiFlavour = "mpich"
+    port: int = 29500
+    address: str = ""
+    openmpi: str = ""
+    path: str = ""
+
+
+def find_tools(launch: LaunchConfig | None = None) -> Tools:
+    """Return what this machine has for starting ranks; the environment's own mpirun comes first.
+
+    Raises:
+        WorldError: no port is free where the recipe wants one.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.is_file() else shutil.which("mpirun") or ""
+    flavour = _mpi_flavour(mpirun)
+    openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
+    python, first = (launch.python or sys.executable, launch.port) if launch else (sys.executable, 0)
+    port = require_port(free_port_from(first), first)
+    return Tools(python, mpirun, flavour, port, "", openmpi, os.environ.get("PATH", ""))
+
+
+def _mpi_flavour(mpirun: str) -> MpiFlavour:
+    """Return which MPI an mpirun belongs to."""
+    if not mpirun:
+        return "mpich"
+    answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+    return "openmpi" if "Open MPI" in answer else "mpich"
+
+
+def _find_openmpi() -> str:
+    """Return the path of an Open MPI mpirun that is not the first on PATH, empty if there is none."""
+    known = shutil.which("ompi_info")
+    beside = str(Path(known).with_name("mpirun")) if known else ""
+    return beside if beside and _mpi_flavour(beside) == "openmpi" else ""
+
+
+def free_port_from(first: int) -> int:
+    """Return the first free TCP port from ``first`` on, any free one for 0; 0 where none of them is free."""
+    for port in range(first, first + PORTS_TRIED) if first else (0,):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return int(listener.getsockname()[1])
+    return 0
+
+
+def require_port(port: int, first: int, host: str = "this machine") -> int:
+    """Return the port that was found.
+
+    Raises:
+        WorldError: none was free.
+    """
+    if port == 0:
+        raise WorldError(
+            "No port for the rendezvous is free.",
+            where=host,
+            expected=f"a free one of {first} to {first + PORTS_TRIED - 1}",
+            todo="set launch.port to another first port, or to 0 for any",
+        )
+    return port
