@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.support.networks import WIDTHS, make_networks
 from benchmarks.support.samples import Networks, timed
-from nd_dist.frozen.resize import pictures_to_pixels, resize_lanczos
+from nd_dist.pixels import pictures_to_pixels, resize_lanczos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -48,8 +48,8 @@ from nd_dist.files import sha256_file
 from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.judges import Judge, load_phantom_judges
-from nd_dist.frozen.resize import pictures_to_pixels
 from nd_dist.metrics.protocols import protocol_named
+from nd_dist.pixels import pictures_to_pixels
 
 PROTOCOL = protocol_named("mindeye2")
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from nd_dist.conformance.rows import DOUBLE, Case, Row, compare, isolated
 from nd_dist.diffusion.clip_guidance import ClipGuidance, layer_weights, weighted_loss
 from nd_dist.diffusion.guidance import ImageEstimate
 from nd_dist.frozen.clip_vision import ClipVision, layer_name
-from nd_dist.frozen.resize import normalize_pixels, pictures_to_pixels, resize_bilinear
+from nd_dist.pixels import normalize_pixels, pictures_to_pixels, resize_bilinear
 
 ANTIALIAS = {"default": True, "noaa": False}
 STRETCHED_SIDE, STRETCH = 64, 1.3

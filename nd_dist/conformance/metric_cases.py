@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from nd_dist.conformance.rows import DOUBLE, Case, Row, compare, isolated
-from nd_dist.frozen.pictures import Resize
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way, wins
 from nd_dist.metrics.pixel import pixel_correlation, structural_similarity
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, image_hits, retrieve
+from nd_dist.pixels import Resize
 
 ANTIALIAS = {"default": True, "noaa": False}
 FIRST_SIZE, PIXEL_SIZE = 256, 425

@@ -7,23 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from nd_dist.files import atomic_path
-
-
-def to_uint8(images_BCHW: torch.Tensor, rounding: Literal["round", "truncate"] = "round") -> npt.NDArray[np.uint8]:
-    """Return pictures (B, 3, H, W) of [0,1] as bytes (B, H, W, 3); ``truncate`` is the released conversion.
-
-    Raises:
-        ValueError: a picture holds NaN or infinity (it would turn black in silence).
-    """
-    if not bool(torch.isfinite(images_BCHW).all()):
-        raise ValueError("a picture holds NaN or infinity")
-    scaled = images_BCHW.detach().cpu().clamp(0.0, 1.0).permute(0, 2, 3, 1) * 255.0
-    return np.asarray((scaled.round() if rounding == "round" else scaled).to(torch.uint8).numpy())
+from nd_dist.pixels import to_uint8
 
 
 def grey_rows(images: torch.Tensor, rows: Sequence[int], dim: int = 0) -> torch.Tensor:

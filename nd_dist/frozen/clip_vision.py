@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import read_json
 from nd_dist.frozen.folders import CONFIG_NAME, hash_weights, model_name, resolve_folder, weight_files
-from nd_dist.frozen.resize import normalize_pixels, resize_bilinear
+from nd_dist.pixels import normalize_pixels, resize_bilinear
 from nd_dist.schema import NUM_GUIDANCE_LAYERS, guidance_name
 
 # A file may name the tower as transformers 4 (vision_model.encoder...) or 5 (encoder...), alone or inside CLIPModel.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import CheckpointError
@@ -68,12 +67,6 @@ class ConvNextTeacher(nn.Module):
         maps_BCHW: torch.Tensor = self.network(normalised).last_hidden_state
         rows: torch.Tensor = self.layers(self.norm(maps_BCHW.flatten(2).transpose(1, 2)))
         return rows
-
-
-def resized(pictures_BHWC: torch.Tensor, size: int) -> torch.Tensor:
-    """Return (B, 3, size, size) in [0, 1] of uint8 pictures, bilinear with antialiasing, as released."""
-    pictures_BCHW = pictures_BHWC.permute(0, 3, 1, 2).float() / 255.0
-    return F.interpolate(pictures_BCHW, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def _projector(weights: dict[str, torch.Tensor], folder: Path) -> tuple[nn.LayerNorm, nn.Sequential]:

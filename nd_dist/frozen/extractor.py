@@ -16,8 +16,8 @@ import torch
 from nd_dist.config import FrozenConfig
 from nd_dist.errors import DataError
 from nd_dist.frozen.clip_vision import ClipVision
-from nd_dist.frozen.resize import pictures_to_pixels, resize_lanczos
 from nd_dist.frozen.stable_diffusion import StableDiffusion
+from nd_dist.pixels import pictures_to_pixels, resize_lanczos
 from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec
 from nd_dist.seeds import unit_seed
 

@@ -21,18 +21,10 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import (
-    Judge,
-    JudgeSettings,
-    NetworkJudge,
-    Preparation,
-    Score,
-    SharedPass,
-    Statistics,
-    tap_layers,
-)
+from nd_dist.frozen.judges import Judge, NetworkJudge, Preparation, Score, SharedPass, Statistics, tap_layers
 from nd_dist.frozen.optional_judges import load_distribution_judge
-from nd_dist.frozen.pictures import Resize
+from nd_dist.metrics.protocols import JudgeSettings
+from nd_dist.pixels import Resize
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from nd_dist.files import sha256_file
-from nd_dist.frozen.pictures import Backend, Resize
-from nd_dist.frozen.resize import normalize_pixels
+from nd_dist.pixels import Resize, normalize_pixels
 
 Score = Literal["two_way", "distance", "distribution"]
 Statistics = Literal["imagenet", "clip", "none"]
@@ -63,27 +62,6 @@ class PairJudge(Protocol):
     def distances(self, recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
         """Return the distance (B,) float64 of each pair; pixels in [0,1], both of one size."""
         ...
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """Input of the field's judges, which repositories set differently (part of a protocol).
-
-    Args:
-        alexnet, inception, efficientnet, clip, swav: Side in pixels of each network's input.
-        backend: Resize on tensors or through Pillow.
-        antialias: Antialiasing of the tensor resize.
-        efficientnet_weights: ImageNet weights V1 or V2 of EfficientNet-B1: two different "EffNet-B".
-    """
-
-    alexnet: int
-    inception: int
-    efficientnet: int
-    clip: int
-    swav: int
-    backend: Backend
-    antialias: bool
-    efficientnet_weights: Literal["V1", "V2"]
 
 
 @dataclass(frozen=True)

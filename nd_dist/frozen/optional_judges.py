@@ -19,7 +19,7 @@ from torch import Tensor
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, NetworkJudge, PairJudge, Preparation
-from nd_dist.frozen.pictures import Resize
+from nd_dist.pixels import Resize
 
 LPIPS_WEIGHTS = "alexnet.safetensors"  # the very AlexNet of the two-way columns; torchmetrics brings LPIPS' own layers
 FID_WEIGHTS = "inception_fid.safetensors"

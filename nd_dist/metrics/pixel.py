@@ -1,7 +1,7 @@
 """Pixel metrics of pairs of pictures: PixCorr and both kinds of SSIM, one float64 value per pair.
 
 Legend: B pairs, C = 3 channels, H height, W width. Pixels are in [0,1]. Reductions run in float64 and pair by pair, so
-a value never depends on what else is in the batch. Does not resize: see ``nd_dist.frozen.pictures``.
+a value never depends on what else is in the batch. Does not resize: see ``nd_dist.pixels``.
 """
 
 from __future__ import annotations

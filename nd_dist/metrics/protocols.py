@@ -13,13 +13,33 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nd_dist.errors import ConfigError
-from nd_dist.frozen.judges import JudgeSettings
-from nd_dist.frozen.pictures import Backend, Resize
 from nd_dist.metrics.identification import Distractors
 from nd_dist.metrics.pixel import SsimKind
+from nd_dist.pixels import Backend, Resize
 
 RepeatRule = Literal["mean_of_scores", "first", "mean_correlation"]
 BrainInput = Literal["mean_voxels", "mean_outputs", "single_trial", "unknown"]
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Input of the field's judges, which repositories set differently (part of a protocol).
+
+    Args:
+        alexnet, inception, efficientnet, clip, swav: Side in pixels of each network's input.
+        backend: Resize on tensors or through Pillow.
+        antialias: Antialiasing of the tensor resize.
+        efficientnet_weights: ImageNet weights V1 or V2 of EfficientNet-B1: two different "EffNet-B".
+    """
+
+    alexnet: int
+    inception: int
+    efficientnet: int
+    clip: int
+    swav: int
+    backend: Backend
+    antialias: bool
+    efficientnet_weights: Literal["V1", "V2"]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from nd_dist.errors import CheckpointError
 from nd_dist.frozen.field_judges import CLIP_FOLDER, load_field_judges
-from nd_dist.frozen.judges import Judge, JudgeSettings
+from nd_dist.frozen.judges import Judge
 from nd_dist.frozen.optional_judges import FID_WEIGHTS, absent_metrics, load_distribution_judge, load_pair_judges
-from nd_dist.metrics.protocols import protocol_named
+from nd_dist.metrics.protocols import JudgeSettings, protocol_named
 
 CPU = torch.device("cpu")
 SETTINGS = JudgeSettings(

@@ -26,10 +26,10 @@ from nd_dist.evaluation.points.layout import FEATURES, PICTURE, repeat_file
 from nd_dist.fanout.records import Publisher, read_png, read_record, write_staged
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
-from nd_dist.frozen.resize import pictures_to_pixels
 from nd_dist.metrics.agreement import repeat_agreement
 from nd_dist.metrics.pixel import Picture
 from nd_dist.metrics.protocols import Protocol
+from nd_dist.pixels import pictures_to_pixels
 
 JUDGE_BATCH = 8
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 
 from nd_dist.errors import ConfigError
-from nd_dist.frozen.convnext_teacher import ConvNextTeacher, resized
+from nd_dist.frozen.convnext_teacher import ConvNextTeacher
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import STUDENT_WIDTH
+from nd_dist.pixels import pictures_to_pixels, resize_bilinear
 from nd_dist.schema import Batch
 from nd_dist.training.objective.augment import augment
 from nd_dist.training.objective.objectives import StepInputs
@@ -51,7 +52,8 @@ class PictureTeacher:
         """Return two times (B, P, 512), without gradients."""
         assert inputs.pictures is not None  # the stream of a run with a teacher brings them
         with torch.no_grad():
-            pictures_BCHW = resized(inputs.pictures, self._size)
+            pixels_BCHW = pictures_to_pixels(inputs.pictures)
+            pictures_BCHW = resize_bilinear(pixels_BCHW, self._size, antialias=True)
             changed_BCHW = augment(pictures_BCHW, Draws(self._seed, inputs.micro_step, inputs.sample_id_B))
             return self._network(pictures_BCHW), self._network(changed_BCHW)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nd_dist.frozen.resize import normalize_pixels
+from nd_dist.pixels import normalize_pixels
 from nd_dist.training.gather import Gather, identity
 from shards.phantom.backgrounds import PLACES
 from shards.phantom.captions import NUM_CAPTIONS, captions_of

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from nd_dist.frozen.resize import normalize_pixels
+from nd_dist.pixels import normalize_pixels
 from nd_dist.seeds import unit_seed
 from shards.phantom.captions import captions_of
 from shards.phantom.networks.architectures import LATENT_SIZE, SCHEDULER_CONFIG

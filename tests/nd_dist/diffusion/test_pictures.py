@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nd_dist.diffusion.pictures import to_uint8, write_animation, write_strip
+from nd_dist.diffusion.pictures import write_animation, write_strip
+from nd_dist.pixels import to_uint8
 
 
 def test_bytes_are_rounded_or_truncated() -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.frozen import clip_vision
 from nd_dist.frozen.clip_vision import ClipVision, layer_name
-from nd_dist.frozen.resize import normalize_pixels, resize_bilinear
+from nd_dist.pixels import normalize_pixels, resize_bilinear
 from tests.nd_dist.frozen.toy_folders import CLIP_SIZE, CLIP_WIDTH, toy_clip_tower, write_clip
 
 

@@ -14,15 +14,14 @@ from nd_dist.frozen import phantom_judges
 from nd_dist.frozen.field_judges import CLIP_FOLDER, _clip_judge, _Inputs, load_field_judges
 from nd_dist.frozen.judges import (
     Judge,
-    JudgeSettings,
     NetworkJudge,
     Preparation,
     has_phantom_judges,
     load_phantom_judges,
     tap_layers,
 )
-from nd_dist.frozen.pictures import Resize, pixels_to_bytes
-from nd_dist.frozen.resize import pictures_to_pixels
+from nd_dist.metrics.protocols import JudgeSettings
+from nd_dist.pixels import Resize, pictures_to_pixels, to_uint8
 
 CPU = torch.device("cpu")
 SETTINGS = JudgeSettings(
@@ -108,7 +107,7 @@ def test_the_pil_resize_is_pillows_on_bytes(kind: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     resized = Resize(9, "pil", filter=kind)(pictures_to_pixels(picture[None]))  # type: ignore[arg-type]
     expected = np.asarray(Image.fromarray(picture).resize((9, 9), getattr(Image.Resampling, kind.upper())))
-    assert (pixels_to_bytes(resized)[0] == expected).all()
+    assert (to_uint8(resized)[0] == expected).all()
 
 
 def test_a_resize_to_the_present_size_or_to_none_changes_nothing() -> None:
@@ -119,5 +118,5 @@ def test_a_resize_to_the_present_size_or_to_none_changes_nothing() -> None:
 
 def test_bytes_survive_the_way_to_pixels_and_back() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (1, 5, 5, 3), dtype=np.uint8)
-    assert (pixels_to_bytes(pictures_to_pixels(picture)) == picture).all()
-    assert pixels_to_bytes(torch.full((1, 3, 1, 1), 0.999), "truncate").max() == 254
+    assert (to_uint8(pictures_to_pixels(picture)) == picture).all()
+    assert to_uint8(torch.full((1, 3, 1, 1), 0.999), "truncate").max() == 254

@@ -17,8 +17,8 @@ from nd_dist.fanout.records import Publisher, has_result, publish, read_record, 
 from nd_dist.files import sha256_file
 from nd_dist.frozen import phantom_judges
 from nd_dist.frozen.judges import Judge, Preparation, Score, load_phantom_judges
-from nd_dist.frozen.pictures import Resize
 from nd_dist.metrics.protocols import protocol_named
+from nd_dist.pixels import Resize
 from tests.nd_dist.evaluation.toy_world import toy_picture
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import ConvNextConfig, ConvNextModel
 
 from nd_dist.errors import CheckpointError
-from nd_dist.frozen.convnext_teacher import MEAN, PROJECTOR, STD, ConvNextTeacher, resized
+from nd_dist.frozen.convnext_teacher import MEAN, PROJECTOR, STD, ConvNextTeacher
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.training.objective.augment import augment
@@ -82,11 +82,6 @@ def test_a_grey_picture_stays_grey_whatever_hue_and_saturation_do() -> None:
     changed = augment(grey, draws(*range(16)))
     torch.testing.assert_close(changed[:, 0], changed[:, 1], atol=1e-5, rtol=0)
     torch.testing.assert_close(changed[:, 0], changed[:, 2], atol=1e-5, rtol=0)
-
-
-def test_pictures_are_resized_from_bytes_to_the_unit_range() -> None:
-    found = resized(torch.full((1, 10, 12, 3), 255, dtype=torch.uint8), 16)
-    torch.testing.assert_close(found, torch.ones(1, 3, 16, 16))
 
 
 def test_with_a_teacher_the_term_is_trained_and_the_student_is_saved(folder: Path, tmp_path: Path) -> None:
