@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.fanout.leases import LeasePool
-from nd_dist.fanout.records import has_result, publish, write_staged
+from nd_dist.fanout.results import has_result, publish, write_staged
 from nd_dist.fanout.tasks import Task, work_off
 
 SPREAD = 0.1

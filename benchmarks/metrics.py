@@ -42,7 +42,7 @@ from nd_dist.evaluation.scoring.score import (
     scored_arrays,
 )
 from nd_dist.fanout.leases import LeasePool
-from nd_dist.fanout.records import has_result, publish, read_png, read_record, write_png, write_staged
+from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
 from nd_dist.fanout.tasks import Task, work_off
 from nd_dist.files import sha256_file
 from nd_dist.frozen.field_judges import load_field_judges

@@ -24,7 +24,7 @@ from nd_dist.diffusion.finite import PICTURE, FiniteGuard
 from nd_dist.diffusion.guidance import Guidance
 from nd_dist.diffusion.memory import plan_chunks
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
-from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord
+from nd_dist.diffusion.samples import SampleOptions, SampleResult, StepRecord
 from nd_dist.diffusion.schedule import Step, StepPlan, plan_steps, read_schedule, signal_and_noise
 from nd_dist.errors import DataError
 from nd_dist.frozen.stable_diffusion import StableDiffusion

@@ -10,14 +10,14 @@ from typing import Any
 
 from nd_dist.errors import Requeue
 from nd_dist.evaluation.job import Fingerprints, Job
-from nd_dist.evaluation.points.units import Group, Point, image_name
+from nd_dist.evaluation.points.units import Bundle, Point, image_name
 from nd_dist.evaluation.reconstruction.controls import ShuffledTargets, shuffled_images
 from nd_dist.evaluation.reconstruction.costs import StepCost, cost_class
 from nd_dist.evaluation.reconstruction.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.scoring.judging import Judges
 from nd_dist.evaluation.scoring.score import Statistics
-from nd_dist.fanout.records import has_result, read_record
+from nd_dist.fanout.results import has_result, read_record
 
 STATISTICS_SEED = 0  # the same for every run: points of different runs and seeds are then compared in pairs
 
@@ -79,21 +79,21 @@ class Bench:
             self._seen.add(key)
         return key in self._seen
 
-    def missing(self, group: Group, image_id: int) -> list[Point]:
-        """Return the points of a group at which an image is not judged yet."""
-        layout, prints, subject = self.job.layout, self.prints, group.subject
+    def missing(self, bundle: Bundle, image_id: int) -> list[Point]:
+        """Return the points of a bundle at which an image is not judged yet."""
+        layout, prints, subject = self.job.layout, self.prints, bundle.subject
         return [
             point
-            for point in group.points
+            for point in bundle.points
             if not self.has(layout.judged(point, subject) / image_name(image_id), prints.judged(point, subject))
         ]
 
-    def unmade(self, group: Group, image_id: int) -> list[Point]:
-        """Return the points of a group at which an image's pictures are still to be made."""
-        layout, prints, subject = self.job.layout, self.prints, group.subject
+    def unmade(self, bundle: Bundle, image_id: int) -> list[Point]:
+        """Return the points of a bundle at which an image's pictures are still to be made."""
+        layout, prints, subject = self.job.layout, self.prints, bundle.subject
         return [
             point
-            for point in group.points
+            for point in bundle.points
             if not self.has(layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
         ]
 

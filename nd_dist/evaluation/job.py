@@ -11,7 +11,7 @@ from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.evaluation.points.axes import config_at, decoding_settings
 from nd_dist.evaluation.points.layout import Layout
-from nd_dist.evaluation.points.units import Group, Point, plan_groups
+from nd_dist.evaluation.points.units import Bundle, Point, plan_bundles
 from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.evaluation.scoring.groups import Groups
@@ -98,11 +98,11 @@ class Job:
         """Return the images of all subjects, ascending, each once."""
         return tuple(sorted({image_id for subject in self.subjects for image_id in self.images(subject)}))
 
-    def groups(self) -> list[Group]:
-        """Return the groups of units that ranks claim."""
+    def bundles(self) -> list[Bundle]:
+        """Return the bundles of units that ranks claim."""
         images = {subject: self.images(subject) for subject in self.subjects}
         evaluation = self.config.evaluation
-        return plan_groups(self.points, images, evaluation.batch_size, evaluation.num_repeats)
+        return plan_bundles(self.points, images, evaluation.batch_size, evaluation.num_repeats)
 
     def config_at(self, point: Point) -> Config:
         """Return the recipe as it is at a point."""

@@ -20,7 +20,7 @@ from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.result import FORMAT, entry_key
 from nd_dist.evaluation.scoring.comparisons import comparisons
 from nd_dist.evaluation.scoring.score import Scores, read_scores
-from nd_dist.fanout.records import read_record
+from nd_dist.fanout.results import read_record
 from nd_dist.files import canonical_json, read_json, write_json
 
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")
@@ -33,7 +33,7 @@ OF_NO_ACCOUNT = (
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One evaluated run.
 
     Args:
@@ -107,7 +107,7 @@ def merge_runs(out_dir: Path, run_dirs: Sequence[Path]) -> int:
     return len(entries)
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> FinishedRun:
     path = folder / "metrics.json"
     metrics = read_json(path)
     if metrics.get("format") != FORMAT:
@@ -115,10 +115,10 @@ def _read_run(folder: Path) -> Run:
             "The metrics are of an older format.", where=str(path), expected=FORMAT, found=metrics.get("format"),
             todo="run `nd evaluate` with the run's config.yaml again: what is finished is kept",
         )  # fmt: skip
-    return Run(folder, metrics)
+    return FinishedRun(folder, metrics)
 
 
-def _check_together(first: Run, other: Run) -> None:
+def _check_together(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs whose numbers do not compare."""
     for name in SAME:
         if first.fact(name) != other.fact(name):
@@ -133,7 +133,7 @@ def _check_together(first: Run, other: Run) -> None:
             raise DataError(f"Subject {subject} was evaluated on other images.", where=str(other.folder))
 
 
-def _own_settings(first: Run, run: Run) -> dict[str, Scalar]:
+def _own_settings(first: FinishedRun, run: FinishedRun) -> dict[str, Scalar]:
     """Return the settings in which a run differs from the first one."""
     base = first.settings()
     differing = {key: value for key, value in run.settings().items() if base.get(key) != value}
@@ -172,7 +172,10 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _write(
-    out_dir: Path, runs: Sequence[Run], entries: list[dict[str, Any]], scores: Mapping[tuple[int, Point], Scores]
+    out_dir: Path,
+    runs: Sequence[FinishedRun],
+    entries: list[dict[str, Any]],
+    scores: Mapping[tuple[int, Point], Scores],
 ) -> None:
     """Write the joined metrics.json."""
     first = runs[0].metrics

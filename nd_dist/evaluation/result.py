@@ -14,7 +14,7 @@ from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.source import NSD_IMAGES
 from nd_dist.evaluation.scoring.comparisons import comparisons
 from nd_dist.evaluation.scoring.score import Scores, read_scores
-from nd_dist.fanout.records import has_result, read_record
+from nd_dist.fanout.results import has_result, read_record
 from nd_dist.fanout.tasks import Task
 from nd_dist.files import read_json, write_json
 from nd_dist.provenance import provenance

@@ -23,13 +23,13 @@ from nd_dist.comm import Comm
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
-from nd_dist.evaluation.points.units import Group, Point, distinct_points
-from nd_dist.evaluation.reconstruction.costs import StepCost, Work, cost_class, estimate, fit_cost, unit_work
+from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
+from nd_dist.evaluation.reconstruction.costs import StepCost, StepCount, cost_class, estimate, fit_cost, unit_steps
 from nd_dist.evaluation.result import metrics_task
 from nd_dist.evaluation.stages import (
+    bundle_tasks,
     calibration_tasks,
     decode_tasks,
-    group_tasks,
     measured_costs,
     nearest_tasks,
     original_tasks,
@@ -38,7 +38,7 @@ from nd_dist.evaluation.stages import (
 from nd_dist.evaluation.sweep import REPEATED, Choice, select
 from nd_dist.events import EventLog
 from nd_dist.fanout.leases import Lease, LeasePool
-from nd_dist.fanout.records import claim_folder, remove_leftovers
+from nd_dist.fanout.results import claim_folder, remove_leftovers
 from nd_dist.fanout.tasks import Tally, Task, Watch, work_off
 from nd_dist.files import read_json, write_json
 
@@ -67,7 +67,7 @@ def evaluate(job: Job, comm: Comm, events: EventLog, should_stop: Callable[[], b
         NdDistError: whatever else is wrong with folders, networks or settings.
     """
     agreed = _agree([job], comm, events)
-    run = Run(comm, events, agreed.launch, should_stop)
+    run = Worker(comm, events, agreed.launch, should_stop)
     metrics = run.evaluate(job, agreed.prints[0])
     run.roll_call(job)
     return metrics
@@ -97,7 +97,7 @@ def sweep(
     rule = report.config.sweep
     jobs = [search, report] if rule.select else [report]
     agreed = _agree(jobs, comm, events)
-    run = Run(comm, events, agreed.launch, should_stop)
+    run = Worker(comm, events, agreed.launch, should_stop)
     run.estimate(list(zip(jobs, agreed.prints, strict=True)))
     if only_estimate:
         run.roll_call(report)
@@ -174,7 +174,7 @@ def _claim_folders(job: Job, prints: Fingerprints, events: EventLog) -> None:
 
 
 @dataclass
-class Run:
+class Worker:
     """This rank's way through the phases of one or more jobs of a launch.
 
     Args:
@@ -200,7 +200,7 @@ class Run:
         bench = Bench(job, prints, self._asked)
         self._prepare(bench)
         bench.costs = self.costs
-        self._phase(bench, "reconstruct", group_tasks(bench))
+        self._phase(bench, "reconstruct", bundle_tasks(bench))
         self._phase(bench, "score", score_tasks(bench))
         self._phase(bench, "metrics", [metrics_task(bench)])
         metrics: dict[str, Any] = read_json(job.layout.metrics)
@@ -216,7 +216,7 @@ class Run:
         if self.comm.rank:
             return
         unfinished = [item for bench in benches for item in _unfinished(bench)]
-        if not unfinished or any(cost_class(group.points[0]) not in self.costs for group, _, _ in unfinished):
+        if not unfinished or any(cost_class(bundle.points[0]) not in self.costs for bundle, _, _ in unfinished):
             return  # nothing is left to do, or all that was to be timed had been made before
         found = estimate(unfinished, self.costs, self.comm.size)
         self.events.write("estimate", **dataclasses.asdict(found), wall_hours=found.wall_hours)
@@ -297,11 +297,11 @@ class Run:
         return [rank for rank in range(self.comm.size) if not self._rank_file(job, rank).exists()]
 
 
-def _unfinished(bench: Bench) -> list[tuple[Group, int, Work]]:
-    """Return the groups that are not done, with the number of images left and the work of one."""
+def _unfinished(bench: Bench) -> list[tuple[Bundle, int, StepCount]]:
+    """Return the bundles that are not done, with the number of images left and the work of one."""
     found = []
-    for group in bench.job.groups():
-        left = sum(bool(bench.missing(group, image_id)) for image_id in group.image_ids)
+    for bundle in bench.job.bundles():
+        left = sum(bool(bench.missing(bundle, image_id)) for image_id in bundle.image_ids)
         if left:
-            found.append((group, left, unit_work(bench.job.config_at(group.points[0]), group.points)))
+            found.append((bundle, left, unit_steps(bench.job.config_at(bundle.points[0]), bundle.points)))
     return found

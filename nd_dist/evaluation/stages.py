@@ -8,9 +8,9 @@ from pathlib import Path
 
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.layout import ARRAYS
-from nd_dist.evaluation.points.units import Group, Point, distinct_points, image_name, subject_name
+from nd_dist.evaluation.points.units import Bundle, Point, distinct_points, image_name, subject_name
 from nd_dist.evaluation.reconstruction.controls import nearest_images
-from nd_dist.evaluation.reconstruction.costs import Work, cost_class, unit_work
+from nd_dist.evaluation.reconstruction.costs import StepCount, cost_class, unit_steps
 from nd_dist.evaluation.reconstruction.decode import (
     DecodeSettings,
     StoredTargets,
@@ -31,7 +31,7 @@ from nd_dist.evaluation.scoring.score import (
     scored_arrays,
     scored_sets,
 )
-from nd_dist.fanout.records import publish, read_record, write_staged
+from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Task
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
@@ -111,93 +111,93 @@ def _original_task(bench: Bench, index: int, image_ids: Sequence[int]) -> Task:
 
 def calibration_tasks(bench: Bench) -> list[Task]:
     """Return one task per cost class: make and time a few units, which count as done afterwards."""
-    classes: dict[str, dict[str, Group]] = {}
-    for group in bench.job.groups():
-        if group.points[0].control == "none":
-            classes.setdefault(cost_class(group.points[0]), {}).setdefault(_kind(group), group)
-    return [_calibration_task(bench, name, list(groups.values())) for name, groups in classes.items()]
+    classes: dict[str, dict[str, Bundle]] = {}
+    for bundle in bench.job.bundles():
+        if bundle.points[0].control == "none":
+            classes.setdefault(cost_class(bundle.points[0]), {}).setdefault(_kind(bundle), bundle)
+    return [_calibration_task(bench, name, list(bundles.values())) for name, bundles in classes.items()]
 
 
-def _kind(group: Group) -> str:
-    return "guided" if group.points[-1].is_guided else "plain"
+def _kind(bundle: Bundle) -> str:
+    return "guided" if bundle.points[-1].is_guided else "plain"
 
 
-def _calibration_task(bench: Bench, name: str, groups: Sequence[Group]) -> Task:
-    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(groups[0].points[0], groups[0].subject)
+def _calibration_task(bench: Bench, name: str, bundles: Sequence[Bundle]) -> Task:
+    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(bundles[0].points[0], bundles[0].subject)
 
     def work() -> None:
         measured = []
-        for group in groups:
-            config = bench.job.config_at(group.points[0])
-            timed: list[tuple[Work, float]] = []
-            for image_id in group.image_ids[:CALIBRATION_IMAGES]:
-                missing = bench.unmade(group, image_id)
-                bench.sampler(group.points[0])  # loading is not what a unit costs
+        for bundle in bundles:
+            config = bench.job.config_at(bundle.points[0])
+            timed: list[tuple[StepCount, float]] = []
+            for image_id in bundle.image_ids[:CALIBRATION_IMAGES]:
+                missing = bench.unmade(bundle, image_id)
+                bench.sampler(bundle.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
-                _make_pictures(bench, group, image_id)
-                _judge(bench, group, [image_id])
+                _make_pictures(bench, bundle, image_id)
+                _judge(bench, bundle, [image_id])
                 if missing:
-                    timed.append((unit_work(config, missing), time.monotonic() - before))
+                    timed.append((unit_steps(config, missing), time.monotonic() - before))
             measured += [{"guided": w.guided, "plain": w.plain, "seconds": s} for w, s in timed[-1:]]
         publish(folder, fingerprint, {"measured": measured}, lambda staging: None)
 
     return Task(f"calibrate_{name}", lambda: bench.has(folder, fingerprint), work)
 
 
-def measured_costs(bench: Bench) -> dict[str, list[tuple[Work, float]]]:
+def measured_costs(bench: Bench) -> dict[str, list[tuple[StepCount, float]]]:
     """Return cost class -> what its calibration measured; a class without measurements is left out."""
     found = {}
     for task in calibration_tasks(bench):
         name = task.name.removeprefix("calibrate_")
         entries = read_record(bench.job.layout.costs / name).get("measured", [])
         if entries:
-            found[name] = [(Work(entry["guided"], entry["plain"]), float(entry["seconds"])) for entry in entries]
+            found[name] = [(StepCount(entry["guided"], entry["plain"]), float(entry["seconds"])) for entry in entries]
     return found
 
 
-def group_tasks(bench: Bench) -> list[Task]:
-    """Return one task per group of units: reconstruct its images and judge them."""
-    return [_group_task(bench, group) for group in bench.job.groups()]
+def bundle_tasks(bench: Bench) -> list[Task]:
+    """Return one task per bundle: reconstruct its images and judge them."""
+    return [_bundle_task(bench, bundle) for bundle in bench.job.bundles()]
 
 
-def _group_task(bench: Bench, group: Group) -> Task:
+def _bundle_task(bench: Bench, bundle: Bundle) -> Task:
     def is_done() -> bool:
-        return not any(bench.missing(group, image_id) for image_id in group.image_ids)
+        return not any(bench.missing(bundle, image_id) for image_id in bundle.image_ids)
 
     def work() -> None:
-        for image_id in group.image_ids:
-            if bench.missing(group, image_id):
+        for image_id in bundle.image_ids:
+            if bench.missing(bundle, image_id):
                 bench.check_stop()
-                _make_pictures(bench, group, image_id)
-        _judge(bench, group, group.image_ids)
+                _make_pictures(bench, bundle, image_id)
+        _judge(bench, bundle, bundle.image_ids)
 
-    work_of_one = unit_work(bench.job.config_at(group.points[0]), group.points)
-    weight = bench.cost_of(group.points[0]).seconds(work_of_one) * len(group.image_ids)
-    return Task(group.name, is_done, work, weight)
+    work_of_one = unit_steps(bench.job.config_at(bundle.points[0]), bundle.points)
+    weight = bench.cost_of(bundle.points[0]).seconds(work_of_one) * len(bundle.image_ids)
+    return Task(bundle.name, is_done, work, weight)
 
 
-def _make_pictures(bench: Bench, group: Group, image_id: int) -> None:
+def _make_pictures(bench: Bench, bundle: Bundle, image_id: int) -> None:
     """Make one image's reconstructions at the points where they are missing."""
-    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, group.subject
+    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, bundle.subject
     unmade = [
         Result(point, layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
-        for point in bench.missing(group, image_id)
-        if point in bench.unmade(group, image_id)
+        for point in bench.missing(bundle, image_id)
+        if point in bench.unmade(bundle, image_id)
     ]
     if not unmade:
         return
-    config = job.config_at(group.points[0])
+    config = job.config_at(bundle.points[0])
     if unmade[0].point.control == "nearest":
         nearest = read_record(layout.nearest(subject))["nearest"][str(image_id)]
         copy_picture(unmade[0], job.source, nearest, image_id, config.evaluation.num_repeats)
     else:
-        sampler = bench.sampler(group.points[0])
-        reconstruct_image(unmade, config, sampler, bench.targets(group.points[0], subject), image_id)
+        sampler = bench.sampler(bundle.points[0])
+        reconstruct_image(unmade, config, sampler, bench.targets(bundle.points[0], subject), image_id)
 
 
-def _judge(bench: Bench, group: Group, image_ids: Sequence[int]) -> None:
+def _judge(bench: Bench, bundle: Bundle, image_ids: Sequence[int]) -> None:
     """Judge reconstructions where that is missing, image by image."""
-    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, group.subject
+    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, bundle.subject
     verdicts = [
         Verdict(
             layout.judged(point, subject) / image_name(image_id),
@@ -206,7 +206,7 @@ def _judge(bench: Bench, group: Group, image_ids: Sequence[int]) -> None:
             layout.pictures_of(point, subject, image_id),
         )
         for image_id in image_ids
-        for point in bench.missing(group, image_id)
+        for point in bench.missing(bundle, image_id)
     ]
     judge_all(verdicts, job.protocol, bench.judges, bench.check_stop)
 

@@ -34,7 +34,7 @@ class JudgeFeatures:
     late: torch.Tensor
 
 
-class Judge(nn.Module):
+class JudgeNetwork(nn.Module):
     """A classifier of objects and places.
 
     Args:
@@ -72,7 +72,7 @@ class Judge(nn.Module):
         write_json(folder / CONFIG, self.config)
 
     @classmethod
-    def load(cls, folder: Path) -> Judge:
+    def load(cls, folder: Path) -> JudgeNetwork:
         """Return the judge in a folder, in float32 and evaluation mode.
 
         Raises:
@@ -94,13 +94,13 @@ class Judge(nn.Module):
         return judge.eval().requires_grad_(False)
 
 
-def load_judges(folder: Path) -> dict[str, Judge]:
+def load_judges(folder: Path) -> dict[str, JudgeNetwork]:
     """Return every judge of a folder, kind -> judge, in the order of ``JUDGE_KINDS``.
 
     Raises:
         CheckpointError: one is missing.
     """
-    return {kind: Judge.load(folder / kind) for kind in JUDGE_KINDS}
+    return {kind: JudgeNetwork.load(folder / kind) for kind in JUDGE_KINDS}
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Module:

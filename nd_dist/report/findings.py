@@ -15,7 +15,7 @@ from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
 from nd_dist.evaluation.scoring.score import EACH, WINS, read_arrays
 from nd_dist.events import events_path, read_events
-from nd_dist.fanout.records import read_record
+from nd_dist.fanout.results import read_record
 from nd_dist.files import read_json
 from nd_dist.metrics.table import ordered
 

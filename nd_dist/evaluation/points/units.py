@@ -1,4 +1,4 @@
-"""What an evaluation consists of: guidance points, reconstructions, and the groups that ranks claim. Pure values.
+"""What an evaluation consists of: guidance points, reconstructions, and the bundles that ranks claim. Pure values.
 
 Who does what is decided elsewhere (``leases``); nothing here knows of ranks, so composition never depends on them.
 """
@@ -109,14 +109,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Group:
+class Bundle:
     """The units that one rank claims at a time: some images of a subject, all repeats, at the points of one family.
 
     Args:
         points: Points that share a trajectory (``Point.family``), ascending eta.
         subject: Whose brain.
-        index: Position among the groups of (family, subject).
-        image_ids: Images in this group, ascending.
+        index: Position among the bundles of (family, subject).
+        image_ids: Images in this bundle, ascending.
         num_repeats: Reconstructions of each image.
     """
 
@@ -128,11 +128,11 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of the group's lease."""
+        """Name of the bundle's lease."""
         return f"{self.points[0].family}_{subject_name(self.subject)}_{self.index:05d}"
 
     def units(self) -> Iterator[Unit]:
-        """Yield the group's reconstructions in order."""
+        """Yield the bundle's reconstructions in order."""
         for point in self.points:
             for image_id in self.image_ids:
                 for repeat in range(self.num_repeats):
@@ -195,25 +195,25 @@ def distinct_points(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple({point.name: point for point in reversed(list(points))}.values())[::-1]
 
 
-def plan_groups(
+def plan_bundles(
     points: Iterable[Point], images: Mapping[int, Sequence[int]], batch_size: int, num_repeats: int
-) -> list[Group]:
-    """Return every group of an evaluation, in a fixed order.
+) -> list[Bundle]:
+    """Return every bundle of an evaluation, in a fixed order.
 
     Args:
         points: Points to reconstruct at.
         images: Subject -> image ids.
-        batch_size: Images in a group.
+        batch_size: Images in a bundle.
         num_repeats: Reconstructions of an image.
     """
     families: dict[str, list[Point]] = {}
     for point in distinct_points(points):
         families.setdefault(point.family, []).append(point)
-    groups = []
+    bundles = []
     for family in families.values():
         members = tuple(sorted(family, key=lambda point: point.eta))
         for subject in sorted(images):
             ids = sorted(images[subject])
             for index, start in enumerate(range(0, len(ids), batch_size)):
-                groups.append(Group(members, subject, index, tuple(ids[start : start + batch_size]), num_repeats))
-    return groups
+                bundles.append(Bundle(members, subject, index, tuple(ids[start : start + batch_size]), num_repeats))
+    return bundles

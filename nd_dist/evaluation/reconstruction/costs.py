@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from nd_dist.config import Config
-from nd_dist.evaluation.points.units import Group, Point
+from nd_dist.evaluation.points.units import Bundle, Point
 
 SECONDS_PER_HOUR = 3600.0
 GUIDED_STEPS = 3.5  # plain steps that a guided one is worth until it is measured: it goes back through the UNet
 
 
 @dataclass(frozen=True)
-class Work:
+class StepCount:
     """Denoising steps of one unit.
 
     Args:
@@ -38,12 +38,12 @@ class StepCost:
     guided_s: float = GUIDED_STEPS
     plain_s: float = 1.0
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: StepCount) -> float:
         """Return the seconds of a unit."""
         return self.guided_s * work.guided + self.plain_s * work.plain
 
 
-def unit_work(config: Config, points: Sequence[Point]) -> Work:
+def unit_steps(config: Config, points: Sequence[Point]) -> StepCount:
     """Return the steps of one image at the points of a family, which share their guided steps.
 
     Args:
@@ -51,13 +51,13 @@ def unit_work(config: Config, points: Sequence[Point]) -> Work:
         points: Points of one family.
     """
     if points[0].control == "nearest":
-        return Work(0, 0)
+        return StepCount(0, 0)
     steps = max(1, int(config.sampler.num_steps * config.sampler.strength))
     guided = [int(steps * point.eta) if point.is_guided else 0 for point in points]
-    return Work(max(guided), sum(steps - count for count in guided))
+    return StepCount(max(guided), sum(steps - count for count in guided))
 
 
-def fit_cost(measured: Sequence[tuple[Work, float]]) -> StepCost:
+def fit_cost(measured: Sequence[tuple[StepCount, float]]) -> StepCost:
     """Return seconds per step from measured units; one measurement alone keeps the usual ratio of the two kinds.
 
     Raises:
@@ -104,15 +104,17 @@ class Estimate:
         )
 
 
-def estimate(unfinished: Sequence[tuple[Group, int, Work]], costs: Mapping[str, StepCost], ranks: int) -> Estimate:
-    """Return what unfinished groups cost.
+def estimate(
+    unfinished: Sequence[tuple[Bundle, int, StepCount]], costs: Mapping[str, StepCost], ranks: int
+) -> Estimate:
+    """Return what unfinished bundles cost.
 
     Args:
         unfinished: Groups with the number of their images that are still to be made, and the work of one.
         costs: Cost class -> seconds per step.
         ranks: Ranks that share the work.
     """
-    seconds = math.fsum(costs[cost_class(group.points[0])].seconds(work) * num for group, num, work in unfinished)
+    seconds = math.fsum(costs[cost_class(bundle.points[0])].seconds(work) * num for bundle, num, work in unfinished)
     return Estimate(sum(num for _, num, _ in unfinished), seconds / SECONDS_PER_HOUR, ranks)
 
 

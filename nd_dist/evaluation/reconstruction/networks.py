@@ -13,8 +13,8 @@ from torch import Tensor
 from nd_dist.config import Config
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
-from nd_dist.diffusion.records import SampleOptions
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
+from nd_dist.diffusion.samples import SampleOptions
 from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.files import canonical_json
 from nd_dist.frozen import clip_vision, stable_diffusion

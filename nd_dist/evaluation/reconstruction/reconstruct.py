@@ -20,14 +20,14 @@ import torch
 from nd_dist.config import Config
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.pictures import grey_rows, write_steps
-from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord, joined
+from nd_dist.diffusion.samples import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.reconstruction.source import Source
-from nd_dist.fanout.records import publish, write_png
+from nd_dist.fanout.results import publish, write_png
 from nd_dist.files import sha256_file
 from nd_dist.pixels import to_uint8
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC

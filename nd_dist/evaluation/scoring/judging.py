@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import FEATURES, PICTURE, repeat_file
-from nd_dist.fanout.records import Publisher, read_png, read_record, write_staged
+from nd_dist.fanout.results import Publisher, read_png, read_record, write_staged
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.metrics.agreement import repeat_agreement

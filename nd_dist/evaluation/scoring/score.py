@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from nd_dist.checkpoint import read_tensors
 from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
-from nd_dist.fanout.records import read_record
+from nd_dist.fanout.results import read_record
 from nd_dist.frozen.judges import Judge, Score
 from nd_dist.metrics.bootstrap import (
     Counts,

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel
 
-from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge
+from nd_dist.frozen.phantom_judges import JUDGE_KINDS, JudgeNetwork
 from shards.phantom.backgrounds import PLACES, SIZE
 from shards.phantom.sprites import sprites
 
@@ -89,7 +89,7 @@ def build_unet(seed: int) -> UNet2DConditionModel:
     )
 
 
-def build_judge(kind: str, seed: int) -> Judge:
+def build_judge(kind: str, seed: int) -> JudgeNetwork:
     """Return an untrained judge of one of ``JUDGE_KINDS``; every kind starts from its own seed."""
     torch.manual_seed(seed * 97 + JUDGE_KINDS.index(kind))
-    return Judge(kind, num_objects=len(sprites()), num_places=len(PLACES))
+    return JudgeNetwork(kind, num_objects=len(sprites()), num_places=len(PLACES))

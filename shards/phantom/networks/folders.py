@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPVisionModel
 from nd_dist.errors import CheckpointError
 from nd_dist.evaluation.reconstruction.networks import REMARK
 from nd_dist.files import atomic_path, write_json, write_text
-from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
+from nd_dist.frozen.phantom_judges import JUDGE_KINDS, JudgeNetwork, load_judges
 from shards.phantom.backgrounds import SIZE
 from shards.phantom.captions import vocabulary
 from shards.phantom.networks.architectures import (
@@ -114,7 +114,7 @@ def write_folders(out_dir: Path, networks: Networks) -> None:
     with atomic_path(out_dir / PROJECTIONS) as part:
         save_file(joint, part)
     for kind, judge in networks.judges.items():
-        assert isinstance(judge, Judge)
+        assert isinstance(judge, JudgeNetwork)
         copy.deepcopy(judge).half().save(out_dir / JUDGES / kind)
     for weights in out_dir.rglob("*.safetensors"):
         weights.chmod(0o644)  # written private by some releases; these files are shipped to every user of a machine

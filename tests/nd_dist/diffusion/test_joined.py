@@ -9,8 +9,8 @@ from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.finite import PICTURE, SampleFailure
 from nd_dist.diffusion.noise import NoiseRequest
-from nd_dist.diffusion.records import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.diffusion.sampler import GuidedSampler
+from nd_dist.diffusion.samples import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from tests.nd_dist.diffusion.support.toy_inputs import make_inputs

@@ -22,7 +22,7 @@ from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, grid_points
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
-from nd_dist.fanout.records import read_png, read_record
+from nd_dist.fanout.results import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
 

@@ -17,7 +17,7 @@ from nd_dist.evaluation.points.units import Point, config_points, control_points
 from nd_dist.evaluation.reconstruction.controls import shuffled_images
 from nd_dist.evaluation.run import evaluate, sweep
 from nd_dist.events import EventLog, events_path, read_events
-from nd_dist.fanout.records import read_png, read_record
+from nd_dist.fanout.results import read_png, read_record
 from nd_dist.report.report import write_report
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
 

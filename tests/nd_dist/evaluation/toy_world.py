@@ -83,7 +83,7 @@ def write_models(folder: Path) -> None:
     write_clip(folder / "models" / "clip-vision")
     for index, kind in enumerate(phantom_judges.JUDGE_KINDS):
         torch.manual_seed(index)
-        phantom_judges.Judge(kind, 3, 2).save(folder / "models" / "judges" / kind)
+        phantom_judges.JudgeNetwork(kind, 3, 2).save(folder / "models" / "judges" / kind)
     torch.manual_seed(9)
     config = toy_config(folder)
     specs = [TargetSpec(name, role_of(name), shape) for name, shape in SHAPES.items()]

@@ -48,7 +48,7 @@ def test_a_network_judge_resizes_normalises_and_flattens() -> None:
 def test_the_phantom_judges_load_from_a_folder_with_an_identity_each(tmp_path: Path) -> None:
     assert not has_phantom_judges(tmp_path)
     for kind in phantom_judges.JUDGE_KINDS:
-        phantom_judges.Judge(kind, 3, 2).save(tmp_path / kind)
+        phantom_judges.JudgeNetwork(kind, 3, 2).save(tmp_path / kind)
     assert has_phantom_judges(tmp_path)
     judges = load_phantom_judges(tmp_path, CPU)
     pixels = torch.rand(2, 3, 32, 32)

@@ -17,7 +17,7 @@ from nd_dist.evaluation.points.units import (
     grid_points,
     grid_settings,
     image_name,
-    plan_groups,
+    plan_bundles,
     subject_name,
 )
 from nd_dist.evaluation.sweep import select
@@ -30,7 +30,7 @@ from nd_dist.evaluation.sweep import select
 )
 def test_every_unit_is_in_one_group(images: dict[int, set[int]], batch_size: int, num_repeats: int) -> None:
     points = (Point(0.0, 0.0), Point(300.0, 0.5))
-    groups = plan_groups(points, {subject: sorted(ids) for subject, ids in images.items()}, batch_size, num_repeats)
+    groups = plan_bundles(points, {subject: sorted(ids) for subject, ids in images.items()}, batch_size, num_repeats)
     units = [unit for group in groups for unit in group.units()]
     assert len(units) == len(set(units)) == 2 * num_repeats * sum(map(len, images.values()))
     assert len({group.name for group in groups}) == len(groups)
@@ -40,7 +40,7 @@ def test_every_unit_is_in_one_group(images: dict[int, set[int]], batch_size: int
 def test_points_of_one_kappa_and_its_settings_are_made_together() -> None:
     settings = (("sampler.cfg_scale", 3.0),)
     points = (Point(0.0, 0.0), Point(1.0, 0.9), Point(1.0, 0.2), Point(1.0, 0.2, settings), Point(2.0, 0.2))
-    groups = plan_groups(points, {1: [5]}, 4, 1)
+    groups = plan_bundles(points, {1: [5]}, 4, 1)
     assert [[point.eta for point in group.points] for group in groups] == [[0.0], [0.2, 0.9], [0.2], [0.2]]
 
 

@@ -20,7 +20,7 @@ from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.reconstruction.reconstruct import Result, reconstruct_image
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
-from nd_dist.fanout.records import read_png, read_record
+from nd_dist.fanout.results import read_png, read_record
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_config, toy_job, write_models
 from tests.nd_dist.frozen.toy_folders import PICTURE_SIZE
 

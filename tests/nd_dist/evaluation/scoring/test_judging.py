@@ -13,7 +13,7 @@ from torch import Tensor
 from nd_dist.errors import DataError, Requeue
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
 from nd_dist.evaluation.scoring.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
-from nd_dist.fanout.records import Publisher, has_result, publish, read_record, write_png
+from nd_dist.fanout.results import Publisher, has_result, publish, read_record, write_png
 from nd_dist.files import sha256_file
 from nd_dist.frozen import phantom_judges
 from nd_dist.frozen.judges import Judge, Preparation, Score, load_phantom_judges
@@ -44,7 +44,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> list[Judge]:
     folder = tmp_path_factory.mktemp("judges")
     for index, kind in enumerate(phantom_judges.JUDGE_KINDS):
         torch.manual_seed(index)
-        phantom_judges.Judge(kind, 3, 2).save(folder / kind)
+        phantom_judges.JudgeNetwork(kind, 3, 2).save(folder / kind)
     return load_phantom_judges(folder, CPU)
 
 

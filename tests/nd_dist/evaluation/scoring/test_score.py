@@ -21,7 +21,7 @@ from nd_dist.evaluation.scoring.score import (
     score_images,
     scored_arrays,
 )
-from nd_dist.fanout.records import publish
+from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named

@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer, CLIPVisionModel
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.phantom_judges import JUDGE_KINDS, Judge, load_judges
+from nd_dist.frozen.phantom_judges import JUDGE_KINDS, JudgeNetwork, load_judges
 from shards.phantom.captions import vocabulary
 from shards.phantom.networks.architectures import MAX_TOKENS, TEXT_WIDTH
 from shards.phantom.networks.folders import write_untrained
@@ -101,16 +101,16 @@ def test_judges_have_other_architectures_than_clip_and_features_at_two_depths(un
 
 def test_a_judge_saved_and_loaded_gives_the_same_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    judge = Judge("plain", 5, 3).eval()
+    judge = JudgeNetwork("plain", 5, 3).eval()
     judge.save(tmp_path)
     pixels_BCHW = torch.rand(2, 3, 64, 64)
-    assert torch.equal(Judge.load(tmp_path).features(pixels_BCHW).late, judge.features(pixels_BCHW).late)
+    assert torch.equal(JudgeNetwork.load(tmp_path).features(pixels_BCHW).late, judge.features(pixels_BCHW).late)
 
 
 def test_a_missing_or_foreign_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing"):
         load_judges(tmp_path)
-    Judge("plain", 5, 3).save(tmp_path)
+    JudgeNetwork("plain", 5, 3).save(tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "mixer", "num_objects": 5, "num_places": 3}')
     with pytest.raises(CheckpointError, match="do not fit"):
-        Judge.load(tmp_path)
+        JudgeNetwork.load(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nd_dist.errors import DataError
-from nd_dist.fanout.records import (
+from nd_dist.fanout.results import (
     claim_folder,
     has_result,
     publish,
