@@ -5,24 +5,21 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import nd_dist
 from nd_dist.config import Config
 from nd_dist.files import hash_json
-from nd_dist.versions import installed_versions
+from nd_dist.versions import CODE_DIR, VERSION, installed_versions
 
 
 def package_versions() -> dict[str, str]:
     """Return the installed version of every package that can move a number."""
-    return {"python": platform.python_version(), "nd_dist": nd_dist.__version__, **installed_versions()}
+    return {"python": platform.python_version(), "nd_dist": VERSION, **installed_versions()}
 
 
 def git_state() -> str:
     """Return the commit of the checkout that runs, with ``+changes`` where files differ; "installed" outside one."""
-    folder = Path(nd_dist.__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(CODE_DIR), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 
+VERSION = "0.1.0"
 CODE_DIR = Path(__file__).resolve().parent.parent
 """Folder that holds this package and the two above it."""
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "webdataset", "mpi4py", "torchmetrics", "numpy")
