@@ -30,7 +30,6 @@ from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog, log_path
 from nd_dist.files import read_json
 from nd_dist.world import World
-from shards.reading.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
     from nd_dist.config import Config
@@ -141,6 +140,7 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
 
     def work() -> None:
         from launch.recipe import load_recipe
+        from shards.reading.records import allow_more_open_files
 
         allow_more_open_files()
         lock = hold_rank_lock(start.run_dir)

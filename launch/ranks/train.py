@@ -49,6 +49,7 @@ class ShardSource:
             repeats=self._training.repeats,
             int8=self._training.int8_targets,
             heldout_fraction=self._training.heldout_fraction,
+            dtype="stored",
         )
         return TrialStream(self._reader, config)
 

@@ -54,11 +54,18 @@ class StepInputs:
 
     @staticmethod
     def of(batch: Batch, device: torch.device, dtype: torch.dtype) -> StepInputs:
-        """Return the batch on a device: voxels in the network's dtype, targets in float32."""
+        """Return the batch on a device: voxels in the network's dtype, targets in float32.
+
+        What is stored in half precision is moved first and widened there: half the bytes, and no work for the CPU.
+        """
+
+        def moved(stored: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+            return stored.to(device, non_blocking=True).to(wanted)
+
         return StepInputs(
             batch.step,
-            {s: v.to(device=device, dtype=dtype, non_blocking=True) for s, v in batch.voxels.items()},
-            {n: t.to(device=device, dtype=torch.float32, non_blocking=True) for n, t in batch.targets.items()},
+            {subject: moved(voxels_BV, dtype) for subject, voxels_BV in batch.voxels.items()},
+            {name: moved(target, torch.float32) for name, target in batch.targets.items()},
             torch.as_tensor(batch.sample_id, dtype=torch.int64).to(device),
             None if batch.pictures is None else batch.pictures.to(device, non_blocking=True),
         )
