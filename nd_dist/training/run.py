@@ -13,10 +13,8 @@ from nd_dist.errors import CheckpointError
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
-from nd_dist.models.statistics import write_z_statistics
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
-from nd_dist.training.calibration import z_statistics
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.collective import on_main
 from nd_dist.training.engine.engine import Engine, connect, open_monitor, training_device
@@ -170,7 +168,7 @@ class _StageRun:
         return None
 
     def train(self, decoder: Decoder, gather: Gather, should_stop: Callable[[], bool]) -> None:
-        """Train the stage to its end and write model, statistics and record."""
+        """Train the stage to its end and write model and record."""
         training, stage = self._config.training, self._request.stage
         plan = StagePlan.of(training, stage)
         engine = self._engine(decoder, gather, plan.total_steps)
@@ -186,7 +184,6 @@ class _StageRun:
         finally:
             stream.close()
         digest = self._export(engine, self._folder / MODEL)
-        self._calibrate()
         on_main(lambda: write_done(self._folder, self._facts, end.step, end.loss, digest))
         engine.close()
         self._events.write("stage_done", stage=stage, step=end.step, loss=end.loss)
@@ -222,16 +219,6 @@ class _StageRun:
         """Write a model folder and return the weights' hash."""
         state = engine.full_state()
         return on_main(lambda: engine.objective.decoder.save(folder, state))
-
-    def _calibrate(self) -> None:
-        """Store the statistics of z over the stage's training images beside the model (stage 2: one subject)."""
-        if INITIAL not in self._request.targets or len(self._request.subjects) > 1:
-            return
-        subject = self._request.subjects[0]
-        decoder = Decoder.load(self._folder / MODEL).to(training_device(self._world))
-        chunks = self._source.training_rows(subject, self._request.sessions)
-        statistics = z_statistics(decoder, subject, chunks, self._world)
-        on_main(lambda: write_z_statistics(self._folder / MODEL, statistics))
 
 
 def parameter_table(decoder: Decoder) -> dict[str, int]:
