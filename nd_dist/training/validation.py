@@ -19,9 +19,9 @@ from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder, HeadOutput
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead
-from nd_dist.training.gather import Gather, GlobalRows
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.objectives import TOTAL, unit_rows
+from nd_dist.training.ranks import Gather, GlobalRows
 from nd_dist.training.source import TrainingSource
 from nd_dist.world import World
 

@@ -21,10 +21,10 @@ from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead, TokenOutput
 from nd_dist.schema import Batch
-from nd_dist.training.gather import Gather, GlobalRows, identity
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.mixco import Mix, mix_voxels
 from nd_dist.training.parameters import adamw, decay_groups
+from nd_dist.training.ranks import Gather, GlobalRows, identity
 from nd_dist.training.schedule import ContrastivePhase, contrastive_phase
 
 LATENT_CONTRASTIVE_WEIGHT = 0.1

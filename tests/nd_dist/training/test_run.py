@@ -16,8 +16,8 @@ from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError, Requeue
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
-from nd_dist.training.engine.finite import NonFiniteError
 from nd_dist.training.parameters import deepspeed_config
+from nd_dist.training.ranks import NonFiniteError
 from tests.nd_dist.training.one_rank import Events, losses, names, run
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import SyntheticSource
