@@ -221,7 +221,7 @@ def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor
         ConfigError: a monitor's package is not installed.
     """
     if not training.monitors:
-        return _no_monitor
+        return lambda events: None
     folder, job = str(run_dir / "monitor"), f"stage{stage}"
     sections: dict[str, dict[str, object]] = {
         "tensorboard": {"enabled": True, "output_path": folder, "job_name": job},
@@ -239,7 +239,3 @@ def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor
             todo='pip install "nd-dist[track]", or leave it out',
         ) from error
     return lambda events: master.write_events(list(events))
-
-
-def _no_monitor(events: Sequence[tuple[str, float, int]]) -> None:
-    """Take the events where no monitor was asked for."""
