@@ -80,7 +80,7 @@ from pathlib import Path
 import torch
 from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
-from nd_dist.training.engine.engine import engine as engines
+from nd_dist.training import checkpoints
 from nd_dist.training.run import train
 from nd_dist.config import Config
 from nd_dist.world import World
@@ -88,12 +88,12 @@ from tests.ranks.synthetic import SyntheticSource
 
 world, keeps_latest = World.from_env(os.environ), sys.argv[2] == "plain"
 saves = 0
-original = engines.Engine.save
+original = checkpoints.save_state
 
-def save(self, folder, tag):
+def save(engine, folder, tag):
     global saves
     saves += 1
-    inner = self._engine.checkpoint_engine
+    inner = engine.deepspeed.checkpoint_engine
     write = inner.save
     def slow(*words, **options):
         if saves == 2 and world.rank == 1:
@@ -102,11 +102,11 @@ def save(self, folder, tag):
         return write(*words, **options)
     inner.save = slow
     if keeps_latest:
-        self._engine.save_checkpoint(str(folder), tag=tag)
+        engine.deepspeed.save_checkpoint(str(folder), tag=tag)
     else:
-        original(self, folder, tag)
+        original(engine, folder, tag)
 
-engines.Engine.save = save
+checkpoints.save_state = save
 torch.set_num_threads(1)
 config = Config.model_validate_json(Path(sys.argv[1]).read_text())
 source = SyntheticSource(world.rank, world.size, -1, 0)
@@ -238,7 +238,7 @@ def test_trap_7_deepspeed_has_no_elasticity_any_more_and_nd_asks_for_none() -> N
         "import sys\nfrom deepspeed.launcher.runner import parse_args\n"
         "try:\n    parse_args(['--elastic_training', 'x.py'])\nexcept SystemExit:\n    print('refused')\n"
         "import importlib.util\nprint(importlib.util.find_spec('deepspeed.elasticity'))\n"
-        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.engine.engine import deepspeed_config\n"
+        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.parameters import deepspeed_config\n"
         "assert 'elasticity' not in deepspeed_config(TrainingConfig(), 4, 2)\n"
     )
     result = python(code)

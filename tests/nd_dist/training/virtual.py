@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from nd_dist.training.gather import Gather
+from nd_dist.training.ranks import Gather
 
 T = TypeVar("T")
 

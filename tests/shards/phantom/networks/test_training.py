@@ -170,4 +170,4 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert schedule.learning_rate(500) == 2.0
     assert schedule.learning_rate(850) == pytest.approx(1.0)
     assert schedule.learning_rate(999) < 0.01
-    assert schedule.betas(3) == (0.9, 0.99)
+    assert schedule(3)[1] == (0.9, 0.99)
