@@ -1,6 +1,6 @@
 """The DeepSpeed engine: process groups, ZeRO, mixed precision, gradient accumulation and clipping, the optimizer.
 
-Only this file and ``saving`` import deepspeed. What is trained, and when things are saved, is decided elsewhere.
+Only this file imports deepspeed. What is trained, and when things are saved, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.checkpoint.ds_to_universal import main as write_universal
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
+from deepspeed.utils import safe_get_full_fp32_param as full_parameter
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn.utils import clip_grads_with_norm_
@@ -32,6 +34,8 @@ from nd_dist.training.ranks import Gather, gather_rows, identity, raise_not_fini
 from nd_dist.training.schedule import Schedule
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
+
+__all__ = ["Engine", "Monitor", "connect", "full_parameter", "training_device", "write_universal"]
 
 Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
 """Takes (name, value, step) events; rank 0's are written."""

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import distributed
 
 from nd_dist.errors import CheckpointError, DataError, StorageError
-from nd_dist.training.engine.engine import Engine
+from nd_dist.training.engine.engine import Engine, full_parameter, write_universal
 from nd_dist.training.ranks import on_main
 
 
@@ -25,7 +23,7 @@ def full_state(engine: Engine) -> dict[str, torch.Tensor]:
     """Return the network's whole state dict in float32 on the CPU on rank 0, an empty one elsewhere."""
     state = engine.shards.whole()
     for name, parameter in engine.objective.network.named_parameters():
-        full = safe_get_full_fp32_param(parameter)  # collective under ZeRO; none where nothing is partitioned
+        full = full_parameter(parameter)  # collective under ZeRO; none where nothing is partitioned
         if engine.world.is_main:
             value = parameter.detach() if full is None else full
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 holds only a part of it
@@ -137,7 +135,7 @@ def _convert(source: Path, target: Path) -> None:
     )
     target.mkdir()
     try:
-        ds_to_universal.main(options)
+        write_universal(options)
     except (AssertionError, LookupError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             "A checkpoint cannot be converted for another number of ranks.",
