@@ -26,7 +26,7 @@ class StreamConfig:
     Args:
         subjects: Subjects in every batch, in batch order.
         targets: Target stores to read.
-        samples_per_subject: Items of each subject in a global step; a multiple of ``world_size``.
+        samples_per_subject: Items of each subject in a global step.
         seed: Seed of the order.
         rank, world_size: Which share of every step this stream reads.
         split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).

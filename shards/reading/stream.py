@@ -39,7 +39,7 @@ class TrialStream:
         config: What to deliver.
 
     Raises:
-        ConfigError: the ranks do not divide the quota, or a subject has no trial in the split.
+        ConfigError: a subject has no trial in the split.
         DataError: a subject or target was not packed.
     """
 
@@ -57,7 +57,6 @@ class TrialStream:
             lengths=tuple(len(self._items[subject]) for subject in config.subjects),
             quotas=(config.samples_per_subject,) * len(config.subjects),
         )
-        self._order.check_world(config.world_size)
         check_stores(reader, config, self._items)
         self._content_id = reader.index.content_id(config.subjects, config.stores)
         self._pool = BufferPool()

@@ -70,7 +70,7 @@ def reference(packed_dir: Path) -> list[dict[int, tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 5, 40])
 def test_global_steps_are_equal_for_any_world_and_threads_and_after_resuming(
     packed_dir: Path, reference: list[dict[int, tuple[object, ...]]], world: int, threads: int
 ) -> None:
@@ -236,8 +236,6 @@ def test_a_closed_stream_ends_and_closing_twice_is_fine(packed_dir: Path) -> Non
 
 
 def test_settings_that_cannot_work_are_refused(packed_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="multiple of 5"):
-        make_stream(packed_dir, world_size=5)
     with pytest.raises(ConfigError, match="rank 2 of 2"):
         make_stream(packed_dir, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="at least one trial"):
