@@ -108,6 +108,16 @@ def test_a_row_holds_what_random_access_reads(packed_dir: Path) -> None:
         np.testing.assert_array_equal(voxels.numpy(), record.astype(np.float32))
 
 
+def test_batches_bring_their_pictures_where_they_are_asked_to(packed_dir: Path) -> None:
+    reader = ShardReader(packed_dir)
+    with make_stream(packed_dir, split="test", pictures=True, rank=1, world_size=5) as stream:
+        batch = next(stream)
+    assert batch.pictures is not None
+    np.testing.assert_array_equal(batch.pictures.numpy(), reader.pictures(batch.image_id.tolist()))
+    with make_stream(packed_dir) as stream:
+        assert next(stream).pictures is None
+
+
 def test_batches_that_are_kept_are_never_overwritten(packed_dir: Path) -> None:
     with make_stream(packed_dir, threads=3) as stream:
         kept = list(islice(stream, 10))
