@@ -28,6 +28,10 @@ _NOT_RESULT = {  # of config.training: changes of these keep the trained numbers
     "shard_layers",
     "monitors",
     "profile",
+    "checkpoint_every_s",
+    "compile",
+    "deepspeed",
+    "per_target",
 }
 _STOPPING = ("validate_every", "validation_images")
 _PER_STAGE = ("steps", "samples_per_subject")
@@ -38,7 +42,9 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
     return run_dir / "checkpoints" / f"stage{stage}"
 
 
-def training_fingerprint(config: Config, index_id: str, stage: int, start: str = SCRATCH) -> dict[str, object]:
+def training_fingerprint(
+    config: Config, index_id: str, stage: int, start: str = SCRATCH, ranks: int = 1
+) -> dict[str, object]:
     """Return the facts that decide a stage's result, as flat JSON keys.
 
     Args:
@@ -46,6 +52,7 @@ def training_fingerprint(config: Config, index_id: str, stage: int, start: str =
         index_id: Identity of the packed data.
         stage: 1 or 2.
         start: Hash of the model that the stage starts from, or "scratch".
+        ranks: Ranks of the training; they count where the batch grows with them.
     """
     training = config.training.model_dump(mode="json")
     kept = {key: value for key, value in training.items() if key not in _NOT_RESULT}
@@ -53,11 +60,15 @@ def training_fingerprint(config: Config, index_id: str, stage: int, start: str =
         kept.update({key: training[key] for key in _STOPPING})
     for key in _PER_STAGE:
         kept[key] = training[key][stage - 1]
+    if training["teacher"] is None:
+        del kept["latent_negatives"]  # they are the teacher's
     if stage == 1:
         del kept["sessions"]  # stage 1 uses all sessions of the other subjects
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
     facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
+    if training["rows_per_rank"] is not None:
+        facts["launch.ranks"] = ranks
     facts.update({"data.index": index_id, "stage": stage, "start": start})
     return facts
 

@@ -22,7 +22,7 @@ Memory = bytearray | memoryview
 
 def page_locked(num_bytes: int) -> Memory:
     """Return memory from which a GPU copies at full speed while the CPU goes on."""
-    return memoryview(torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy())
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
 
 class BufferPool:
