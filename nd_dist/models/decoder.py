@@ -86,7 +86,7 @@ class Decoder(nn.Module):
 
         Args:
             voxels: Subject -> (B_s, V_s) z-scored betas; output rows follow the mapping's order. Where encoders are
-                divided among the ranks of a training (``encodes_all_rows``) those of all ranks; outputs are this rank's.
+                divided among the ranks of a training (``encodes_all_rows``) those of all; outputs are this rank's.
             draws: Random numbers of the B rows in training; none in evaluation (no dropout).
             latent_voxels: Other voxels for the latent head (it trains without MixCo); none: the same.
         """
@@ -110,12 +110,12 @@ class Decoder(nn.Module):
     def compile_heads(self) -> None:
         """Let torch compile the parts of the heads that are many small operations; names of weights stay."""
         for head in self.heads.values():
-            parts = (
-                [head.contrastive, head.prior] if isinstance(head, TokenHead) else [head.get_submodule("upsampler")]
-            )
-            for part in parts:
-                if part is not None:
-                    getattr(part, "network", part).compile()
+            if isinstance(head, LatentHead):
+                head.upsampler.compile()
+            elif isinstance(head, TokenHead):
+                head.contrastive.compile()
+                if head.prior is not None:
+                    head.prior.network.compile()
 
     @torch.no_grad()
     def predict(self, voxels_BV: torch.Tensor, subject: int, seeds: Sequence[int]) -> dict[str, torch.Tensor]:

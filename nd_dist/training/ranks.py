@@ -8,7 +8,7 @@ Legend of shape suffixes: B rows of this rank, N rows of the global batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -25,7 +25,7 @@ MAX_NAMED = 12
 
 T = TypeVar("T")
 Gather = Callable[[torch.Tensor], torch.Tensor]
-"""Returns the rows (ranks * B, ...) of all ranks in rank order, given this rank's (B, ...); every rank calls it alike."""
+"""Returns the rows (ranks * B, ...) of all ranks in rank order, given this rank's (B, ...); all ranks call alike."""
 
 
 class NonFiniteError(NdDistError):
@@ -122,7 +122,7 @@ class GlobalRows:
     """
 
     num: int
-    world: World = World()
+    world: World = field(default_factory=World)
     gather: Gather = identity
 
     @property
@@ -136,7 +136,7 @@ class GlobalRows:
         return len(range(self.world.rank, self.num, self.world.size))
 
     @property
-    def ids_B(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> npt.NDArray[np.int64]:
         """Numbers of this rank's rows in the global batch; those of padding lie behind the last."""
         return self.world.rank + self.world.size * np.arange(self.per_rank)
 

@@ -62,7 +62,7 @@ class Validation:
     def _rows(self, decoder: Decoder, image_ids: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return what every head says of some images, one row per image."""
         rows, weight = GlobalRows(len(image_ids), self._world, self._gather), next(decoder.parameters())
-        own = [image_ids[min(place, rows.num - 1)] for place in rows.ids_B.tolist()]  # padding sees the last one again
+        own = [image_ids[min(place, rows.num - 1)] for place in rows.ids.tolist()]  # padding sees the last one again
         voxels_BRV, targets = self._source.validation_trials(self._subject, own, self._training.targets)
         voxels_BRV = voxels_BRV.to(device=weight.device, dtype=weight.dtype)
         outputs = []

@@ -1,9 +1,9 @@
 """Memory for batches that is used again as soon as nobody holds it, and never before.
 
 Fresh batches of tens of megabytes cost as much as reading them (page faults). A lent array, every view of it and every
-tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. A consumer that keeps its
-batches only makes the pool larger. One rule is left: who copies a batch to a GPU without waiting holds it until the
-copy is done.
+tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. A consumer that keeps
+its batches only makes the pool larger. One rule is left: who copies a batch to a GPU without waiting holds it until
+the copy is done.
 """
 
 from __future__ import annotations

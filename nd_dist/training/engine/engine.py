@@ -113,8 +113,8 @@ class LaunchedStep:
         step: 0-based optimizer step.
         batches: This rank's micro-batches; held, because the device may not have copied their memory yet.
         names: Of the terms, and of the flags.
-        values: On the host: means of the terms, numbers of the flags, gradient norm, and whether each micro-batch's own
-            loss is finite.
+        values: On the host: means of the terms, numbers of the flags, gradient norm, and whether the own loss of each
+            micro-batch is finite.
         arrived: When they are there; none: they are.
         learning_rate: The step's learning rate.
         may_skip: Whether an infinite gradient is no fault (float16).

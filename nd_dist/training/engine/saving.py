@@ -79,10 +79,10 @@ def write_state(staged: Staged, folder: Path) -> dict[str, FileRecord]:
     try:
         for name in list(staged):
             state, path = staged.pop(name), folder / name
-            is_columns = path.suffix == ".safetensors"
-            records[name] = (
-                write_tensors(path, state) if is_columns else write_hashed(path, partial(torch.save, state))
-            )
+            if path.suffix == ".safetensors":
+                records[name] = write_tensors(path, state)
+            else:
+                records[name] = write_hashed(path, partial(torch.save, state))
     except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
         raise StorageError(
             "A checkpoint could not be written; the one before is still valid.",

@@ -51,7 +51,7 @@ class ShardOptimizer:
             for part, parameter in layer.own.items()
         }
         groups = decay_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), training)
-        self.optimizers = (adamw(groups),) if groups else ()
+        self.optimizers = [adamw(groups)] if groups else []
 
     def norm(self) -> torch.Tensor:
         """Return the gradient norm over all layers and ranks, on the device (a collective call); 0 without layers."""
@@ -112,7 +112,8 @@ class ShardOptimizer:
 def _columns_of(files: Sequence[Any], key: str, columns: Columns) -> torch.Tensor:
     """Return this rank's columns of one stored tensor, in pieces from the files of those who held them."""
     start, stop = columns.own
-    pieces, first = [], 0
+    pieces: list[torch.Tensor] = []
+    first = 0
     for file in files:
         if key not in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
             raise CheckpointError("A checkpoint holds other layers.", expected=key)

@@ -74,7 +74,7 @@ class Columns:
 
 
 class _Turned(torch.autograd.Function):
-    """This rank's columns of all rows (N, C) -> all columns of this rank's rows (B, ranks * C); backward turned back."""
+    """This rank's columns of all rows (N, C) -> all columns of this rank's rows (B, ranks * C), and back."""
 
     @staticmethod
     def forward(ctx: Any, columns_NC: torch.Tensor, columns: Columns) -> torch.Tensor:  # Any: autograd's context

@@ -52,7 +52,7 @@ def draw_mix(seed: int, micro_step: int, sizes: Sequence[int], is_released: bool
 
 
 def mix_of(uniform_3N: npt.NDArray[np.float64], sizes: Sequence[int], is_released: bool) -> Mix:
-    """Return the mix that random numbers in [0, 1) stand for: the rank of a row's partner, its share, whether it is mixed.
+    """Return the mix that random numbers in [0, 1) stand for: they order partners, give shares, and say who is mixed.
 
     Partners are a permutation of a subject's rows; shares follow Beta(.15, .15), and half of the rows keep theirs.
     """

@@ -151,7 +151,7 @@ class Objective(Trainable):
 
     def prepare(self, batch: Batch, step: int, device: torch.device, dtype: torch.dtype) -> StepInputs:
         """Return the batch with its padding, and every draw that is one number a sample, made on the host at once."""
-        plain, pad, ids_B = StepInputs.of(batch, device, dtype), self._rows.pad, self._rows.ids_B
+        plain, pad, ids_B = StepInputs.of(batch, device, dtype), self._rows.pad, self._rows.ids
         purposes, micro_step = self.decoder.draw_purposes, batch.step
         known_PB = Draws.host_uniforms(self._seed, micro_step, purposes, ids_B).to(device, non_blocking=True)
         mix = None

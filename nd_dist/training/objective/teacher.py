@@ -53,5 +53,5 @@ class PictureTeacher:
         numbers_PB = Draws.host_uniforms(self._seed, inputs.micro_step, names, inputs.ids_B)
         first = Draws(self._seed, inputs.micro_step, torch.zeros(1, dtype=torch.int64))
         order = torch.argsort(first.uniform("teacher/order", 4)[0]).tolist()
-        moved_PB = numbers_PB.to(inputs.pictures.device, non_blocking=True)
+        moved_PB = numbers_PB.to(self._network.mean.device, non_blocking=True)
         return dict(zip(PURPOSES, moved_PB, strict=True)), order
