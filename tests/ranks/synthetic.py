@@ -31,7 +31,7 @@ class SyntheticSource:
     bad_step: int = -1
     bad_rank: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
-    num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44})
+    num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44, 7: 38})
     index_id: str = "synthetic"
 
     @property

@@ -104,7 +104,7 @@ class ShardOptimizer:
                 value, *moments = (_columns_of(files, f"{name}/{part}", columns) for part in _STORED)
                 parameter.data.copy_(value)
                 state = {part: moment.to(self._device) for part, moment in zip(_MOMENTS, moments, strict=True)}
-                self.optimizers[0].state[parameter] = {_STEP: step.to(self._device), **state}
+                self.optimizers[0].state[parameter] = {_STEP: step.to(self._device, copy=True), **state}
         for layer in self._layers:
             layer.forget()
 

@@ -193,11 +193,12 @@ class OwnColumns(nn.Module):
 class ShardedLinear(OwnColumns):
     """Takes the place of a ``nn.Linear`` in training: this rank's rows in, this rank's rows out."""
 
-    def forward(self, rows_BI: torch.Tensor) -> torch.Tensor:
-        """Return (B, O); every rank calls it with equally many rows."""
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (..., O) for this rank's (..., I); every rank calls it with equally many rows."""
+        rows_NI = rows.flatten(0, -2)
         if self.columns.world.size > 1:
-            rows_BI = _AllRows.apply(rows_BI)  # type: ignore[no-untyped-call]
-        return self.columns.to_rows(super().forward(rows_BI))
+            rows_NI = _AllRows.apply(rows_NI)  # type: ignore[no-untyped-call]
+        return self.columns.to_rows(super().forward(rows_NI)).view(*rows.shape[:-1], self.columns.num)
 
 
 def _put(target: torch.Tensor, values: torch.Tensor, is_added: bool) -> None:
