@@ -112,7 +112,7 @@ def pack(
 
 @app.command()
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
     repair: Annotated[
         bool,
@@ -121,23 +121,21 @@ def verify(
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
-    from nd_dist.errors import ConfigError
 
-    if overrides and not repair:
-        raise ConfigError("Only a repair takes key=value words.", found=" ".join(overrides), todo="add --repair")
-    run_repair(Path(shards_dir), overrides or []) if repair else run_verify(shards_dir)
+    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
 
 
 @app.command()
 def export(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     out_dir: Annotated[Path, typer.Argument(help="New folder for files in MindEye2's published layout.")],
+    overrides: Overrides = None,
     subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
 ) -> None:
     """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
     from launch.commands.packed_shards import run_export
 
-    run_export(shards_dir, out_dir, subjects)
+    run_export(shards_dir, out_dir, subjects, overrides or [])
 
 
 @app.command()
@@ -301,7 +299,7 @@ def _launch(command: str, recipe: str, overrides: list[str] | None, options: Lau
     from launch.commands.launching import launch_command
     from launch.recipe import load_recipe
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe, overrides or [], command)
     if dry_run:
         dry_run_command(command, config, options)
     else:

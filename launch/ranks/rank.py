@@ -146,7 +146,13 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         lock = hold_rank_lock(start.run_dir)
         host, pid = socket.gethostname(), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
-        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
+        rank = Rank(
+            load_recipe(str(start.config_path), (), start.module.rpartition(".")[2]),
+            world,
+            events,
+            stop.is_set,
+            start.options,
+        )
         program: Work = importlib.import_module(start.module).work
         program(rank)
         os.close(lock)

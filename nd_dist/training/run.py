@@ -70,7 +70,7 @@ def train(
     gather = connect(world, config.launch.timeout_s)
     for stage in config.training.stages:
         request = stage_request(config, stage, world.size)
-        start_dir, facts, is_finished = on_main(partial(_stage_state, config, source.index_id, stage))
+        start_dir, facts, is_finished = on_main(partial(_stage_state, config, source, stage))
         if is_finished:
             events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
             continue
@@ -79,15 +79,15 @@ def train(
         run.train(run.build(start_dir), gather, should_stop)
 
 
-def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None, dict[str, object], bool]:
+def _stage_state(config: Config, source: TrainingSource, stage: int) -> tuple[Path | None, dict[str, object], bool]:
     """Return what the run folder says of a stage: the model to start from, its fingerprint, whether it is finished.
 
     Raises:
         CheckpointError: the folder holds another recipe's training, or stage 1 is missing.
     """
-    start_dir = _start_dir(config, index_id, stage)
+    start_dir = _start_dir(config, source, stage)
     start = SCRATCH if start_dir is None else str(read_done(start_dir.parent)["model_sha256"])
-    facts = training_fingerprint(config, index_id, stage, start)
+    facts = training_fingerprint(config, source.content_id(stage_request(config, stage, 1)), stage, start)
     folder = stage_dir(config.run_dir, stage)
     record = read_done(folder)
     if record:
@@ -95,7 +95,7 @@ def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None
     return start_dir, facts, bool(record)
 
 
-def _start_dir(config: Config, index_id: str, stage: int) -> Path | None:
+def _start_dir(config: Config, source: TrainingSource, stage: int) -> Path | None:
     """Return the model that a stage starts from; none: from scratch.
 
     Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
@@ -108,7 +108,8 @@ def _start_dir(config: Config, index_id: str, stage: int) -> Path | None:
     folder = stage_dir(config.run_dir, 1)
     record = read_done(folder)
     if record:
-        check_fingerprint(training_fingerprint(config, index_id, 1), record["fingerprint"], folder)
+        content_id = source.content_id(stage_request(config, 1, 1))
+        check_fingerprint(training_fingerprint(config, content_id, 1), record["fingerprint"], folder)
         return folder / MODEL
     if 1 in config.training.stages or folder.exists():
         raise CheckpointError(
