@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launch.commands.status import is_launcher_alive, summarize
 from launch.supervise.liveness import RunFolder, launch_record_path
-from tests.launch.test_cli import nd
+from tests.support.command_line import nd
 
 
 def event(name: str, rank: int, time: float, **fields: object) -> dict[str, object]:
