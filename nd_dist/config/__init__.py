@@ -76,7 +76,9 @@ class Config(Section):
         for where, subjects in wanted.items() if command not in ("pack", "phantom") else ():
             if missing := sorted(subjects - set(self.data.subjects)):
                 raise ConfigError(
-                    f"Subjects {missing} are not in data.subjects {list(self.data.subjects)}.", where=where
+                    "The configuration is wrong.",
+                    where=where,
+                    found=f"subjects {missing} are not in data.subjects {list(self.data.subjects)}",
                 )
 
     @property

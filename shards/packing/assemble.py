@@ -35,7 +35,7 @@ from shards.packing import doubts
 from shards.packing.held import PREVIOUS_INDEX, last_index, number_of
 from shards.packing.plan import SHARED_GROUP, PackPlan
 from shards.packing.quantize import INT8_DTYPE, find_scales
-from shards.packing.receipts import Receipt, receipt_path
+from shards.packing.receipts import Receipt, receipt_path, remove_replaced
 from shards.places.store import FolderStore
 from shards.sources.contract import SubjectDesign
 
@@ -104,6 +104,7 @@ def assemble_index(
     files = {index.tables[name].path: table_bytes(table) for name, table in tables.items()}
     files |= {_scale_path(int8_store(name)): table_bytes(scale) for name, scale in scales.items()}
     _write(index, files, config.shards_folder)
+    remove_replaced(config.shards_folder)
     return index.with_tables(tables)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
-from shards.format.checksum import checksum
-from shards.format.codec import image_key
+from shards.format.codec import checksum, image_key
 from shards.packing.normalize import invalid_voxels
 
 CONSTANT_TRIALS, EQUAL_TRIALS = "constant-trials", "equal-trials"

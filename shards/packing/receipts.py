@@ -25,6 +25,7 @@ from shards.format.index import TRIALS, ShardInfo, differing_fields
 from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table
 
 RECEIPTS_DIR = ".pack"
+DAMAGED_SUFFIX = ".damaged"  # of a file that was set aside to be packed again
 ABANDONED_S = 24 * 3600.0
 # image shards: the rows of their store's table with the image id in front
 PACKED_IMAGE_ROW = np.dtype([("image", "<u4"), *[(name, IMAGE_ROW[name]) for name in IMAGE_ROW.names or ()]])
@@ -167,6 +168,13 @@ def _told(rows: Table) -> str:
     """Return a session's trials for people."""
     images = ", ".join(str(image) for image in rows["image"][:4].tolist())
     return f"{len(rows)} from {int(rows['trial'][0]) if len(rows) else '-'} on, of images {images} .."
+
+
+def remove_replaced(shards_dir: Path) -> None:
+    """Remove damaged files that were set aside and have been packed again."""
+    for path in shards_dir.rglob(f"*{DAMAGED_SUFFIX}"):
+        if path.with_suffix("").exists():
+            path.unlink()
 
 
 def remove_abandoned_parts(shards_dir: Path) -> None:

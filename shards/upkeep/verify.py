@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.format.checksum import checksum
 from shards.format.codec import (
     NPY_HEADER_BYTES,
     PICTURES,
     VOXELS,
+    checksum,
     decode_png,
     image_key,
     image_shard_path,
@@ -37,7 +37,6 @@ from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
 from shards.packing import doubts, normalize
 from shards.packing.held import number_of
-from shards.packing.image_means import ImageMeans
 from shards.places.store import StoredFile
 from shards.reading.reader import trial_row_key
 from shards.sources import nsd_counts
@@ -106,7 +105,7 @@ def _verify(index: Index, progress: Progress | None) -> list[Problem]:
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += [*check_counts(index), *check_copies(index)]
-    means: dict[int, ImageMeans] = {}
+    means: dict[int, normalize.ImageMeans] = {}
     for number in range(len(index.shards)):
         problems += verify_shard(index, number, means)
         if progress is not None:
@@ -185,13 +184,14 @@ def check_copies(index: Index) -> Iterator[Problem]:
     found = [f"{doubts.CONSTANT_TRIALS} {names[trial]}" for trial in np.flatnonzero(is_zero & (raw != 0)).tolist()]
     found += doubts.equal_trials(np.where(is_zero, 0, raw), names)
     found += doubts.equal_trials(rows["checksum"], names)
-    yield from _doubtful(index, index.tables[TRIALS].path, dict.fromkeys(found))
+    places = dict(zip(names, rows["shard"].tolist(), strict=True))
+    for doubt in dict.fromkeys(found):
+        yield from _doubtful(index, index.shards[places[doubt.split(" ")[1]]].path, [doubt])
 
 
-def _doubtful(index: Index, path: str, found: Iterable[str]) -> Iterator[Problem]:
+def _doubtful(index: Index, path: str, found: Sequence[str]) -> Iterator[Problem]:
     """Yield what cannot be real and was not accepted when it was packed."""
-    accepted = set(index.accepted)
-    for kind, sample in (doubt.split(" ") for doubt in found if doubt not in accepted):
+    for kind, sample in (doubt.split(" ") for doubt in found if doubt not in index.accepted):
         yield Problem(path, sample, f"cannot be real: {doubts.WORDS[kind]}")
 
 
@@ -204,7 +204,7 @@ def _compare(
             yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
 
 
-def verify_shard(index: Index, number: int, means: dict[int, ImageMeans] | None = None) -> list[Problem]:
+def verify_shard(index: Index, number: int, means: dict[int, normalize.ImageMeans] | None = None) -> list[Problem]:
     """Return what is wrong with one shard, against tables that are sound.
 
     Args:
@@ -312,7 +312,7 @@ def _scheme(index: Index, subject: int) -> normalize.Scheme:
 
 
 def _check_normalization(
-    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, ImageMeans]
+    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, normalize.ImageMeans]
 ) -> Iterator[Problem]:
     """Yield voxels of a session that are not finite or not z-scored."""
     subject = int(rows["subject"][0])
@@ -338,7 +338,7 @@ def _check_normalization(
         return
     if subject not in means:
         trials = index.trials[index.trials["subject"] == subject]
-        means[subject] = ImageMeans(trials["image"][_is_fitted(trials, scheme)])
+        means[subject] = normalize.ImageMeans(trials["image"][_is_fitted(trials, scheme)])
     means[subject].add(voxels_TV, rows["image"], is_fitted)
 
 

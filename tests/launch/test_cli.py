@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,9 @@ import pytest
 from launch.recipe import load_recipe
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
+from tests.support.command_line import nd, nd_process
 
-ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
-
-
-def nd(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
-    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, env=environ, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
@@ -56,7 +50,7 @@ def test_a_dry_run_prints_config_hosts_and_the_exact_command_and_writes_nothing(
 
 
 def test_a_wrong_value_is_exit_code_2_without_a_traceback() -> None:
-    result = nd("train", "demo", "sampler.eta=1.5")
+    result = nd_process("train", "demo", "sampler.eta=1.5")
     assert result.returncode == 2
     assert "sampler.eta" in result.stderr
     assert "Traceback" not in result.stderr

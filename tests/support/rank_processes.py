@@ -1,7 +1,5 @@
 """Plans of ``rank_program`` with real launchers, and whether processes are gone."""
 
-import time
-
 import psutil
 
 from launch.plans.hosts import Host
@@ -10,6 +8,7 @@ from launch.plans.plan import LaunchPlan, RankProgram, single_plan
 from launch.plans.tools import find_tools
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
+from tests.support.waiting import wait_until
 
 
 def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
@@ -32,8 +31,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.1)
+def assert_gone(pids: list[int]) -> None:
+    """Wait until processes that do not end by themselves have been ended."""
+    wait_until(lambda: not any(is_running(pid) for pid in pids))

@@ -6,7 +6,7 @@ from pathlib import Path
 from launch.commands.status import is_launcher_alive, summarize
 from launch.supervise.heartbeat import launch_record_path
 from launch.supervise.lock import RunFolder
-from tests.launch.test_cli import nd
+from tests.support.command_line import nd
 
 
 def event(name: str, rank: int, time: float, **fields: object) -> dict[str, object]:
