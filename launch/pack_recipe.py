@@ -8,7 +8,7 @@ has to be given again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,26 @@ def write_pack_recipe(config: Config) -> None:
     }
     text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     write_text(pack_recipe_path(shards_dir), _HEADER + text)
+
+
+def told_of(config: Config) -> Iterator[str]:
+    """Yield what is to be said of a folder after packing: what it keeps, what it lacks, what was packed knowingly."""
+    from shards.format.codec import PICTURES, int8_store
+    from shards.format.index import Index
+
+    index, data = Index.read(config.shards_folder), config.data
+    subjects = [f"subject {subject}" for subject in index.subjects if subject not in data.subjects]
+    asked = {*data.targets, *map(int8_store, data.int8_targets), *([PICTURES] if data.pictures != "none" else [])}
+    if kept := [*subjects, *(store for store in index.features if store not in asked)]:
+        yield f"the folder keeps what this recipe does not ask for: {', '.join(kept)}"
+    for subject, info in index.subjects.items():
+        if info.shown_test_images is not None and info.test_images < info.shown_test_images:
+            yield (
+                f"subject {subject} has {info.test_images} of the {info.shown_test_images} test images that it saw: "
+                "not the published protocol (data.max_test_sessions, or betas that are missing)"
+            )
+    if index.accepted:
+        yield f"{len(index.accepted)} samples cannot be real and were packed knowingly, e.g. {index.accepted[0]}"
 
 
 def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:

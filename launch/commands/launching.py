@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.pack_recipe import pack_recipe_path, write_pack_recipe
+from launch.pack_recipe import pack_recipe_path, told_of, write_pack_recipe
 from launch.plans.choose import DEEPSPEED, LaunchOptions, make_plan, new_launch_id
 from launch.plans.environment import environment
 from launch.plans.plan import LaunchPlan
@@ -63,6 +63,8 @@ def launch_command(
         lost = run_plan(launch, Watcher(console), environment(), agents)
     if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
         write_pack_recipe(config)
+        for line in told_of(config):
+            console.print(f"  note: {line}", highlight=False, markup=False)
     if lost:
         console.print(f"  note: ranks {lost} were lost on the way; the others did their work", highlight=False)
     seconds = time.monotonic() - started

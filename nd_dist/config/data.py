@@ -76,6 +76,8 @@ class DataConfig(Section):
             raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
         if unknown := [name for name in self.int8_targets if name not in self.targets]:
             raise ValueError(f"int8 stores are made from targets; {unknown} are not in data.targets")
+        if self.max_test_sessions is not None and self.max_test_sessions < (self.max_sessions or 10**9):
+            raise ValueError("max_test_sessions needs a max_sessions that is not larger: those are packed whole")
         return self
 
 

@@ -105,7 +105,9 @@ def test_a_missing_session_is_said_with_the_way_out(mindeye2_dir: Path) -> None:
 def test_every_missing_session_in_the_middle_is_named_and_the_way_out_works(mindeye2_dir: Path) -> None:
     for number in (1, 2):
         (mindeye2_dir / f"wds/subj01/train/{number}.tar").unlink()
-    with pytest.raises(DataError, match=r"not complete(.|\n)*1\.tar, 2\.tar(.|\n)*sessions 1, 4(.|\n)*max_sessions=1$"):
+    with pytest.raises(
+        DataError, match=r"not complete(.|\n)*1\.tar, 2\.tar(.|\n)*sessions 1, 4(.|\n)*max_sessions=1$"
+    ):
         open_reader(config_of(mindeye2_dir)).design(1)
     assert open_reader(config_of(mindeye2_dir, max_sessions=1)).design(1).num_trials == 60
 
