@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -142,6 +143,8 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
     def work() -> None:
         from launch.recipe import load_recipe
 
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("nd_dist").setLevel(logging.INFO)
         allow_more_open_files()
         lock = hold_rank_lock(start.run_dir)
         host, pid = socket.gethostname(), os.getpid()

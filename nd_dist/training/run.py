@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,8 @@ from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, Stream, TrainingSource, stage_request, stage_specs
 from nd_dist.training.validation import Validation
 from nd_dist.world import World
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -155,7 +158,9 @@ class _StageRun:
                 decoder = Decoder.load_for_subjects(start_dir, num_voxels)
             else:
                 decoder = Decoder(self._config.decoder, num_voxels, specs, student=self._teacher is not None)
-        self._events.write("model", stage=self._request.stage, parameters=parameter_table(decoder))
+        parameters = parameter_table(decoder)
+        self._events.write("model", stage=self._request.stage, parameters=parameters)
+        _LOGGER.info("stage %s: parameters %s", self._request.stage, parameters)
         return decoder
 
     def _load_teacher(self) -> Teacher | None:

@@ -1,9 +1,14 @@
 """Plans of ``rank_program`` with real launchers, and whether processes are gone."""
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import psutil
 
+from launch.plans.environment import environment
 from launch.plans.hosts import Host
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
@@ -37,3 +42,26 @@ def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.1)
+
+
+def wait_until(has_happened: Callable[[], bool], within_s: float = 120.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not has_happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def start_launcher(config: Config, behaviour: str = "hang", stop_grace_s: float = 2) -> subprocess.Popen[bytes]:
+    """Start a launcher of two ranks, and return once both run."""
+    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
+        "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
+        f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
+        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {stop_grace_s})\n"
+        "run_plan(launch, Watcher(Console()), environment())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
+    wait_until(lambda: len(rank_pids(config, 2)) == 2)
+    return process
