@@ -249,7 +249,6 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
 def _merge(grid: Grid, subject: int, console: Console) -> None:
     """Write the decoder of all of a subject's networks where `nd evaluate run_dir=...` looks for it."""
     from nd_dist.models.decoder import Decoder
-    from nd_dist.models.statistics import FILE, read_z_statistics, write_z_statistics
 
     last = max(training.stage for training in grid.plan)
     parts = [t for t in grid.plan if (t.subject, t.stage) == (subject, last)]
@@ -257,9 +256,6 @@ def _merge(grid: Grid, subject: int, console: Console) -> None:
     target = stage_dir(subject_dir(grid.config, subject), last) / MODEL
     if folders != [target]:
         Decoder.merged(folders).save(target)
-        for folder in folders:
-            if (folder / FILE).exists():
-                write_z_statistics(target, read_z_statistics(folder))
     console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}")
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from launch.ranks.rank import Rank
 from nd_dist.config import Config
-from nd_dist.schema import INITIAL, TargetSpec
+from nd_dist.schema import TargetSpec
 from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
 from shards.reading.reader import ShardReader
 from shards.reading.stream import StreamConfig, TrialStream
-
-CHUNK_IMAGES = 64
 
 
 class ShardSource:
@@ -49,6 +47,7 @@ class ShardSource:
             repeats=self._training.repeats,
             int8=self._training.int8_targets,
             heldout_fraction=self._training.heldout_fraction,
+            dtype="stored",
         )
         return TrialStream(self._reader, config)
 
@@ -71,16 +70,6 @@ class ShardSource:
     def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
         """Return pictures (B, H, W, 3), uint8."""
         return torch.from_numpy(self._reader.pictures(image_ids))
-
-    def training_rows(
-        self, subject: int, sessions: tuple[int, ...] | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (voxels (B, V), z (B, C, H, W)) of every training image of a subject, chunk by chunk."""
-        image_ids = self._reader.images(subject, "train", sessions)
-        for start in range(0, len(image_ids), CHUNK_IMAGES):
-            chunk = image_ids[start : start + CHUNK_IMAGES]
-            voxels_BV = self._reader.voxels(subject, chunk, sessions)
-            yield torch.from_numpy(voxels_BV), torch.from_numpy(self._reader.targets(INITIAL, chunk))
 
 
 def work(rank: Rank) -> None:

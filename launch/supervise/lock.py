@@ -32,7 +32,7 @@ RANKS_GONE_WITHIN_S = 60.0
 
 
 def state_dir(run_dir: Path) -> Path:
-    """Return the folder of the liveness files."""
+    """Return the folder of the locks and of the launch record."""
     path = run_dir / ".state"
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -30,7 +30,7 @@ TRIAL_ROW = np.dtype(
         ("image", "<u4"),  # 0-based image id
         ("shard", "<u4"),  # position in the index's list of shards
         ("offset", "<u8"),  # of the record's first byte in the tar (npy header skipped)
-        ("checksum", "<u8"),  # of the record, see shards.format.checksum
+        ("checksum", "<u8"),  # of the record, see shards.format.codec
     ]
 )
 

@@ -16,8 +16,8 @@ from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TargetSpec
-from shards.format.checksum import CHECKSUM
 from shards.format.codec import (
+    CHECKSUM,
     DTYPES,
     PICTURES,
     VOXELS,
@@ -32,7 +32,6 @@ from shards.format.index import TRIALS, VERSION, ShardInfo
 from shards.format.tables import TEST, TRAIN, TRIAL_ROW
 from shards.format.writer import ShardWriter, open_shard
 from shards.packing import normalize
-from shards.packing.image_means import ImageMeans
 from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.packing.quantize import channel_peaks
 from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
@@ -158,7 +157,7 @@ class Packer:
                 expected="at least 2 that are not shared",
                 found=num_images,
             )
-        means = ImageMeans(design.image_id[is_fitted])
+        means = normalize.ImageMeans(design.image_id[is_fitted])
         for session in chosen:
             trials = design.trials_of(session)
             means.add(self._reader.read_session(subject, session), design.image_id[trials], is_fitted[trials])

@@ -20,14 +20,13 @@ import numpy.typing as npt
 from nd_dist.comm import Comm
 from nd_dist.config import Config
 from nd_dist.events import EventLog
-from shards.format.checksum import CHECKSUM
-from shards.format.codec import DTYPES, image_key, int8_store, member_field, npy_header
+from shards.format.codec import CHECKSUM, DTYPES, image_key, int8_store, member_field, npy_header
 from shards.format.index import VERSION, ShardInfo
 from shards.format.writer import open_shard
 from shards.packing.plan import ImageUnit, PackPlan
 from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, write_receipt
 from shards.places.store import FolderStore
-from shards.reading.records import ShardFiles, Wanted
+from shards.reading.records import ShardFiles
 
 INT8_DTYPE = "|i1"
 INT8_MAX = 127
@@ -156,7 +155,7 @@ def _write(folder: Path, shard: Int8Shard, scale: npt.NDArray[np.float32], dtype
     with open_shard(folder / shard.path) as writer:
         for image_id, row in zip(rows["image"].tolist(), np.split(rows, len(rows)), strict=True):
             key = image_key(image_id)
-            files.read([Wanted(row, record, partial(_named, key))])
+            files.read(row, record, partial(_named, key))
             writer.add_array(key, member_field(store), header, to_int8(record[0], scale).tobytes())
     files.close()
     written = np.zeros(len(rows), dtype=PACKED_IMAGE_ROW)

@@ -34,9 +34,9 @@ class StreamConfig:
         threads: Reader threads.
         heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
             every run.
-        dtype: float32, or the stored dtype.
+        dtype: float32, or the dtype on disk; means over repeats and int8 stores are float32 in both cases.
         repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
-        int8: Read the targets' int8 stores; they are delivered in float32.
+        int8: Read the targets' int8 stores.
     """
 
     subjects: tuple[int, ...]

@@ -18,13 +18,11 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.format.checksum import checksum
-from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
+from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, checksum, image_key, member_field, npy_header
 from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
 from shards.packing import normalize
-from shards.packing.image_means import ImageMeans
 from shards.places.store import StoredFile
 from shards.reading.reader import trial_row_key
 from shards.sources import nsd_counts
@@ -83,7 +81,7 @@ def verify(
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += check_counts(index)
-    means: dict[int, ImageMeans] = {}
+    means: dict[int, normalize.ImageMeans] = {}
     for number in range(len(index.shards)):
         problems += verify_shard(index, number, means)
         if progress is not None:
@@ -156,7 +154,7 @@ def _compare(
             yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
 
 
-def verify_shard(index: Index, number: int, means: dict[int, ImageMeans] | None = None) -> list[Problem]:
+def verify_shard(index: Index, number: int, means: dict[int, normalize.ImageMeans] | None = None) -> list[Problem]:
     """Return what is wrong with one shard, against tables that are sound.
 
     Args:
@@ -240,7 +238,7 @@ def _scheme(index: Index, subject: int) -> normalize.Scheme:
 
 
 def _check_normalization(
-    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, ImageMeans]
+    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, normalize.ImageMeans]
 ) -> Iterator[Problem]:
     """Yield voxels of a session that are not finite or not z-scored."""
     subject = int(rows["subject"][0])
@@ -261,7 +259,7 @@ def _check_normalization(
         return
     if subject not in means:
         trials = index.trials[index.trials["subject"] == subject]
-        means[subject] = ImageMeans(trials["image"][_is_fitted(trials, scheme)])
+        means[subject] = normalize.ImageMeans(trials["image"][_is_fitted(trials, scheme)])
     means[subject].add(voxels_TV, rows["image"], is_fitted)
 
 

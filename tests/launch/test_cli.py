@@ -13,15 +13,10 @@ from launch.cli import app
 from launch.recipe import load_recipe
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
+from tests.support.command_line import nd, nd_process
 
-ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
 SHARED = ("--ranks", "--hostfile", "--launcher", "--include", "--exclude", "--dry-run")
-
-
-def nd(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb", **variables}
-    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, env=environ)
 
 
 def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
@@ -115,7 +110,7 @@ def test_a_dry_run_prints_what_is_not_a_default_the_exact_command_and_the_verdic
 
 
 def test_a_wrong_value_is_exit_code_2_without_a_traceback() -> None:
-    result = nd("train", "demo", "sampler.eta=1.5")
+    result = nd_process("train", "demo", "sampler.eta=1.5")
     assert result.returncode == 2
     assert "sampler.eta" in result.stderr
     assert "Traceback" not in result.stderr

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from nd_dist.events import events_path, read_events
+from tests.support.command_line import ND, Ended, nd_process
 
-ND = [sys.executable, "-m", "launch.cli"]
+pytestmark = pytest.mark.launch
 TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
@@ -28,8 +28,8 @@ def words_of(folder: Path) -> list[str]:
     return [*TINY, f"nsd_root={folder / 'nsd'}", f"shards_dir={folder / 'shards'}", f"run_dir={folder / 'run'}"]
 
 
-def nd(*words: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300)
+def nd(*words: str) -> Ended:
+    result = nd_process(*words)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 

@@ -71,13 +71,6 @@ class SyntheticSource:
         )
         return grey.clamp(0, 255).to(torch.uint8)
 
-    def training_rows(
-        self, subject: int, sessions: tuple[int, ...] | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, NUM_IMAGES, 16):
-            image_id = np.arange(start, min(start + 16, NUM_IMAGES))
-            yield torch.from_numpy(self.clean_voxels(subject, image_id)), self.target("z", image_id)
-
 
 class SyntheticStream:
     def __init__(self, source: SyntheticSource, request: StageRequest) -> None:

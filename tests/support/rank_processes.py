@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import psutil
 
@@ -15,6 +13,7 @@ from launch.plans.plan import LaunchPlan, RankProgram, single_plan
 from launch.plans.tools import find_tools
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
+from tests.support.waiting import HANG_S, wait_until
 
 
 def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
@@ -37,21 +36,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.1)
+def assert_gone(pids: list[int]) -> None:
+    """Wait until processes that do not end by themselves have been ended."""
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-def wait_until(has_happened: Callable[[], bool], within_s: float = 120.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not has_happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def start_launcher(config: Config, behaviour: str = "hang", stop_grace_s: float = 2) -> subprocess.Popen[bytes]:
+def start_launcher(config: Config, behaviour: str = "hang", grace_s: int = 2 * HANG_S) -> subprocess.Popen[bytes]:
     """Start a launcher of two ranks, and return once both run."""
     words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
@@ -59,7 +49,7 @@ def start_launcher(config: Config, behaviour: str = "hang", stop_grace_s: float 
         "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
         "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {stop_grace_s})\n"
+        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {grace_s})\n"
         "run_plan(launch, Watcher(Console()), environment())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)

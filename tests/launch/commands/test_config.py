@@ -6,11 +6,11 @@ import yaml
 
 from launch.keys import all_keys
 from launch.recipe import load_recipe, recipe_names
-from tests.launch.test_cli import nd
+from tests.support.command_line import nd, nd_process
 
 
 def test_settings_are_listed_in_a_line_each_with_type_default_and_meaning() -> None:
-    lines = nd("config", "keys", COLUMNS="40").stdout.splitlines()
+    lines = nd_process("config", "keys", COLUMNS="40").stdout.splitlines()
     keys = [line.split()[0] for line in lines]
     assert set(keys) <= set(all_keys())
     assert len(keys) == len(set(keys)) > 100

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from launch.supervise.lock import RunFolder
 from nd_dist.events import log_path
-from tests.launch.test_cli import ND, nd
-from tests.support.rank_processes import wait_until
+from tests.support.command_line import ND, nd_process
+from tests.support.waiting import HANG_S, wait_until
 
 
 def write(run_dir: Path, command: str, rank: int, text: str) -> None:
@@ -20,14 +20,14 @@ def test_the_log_of_rank_0_of_the_last_command_is_printed_as_it_is(tmp_path: Pat
     write(tmp_path, "train", 0, "old\n")
     time.sleep(0.02)
     write(tmp_path, "evaluate", 0, long)
-    assert nd("logs", str(tmp_path)).stdout == long
-    assert nd("logs", str(tmp_path), "--command", "train").stdout == "old\n"
+    assert nd_process("logs", str(tmp_path)).stdout == long
+    assert nd_process("logs", str(tmp_path), "--command", "train").stdout == "old\n"
 
 
 def test_a_rank_or_command_without_a_log_is_refused_with_the_logs_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, "train", 0, "text\n")
     for words in (["--rank", "3"], ["--command", "pack"], ["--rank", "3", "-f"]):
-        result = nd("logs", str(tmp_path), *words)
+        result = nd_process("logs", str(tmp_path), *words)
         assert (result.returncode, "logs/train/rank-0000.log" in result.stderr) == (3, True)
 
 
@@ -50,7 +50,7 @@ def test_following_shows_what_is_appended_then_the_next_commands_log_until_the_l
     wait_for("third\n")
     write(tmp_path, "train", 0, "last\n")
     folder.release()
-    assert following.wait(timeout=120) == 0
+    assert following.wait(timeout=HANG_S) == 0
     header = f"==> {log_path(tmp_path, 'train', 0)} <==\n"
     assert output.read_text() == f"first\nsecond\n{header}third\nlast\n"
 
@@ -61,4 +61,4 @@ def test_following_waits_for_the_first_line_of_a_launch_that_just_began(tmp_path
     time.sleep(2)
     write(tmp_path, "train", 0, "hello\n")
     folder.release()
-    assert following.communicate(timeout=120)[0].endswith("hello\n")
+    assert following.communicate(timeout=HANG_S)[0].endswith("hello\n")

@@ -7,8 +7,9 @@ from launch.commands.status import find_runs, status_of, summarize
 from launch.supervise.heartbeat import Wanted, launch_record_path, running_launch
 from launch.supervise.lock import RunFolder
 from nd_dist.config import Config
-from tests.launch.test_cli import ND, nd
+from tests.support.command_line import ND, nd, nd_process
 from tests.support.rank_processes import start_launcher
+from tests.support.waiting import HANG_S
 
 
 def event(name: str, rank: int, time: float, **fields: object) -> dict[str, object]:
@@ -117,7 +118,7 @@ def test_a_watched_status_ends_with_the_launch(tmp_path: Path) -> None:
         assert watching.poll() is None
     finally:
         folder.release()
-    assert watching.communicate(timeout=120)[0].split() == ["state", "empty"]
+    assert watching.communicate(timeout=HANG_S)[0].split() == ["state", "empty"]
     assert watching.returncode == 0
 
 
@@ -133,7 +134,7 @@ def run_of(folder: Path, *own: list[dict[str, object]]) -> Path:
 def test_a_folder_of_several_runs_is_listed_in_one_line_each(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, *RUNNING) for name in ("subj01", "grid/subj02/c", "grid/subj02/z")]
     run_of(tmp_path / "subj01" / "reconstructions" / "deep" / "er", *RUNNING)  # what lies in a run is its own
-    result = nd("status", str(tmp_path), COLUMNS="40")
+    result = nd_process("status", str(tmp_path), COLUMNS="40")
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == sorted(map(str, runs))
     assert all("gone train" in line and "stage 1 2/9" in line and "ago" in line for line in lines)

@@ -10,16 +10,17 @@ from launch.supervise.lock import RunFolder
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.files import read_json
-from tests.launch.test_cli import ND, nd
-from tests.support.rank_processes import assert_gone, rank_pids, start_launcher, wait_until
+from tests.support.command_line import ND, nd
+from tests.support.rank_processes import assert_gone, rank_pids, start_launcher
+from tests.support.waiting import HANG_S, wait_until
 
 ELSEWHERE = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
 
 
 def test_a_running_launch_saves_and_stops_and_the_command_waits_for_it(config: Config) -> None:
-    process = start_launcher(config, stop_grace_s=600)
+    process = start_launcher(config)
     result = nd("stop", str(config.run_dir))
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=HANG_S)
     assert result.returncode == 0, result.stderr
     assert f"launch L (pid {process.pid} on " in result.stdout
     assert "stopped rank_program" in result.stdout
@@ -28,13 +29,13 @@ def test_a_running_launch_saves_and_stops_and_the_command_waits_for_it(config: C
 
 
 def test_a_second_stop_with_now_does_not_wait_for_ranks_that_do_not_save(config: Config) -> None:
-    process = start_launcher(config, "deaf", stop_grace_s=600)
+    process = start_launcher(config, "deaf")
     waiting = subprocess.Popen([*ND, "stop", str(config.run_dir)], stdout=subprocess.DEVNULL)
     wait_until(lambda: asked_of_launcher(config.run_dir, "L") == "stop")
     result = nd("stop", str(config.run_dir), "--now")
-    process.communicate(timeout=120)
+    process.communicate(timeout=HANG_S)
     assert_gone(rank_pids(config, 2))
-    assert (result.returncode, waiting.wait(timeout=120)) == (0, 0)
+    assert (result.returncode, waiting.wait(timeout=HANG_S)) == (0, 0)
     assert status_of(config.run_dir).state == "stopped"
 
 
@@ -43,10 +44,10 @@ def test_a_second_stop_with_now_does_not_wait_for_ranks_that_do_not_save(config:
     reason="another host's name takes root",
 )
 def test_a_launch_on_another_host_is_stopped_through_its_files_alone(config: Config) -> None:
-    process = start_launcher(config, stop_grace_s=600)
+    process = start_launcher(config)
     words = [*ELSEWHERE, *ND, "stop", str(config.run_dir)]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
-    process.communicate(timeout=120)
+    process.communicate(timeout=HANG_S)
     assert "stopped rank_program" in result.stdout, result.stderr
     assert_gone(rank_pids(config, 2))
 
@@ -80,7 +81,7 @@ def test_what_is_asked_of_a_launch_reaches_its_ranks_and_its_launcher_and_is_nev
 def test_a_signal_is_kept_like_a_stop_on_request(config: Config) -> None:
     process = start_launcher(config)
     process.terminate()
-    process.communicate(timeout=120)
+    process.communicate(timeout=HANG_S)
     assert asked_of_launcher(config.run_dir, "L") == "stop"
     assert status_of(config.run_dir).state == "stopped"
 
@@ -96,5 +97,5 @@ def test_a_grid_of_trainings_is_stopped_like_a_run(tmp_path: Path) -> None:
         assert grid.stdout is not None
         grid.stdout.readline()
         result = nd("stop", str(tmp_path))
-        assert grid.wait(timeout=120) == 0
+        assert grid.wait(timeout=HANG_S) == 0
     assert (result.returncode, "asked launch grid-1-1" in result.stdout) == (0, True)

@@ -15,6 +15,7 @@ from shards.format.index import ShardInfo
 from shards.places import cache
 from shards.places.cache import NodeCache
 from shards.places.transport import TransferError
+from tests.support.waiting import HANG_S, wait_until
 
 
 def make_file(number: int, size: int = 1000) -> tuple[ShardInfo, bytes]:
@@ -31,11 +32,12 @@ class Source:
     def __init__(self, content: bytes, *failures: str) -> None:
         self.content, self.failures = content, list(failures)
         self.blocks: list[tuple[int, int]] = []
-        self.pause_s = 0.0
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def __call__(self, start: int, stop: int) -> bytes:
         self.blocks.append((start, stop))
-        time.sleep(self.pause_s)
+        self.may_go_on.wait(HANG_S)
         failure = self.failures.pop(0) if self.failures else ""
         if failure == "cut":
             raise TransferError("cut")
@@ -156,6 +158,16 @@ def test_an_evicted_file_that_is_open_stays_readable(tmp_path: Path) -> None:
         assert stream.read() == make_file(0)[1]
 
 
+def start_a_slow_download(node: NodeCache, file: ShardInfo, content: bytes) -> tuple[Source, threading.Thread]:
+    """Return once a thread asks for the first block, which it gets when it ``may_go_on``."""
+    slow = Source(content)
+    slow.may_go_on.clear()
+    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
+    thread.start()
+    wait_until(lambda: slow.blocks)
+    return slow, thread
+
+
 def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path) -> None:
     node = make_cache(tmp_path, max_bytes=2500)
     file, content = make_file(7)
@@ -164,15 +176,11 @@ def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path
     os.utime(part, (0, 0))
     fill(node, [0, 1])
     assert not part.exists(), "its promised 1000 bytes did not fit beside the others"
-    slow = Source(content)
-    slow.pause_s = 0.1
-    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
-    thread.start()
-    while not slow.blocks:
-        time.sleep(0.001)
+    slow, thread = start_a_slow_download(node, file, content)
     with pytest.raises(DataError, match="downloads under way"):
         big, big_content = make_file(8, 2000)
         node.get(big, Source(big_content), "url")
+    slow.may_go_on.set()
     thread.join()
     assert node.get(file, Source(b""), "url").read_bytes() == content
 
@@ -180,13 +188,9 @@ def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path
 def test_a_file_that_is_busy_elsewhere_is_left_to_the_other(tmp_path: Path) -> None:
     node = make_cache(tmp_path)
     file, content = make_file(1)
-    slow = Source(content)
-    slow.pause_s = 0.05
-    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
-    thread.start()
-    while not slow.blocks:
-        time.sleep(0.001)
+    slow, thread = start_a_slow_download(node, file, content)
     assert not node.get_unless_busy(file, Source(b""), "url")
+    slow.may_go_on.set()
     thread.join()
     assert node.get_unless_busy(file, Source(b""), "url")
 
