@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launch.recipe import load_recipe
+from launch.recipe import load_recipe, yaml_text
 from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import write_text
@@ -45,8 +45,7 @@ def write_pack_recipe(config: Config) -> None:
         "data": {**data, "captions": below if is_inside else _beside(captions, shards_dir)},
         "frozen": config.frozen.model_dump(mode="json"),
     }
-    text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    write_text(pack_recipe_path(shards_dir), _HEADER + text)
+    write_text(pack_recipe_path(shards_dir), _HEADER + yaml_text(values))
 
 
 def told_of(config: Config) -> Iterator[str]:

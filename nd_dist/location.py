@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 SCHEMES = ("http", "https", "s3", "gs", "az")
 
@@ -40,5 +40,10 @@ def parse_location(value: object) -> Path | str:
     return value.rstrip("/")
 
 
-Location = Annotated[Path | str, PlainValidator(parse_location), PlainSerializer(str, return_type=str)]
+Location = Annotated[
+    Path | str,
+    PlainValidator(parse_location),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "format": "path or URL"}),
+]
 """A local folder (``Path``) or a URL (``str``)."""

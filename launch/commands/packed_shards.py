@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from launch.commands.launching import launch_command
+from launch.console import make_console
 from launch.pack_recipe import read_pack_recipe
 from launch.plans.choose import LaunchOptions
 from launch.recipe import load_settings
@@ -30,10 +29,10 @@ def run_verify(location: str, overrides: Sequence[str] = ()) -> None:
     """
     from shards.upkeep.verify import verify
 
-    console = Console(soft_wrap=True)
+    console = make_console()
     problems = verify(location, remote=_remote(overrides))
     for problem in problems:
-        console.print(f"  {problem}", highlight=False, markup=False)
+        console.print(f"  {problem}")
     what = "the server's files" if "://" in location else "the folder"
     if problems:
         raise DataError(
@@ -41,7 +40,7 @@ def run_verify(location: str, overrides: Sequence[str] = ()) -> None:
             where=f"{location} ({what}, not a cache)" if "://" in location else location,
             todo="`nd verify --repair` on the folder that was packed makes what is damaged again",
         )
-    console.print(f"  verify: every shard and table of {location} is as its index says ({what})", highlight=False)
+    console.print(f"  verify: every shard and table of {location} is as its index says ({what})")
 
 
 def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
@@ -67,11 +66,11 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
             where=location,
             todo="`nd verify --repair` on the folder that was packed, then copy it again",
         )
-    console = Console(soft_wrap=True)
+    console = make_console()
     restore(shards_dir)  # what a repair that was killed had set aside
     damaged = find_damage(shards_dir)
     if not damaged:
-        console.print("  repair: nothing was damaged", highlight=False)
+        console.print("  repair: nothing was damaged")
         return
     config = read_pack_recipe(shards_dir, overrides)
     open_reader(config)
@@ -79,7 +78,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
         for network in (config.model, config.guidance_model):
             resolve_folder(network)
     for path in repair(shards_dir):
-        console.print(f"  removed {path} (set aside until it is packed again)", highlight=False, markup=False)
+        console.print(f"  removed {path} (set aside until it is packed again)")
     try:
         launch_command("pack", config, LaunchOptions(), console)
     finally:
@@ -92,13 +91,13 @@ def run_export(location: str, out_dir: Path, subjects: Sequence[int] | None, ove
     from shards.reading.reader import ShardReader
     from shards.upkeep.export_mindeye2 import export
 
-    console = Console(soft_wrap=True)
+    console = make_console()
     summary = export(ShardReader(location, _remote(overrides)), out_dir, subjects)
     for path in summary.files:
-        console.print(f"  {path}", highlight=False, markup=False)
+        console.print(f"  {path}")
     if not summary.has_pictures:
-        console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)", highlight=False)
-    console.print(f"  export: {len(summary.files)} files -> {out_dir}", highlight=False)
+        console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)")
+    console.print(f"  export: {len(summary.files)} files -> {out_dir}")
 
 
 def _remote(overrides: Sequence[str]) -> RemoteConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -19,6 +20,8 @@ from nd_dist.training.checkpoints import Progress, StageCheckpoints
 from nd_dist.training.engine.engine import Engine, Monitor, StepOutcome
 from nd_dist.training.objective.objectives import TOTAL
 from nd_dist.training.source import Stream
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def train_stage(
         step, started = progress.step, time.monotonic()
         micro_batches = [next(batches) for _ in range(training.gradient_accumulation)]
         if step == first:
-            events.write("first_batch", stage=stage.name, **batch_facts(micro_batches[0]))
+            shapes = batch_facts(micro_batches[0])
+            events.write("first_batch", stage=stage.name, **shapes)
+            _LOGGER.info("stage %s: this rank's first batch %s", stage.name, shapes)
         outcome = engine.train_step(micro_batches, step, stage.should_stop())
         progress = progress._replace(step=step + 1, loss=outcome.terms[TOTAL])
 

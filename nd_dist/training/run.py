@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -40,6 +41,8 @@ from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, TrainingSource, stage_request, stage_specs
 from nd_dist.training.validation import Validation
 from nd_dist.world import World
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -91,7 +94,9 @@ def _run_stage(
     # The network, its loss, what trains it
     teacher = _teacher(config, world, source, stage, events)
     decoder = _decoder(config, source, request, start_dir, teacher is not None)
-    events.write("model", stage=stage, parameters=parameter_table(decoder))
+    parameters = parameter_table(decoder)
+    events.write("model", stage=stage, parameters=parameters)
+    _LOGGER.info("stage %d: parameters %s", stage, parameters)
     steps = training.steps[stage - 1]
     objective = Objective(decoder, training, steps, unit_seed(config.seed, "stage", stage), gather, teacher)
     cycle = OneCycle(steps, training.learning_rate, training.warmup_fraction, training.cycle_momentum)

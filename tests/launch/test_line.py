@@ -42,7 +42,7 @@ def points_of(folder: Path, run: str = "run") -> Any:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `nd demo` ran with two ranks in every stage."""
     folder = tmp_path_factory.mktemp("line")
-    nd("demo", *words_of(folder), "--ranks", "2")
+    (folder / "output").write_text(nd("demo", *words_of(folder), "--ranks", "2").stdout)
     return folder
 
 
@@ -76,6 +76,20 @@ def test_running_the_demo_again_repeats_nothing_and_keeps_the_metrics(finished: 
     nd("demo", *words_of(finished), "--ranks", "2")
     assert (finished / "run" / "metrics.json").read_bytes() == before
     assert sum(e["event"] == "train_step" for e in read_events(events_path(finished / "run", 0))) == steps
+
+
+def test_a_stage_is_one_line_on_the_terminal_and_its_shapes_stand_in_the_ranks_log(finished: Path) -> None:
+    lines = (finished / "output").read_text().splitlines()
+    assert [line.split(":")[0].strip() for line in lines if "million parameters" in line] == ["stage 1", "stage 2"]
+    log = (finished / "run" / "logs" / "train" / "rank-0000.log").read_text()
+    for stage in (1, 2):
+        assert f"stage {stage}: parameters {{'voxels." in log
+        assert f"stage {stage}: this rank's first batch {{'rows': 2" in log
+
+
+def test_a_dry_run_of_what_would_start_says_so(finished: Path) -> None:
+    for command in ("pack", "train", "evaluate"):
+        assert nd(command, "demo", *words_of(finished), "--dry-run").stdout.endswith("# would start\n")
 
 
 @pytest.mark.slow

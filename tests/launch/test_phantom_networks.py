@@ -80,11 +80,17 @@ def test_ranks_that_do_not_divide_a_batch_are_refused_before_anything_starts(tmp
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_a_dry_run_shows_deepspeeds_launcher_and_its_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_deepspeeds_launcher_and_its_hosts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pdsh").write_text("#!/bin/sh\n")
+    (tmp_path / "pdsh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "hosts").write_text("alpha slots=2\nbeta slots=2\n")
     main([str(tmp_path / "out"), "--hostfile", str(tmp_path / "hosts"), "--dry-run"])
     printed = capsys.readouterr().out
     assert "deepspeed.launcher.runner" in printed
     assert "launch.ranks.phantom_networks" in printed
     assert "alpha" in printed
+    assert printed.endswith("# would start\n")
     assert not (tmp_path / "out").exists()

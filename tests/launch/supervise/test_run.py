@@ -1,7 +1,6 @@
 """The launcher with real processes: what it believes, whom it blames, and that nothing is left behind."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
 from nd_dist.files import read_json
-from tests.support.rank_processes import assert_gone, plan_of, rank_pids
+from tests.support.rank_processes import assert_gone, plan_of, rank_pids, start_launcher
 from tests.support.waiting import HANG_S, wait_until
 
 
@@ -64,21 +63,6 @@ def test_a_completion_record_of_an_earlier_launch_is_not_believed(config: Config
     run(config, plan_of(config, "finish", 1))
     with pytest.raises(RankFailure):
         run(config, LaunchPlan((sys.executable, "-c", "pass"), {}, 1), launch_id="L2")
-
-
-def start_launcher(config: Config, behaviour: str = "hang", grace_s: int = 2 * HANG_S) -> subprocess.Popen[bytes]:
-    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
-    code = (
-        "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
-        "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
-        "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
-        f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {grace_s})\n"
-        "run_plan(launch, Watcher(Console()), environment())\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
-    wait_until(lambda: len(rank_pids(config, 2)) == 2)
-    return process
 
 
 def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(config: Config) -> None:

@@ -200,10 +200,10 @@ def test_a_job_killed_while_it_fills_the_cache_leaves_what_the_next_one_continue
     "url", [f"https://user:{SECRET}@host/shards", f"https://host/shards?X-Amz-Signature={SECRET}", "ftp://host/x"]
 )
 def test_a_url_with_credentials_or_of_another_protocol_is_refused_without_repeating_them(url: str) -> None:
-    from launch.recipe import validated
+    from launch.recipe import load_settings
 
     with pytest.raises(ConfigError, match="shards_dir") as caught:
-        validated(Config, {"shards_dir": url}, "recipe")
+        load_settings(Config, None, [f"shards_dir={url}"])
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
