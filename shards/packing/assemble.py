@@ -130,11 +130,10 @@ def _settle_copies(config: Config, receipts: Sequence[Receipt], accepted: Collec
     names = [
         doubts.trial_name(*map(int, row)) for r in receipts for row in r.rows[["subject", "session", "trial"]].tolist()
     ]
-    found: set[str] = set()
-    for checksums in ([r.raw for r in receipts], [r.rows["checksum"] for r in receipts]):
-        found |= set(doubts.equal_trials(np.concatenate(checksums), names)) - set(accepted)
-    constant = {doubt.split(" ")[1] for doubt in accepted if not doubt.startswith(doubts.CONSTANT_PICTURES)}
-    found = {doubt for doubt in found if not any(doubt.split(" ")[1].startswith(sample) for sample in constant)}
+    raw, stored = (
+        np.concatenate(parts) for parts in ([r.raw for r in receipts], [r.rows["checksum"] for r in receipts])
+    )
+    found = set(doubts.copy_doubts(raw, stored, names, accepted)) - set(accepted)
     try:
         doubts.settle(sorted(found), config.data.accept, "sessions and subjects against each other")
     except DataError:

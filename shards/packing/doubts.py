@@ -77,6 +77,22 @@ def equal_trials(checksums: npt.NDArray[np.uint64], trials: Sequence[str]) -> li
     return [f"{EQUAL_TRIALS} {trials[trial]}" for trial in np.flatnonzero(is_later & (checksums != 0)).tolist()]
 
 
+def copy_doubts(
+    raw_T: npt.NDArray[np.uint64], stored_T: npt.NDArray[np.uint64], trials: Sequence[str], known: Collection[str]
+) -> list[str]:
+    """Return the trials of a whole folder that equal an earlier one before or after z-scoring.
+
+    Args:
+        raw_T: Checksums of betas.
+        stored_T: Checksums of z-scored voxels.
+        trials: (T,) their names.
+        known: Doubts that are known; constant trials are all alike and are not told again.
+    """
+    is_constant = np.array([f"{CONSTANT_TRIALS} {trial}" in known for trial in trials], dtype=np.bool_)
+    found = [equal_trials(np.where(is_constant, 0, checksums), trials) for checksums in (raw_T, stored_T)]
+    return list(dict.fromkeys(found[0] + found[1]))
+
+
 def invalid_doubts(num_invalid: int, num_voxels: int, session: str) -> list[str]:
     """Return the doubt about a session with many invalid voxels."""
     return [f"{CONSTANT_VOXELS} {session}"] if num_invalid > MOST_INVALID * num_voxels else []

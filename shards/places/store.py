@@ -78,7 +78,7 @@ def read_checked(store: Store, file: StoredFile) -> bytes:
             break
         can_help = False
     raise DataError(
-        "A file of the shards cannot be read as the index states it.",
+        "A file of the shards cannot be read: it is cut or damaged.",
         where=f"{store.place}/{file.path}",
         found=found,
         todo="run `nd verify --repair` on the folder that was packed" + (", copy it again" * store.is_remote),

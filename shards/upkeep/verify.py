@@ -182,10 +182,9 @@ def check_copies(index: Index) -> Iterator[Problem]:
     zeros = {s: checksum(memoryview(bytes(4 * info.voxels))) for s, info in index.subjects.items()}
     is_zero = raw == np.array([zeros.get(subject, 0) for subject in rows["subject"].tolist()], dtype=np.uint64)
     found = [f"{doubts.CONSTANT_TRIALS} {names[trial]}" for trial in np.flatnonzero(is_zero & (raw != 0)).tolist()]
-    found += doubts.equal_trials(np.where(is_zero, 0, raw), names)
-    found += doubts.equal_trials(rows["checksum"], names)
+    found += doubts.copy_doubts(raw, rows["checksum"], names, {*found, *index.accepted})
     places = dict(zip(names, rows["shard"].tolist(), strict=True))
-    for doubt in dict.fromkeys(found):
+    for doubt in found:
         yield from _doubtful(index, index.shards[places[doubt.split(" ")[1]]].path, [doubt])
 
 
