@@ -112,7 +112,7 @@ def test_a_shorter_list_keeps_what_is_there_and_a_longer_one_finds_it(packed_cop
 
 
 @pytest.mark.parametrize(
-    "name", ["trials/subj02/nsd-s02-e03.tar", "features/c/nsd-c-s01-000.tar", "features/img/nsd-img-shared-000.tar"]
+    "name", ["trials/subj02/nsd-s02-e03", "features/c/nsd-c-s01-000", "features/img/nsd-img-shared-000"]
 )
 def test_a_shard_that_is_listed_and_gone_is_packed_again_by_a_recipe_that_does_not_ask_for_it(
     packed_copy: Path, phantom_dir: Path, name: str
