@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index
+from shards.reading.as_webdataset import as_webdataset
 from shards.reading.reader import ShardReader
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
@@ -131,6 +133,67 @@ def test_a_cached_copy_that_goes_bad_is_fetched_again(
     assert server.count()[name] == 2
 
 
+@pytest.mark.parametrize("kind", ["table", "shard", "scale"])
+def test_every_kind_of_file_that_goes_bad_in_the_cache_is_dropped_and_fetched_once_more(
+    server: FileServer, remote: RemoteConfig, packed_dir: Path, kind: str
+) -> None:
+    """A wrong copy must not stay for ever: no later command could heal it."""
+    read = {
+        "table": lambda: Index.read(server.url, remote).trials.tobytes(),
+        "shard": lambda: [s["voxels.npy"].tobytes() for s in as_webdataset(Index.read(server.url, remote), "test")],
+        "scale": lambda: ShardReader(server.url, remote).store("z").tobytes(),
+    }[kind]
+    right = read()
+    for copy in (path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()):
+        flip_byte(copy, copy.stat().st_size // 2)
+    before = len(server.requests)
+    assert read() == right
+    again = [request.path for request in server.requests[before:] if request.path != "/index.json"]
+    assert again, "it was fetched again"
+    assert len(again) == len(set(again)), "once"
+    assert read() == right
+    assert [request.path for request in server.requests[before:]].count("/index.json") == 2
+
+
+@pytest.mark.slow
+def test_a_table_that_the_server_has_wrong_is_an_error_after_a_few_tries(
+    server: FileServer, remote: RemoteConfig
+) -> None:
+    server.faults["trials.npy"] = ["flip"] * 99
+    with pytest.raises(DataError, match=r"trials\.npy(.|\n)*the hash of what arrived"):
+        _ = Index.read(server.url, remote).trials
+
+
+def test_an_index_that_does_not_come_at_once_is_asked_for_again(server: FileServer, remote: RemoteConfig) -> None:
+    for faults in (["busy"], ["hang up"], ["cut"], ["busy", "hang up", "cut"]):
+        server.faults["index.json"] = list(faults)  # type: ignore[arg-type]
+        server.requests.clear()
+        assert sorted(Index.read(server.url, remote).subjects) == [1, 2, 3]
+        assert len(server.requests) == len(faults) + 1
+
+
+def test_a_refusal_is_not_asked_for_again(server: FileServer, remote: RemoteConfig) -> None:
+    server.faults["index.json"] = ["forbidden"] * 9
+    with pytest.raises(DataError, match="403"):
+        Index.read(server.url, remote)
+    assert len(server.requests) == 1
+
+
+def test_a_child_of_a_process_that_read_from_the_server_reads_too(
+    server: FileServer, remote: RemoteConfig, tmp_path: Path
+) -> None:
+    """DataLoader's workers are forked; a client that keeps threads would hang in them."""
+    ShardReader(server.url, remote)
+    other = RemoteConfig(cache_dir=tmp_path / "child")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(_trials_of, (server.url, other)).get(timeout=60)
+    assert found == len(Index.read(server.folder).trials)
+
+
+def _trials_of(url: str, remote: RemoteConfig) -> int:
+    return len(Index.read(url, remote).trials)
+
+
 def test_a_small_cache_serves_many_shards_and_keeps_its_size(server: FileServer, tmp_path: Path) -> None:
     remote = RemoteConfig(cache_dir=tmp_path / "cache", cache_gb=60_000 / 1e9)
     local = steps(ShardReader(server.folder), count=6)
@@ -142,10 +205,25 @@ def test_a_small_cache_serves_many_shards_and_keeps_its_size(server: FileServer,
 def test_verify_proves_a_copy_on_a_server(server: FileServer, remote: RemoteConfig) -> None:
     assert verify(server.url, remote=remote) == []
     server.faults["nsd-s02-e02.tar"] = ["forbidden"] * 99
-    again = RemoteConfig(cache_dir=(remote.cache_dir or Path()) / "second")
-    [problem] = verify(server.url, remote=again)
+    [problem] = verify(server.url, remote=remote)
     assert problem.shard == trial_shard_path(2, 2)
     assert "403" in problem.what
+
+
+def test_verify_judges_the_server_and_neither_believes_nor_fills_the_cache(
+    packed_copy: Path, remote: RemoteConfig
+) -> None:
+    with FileServer(packed_copy) as server:
+        steps(ShardReader(server.url, remote), count=30)
+        copies = [path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()]
+        for copy in copies:
+            flip_byte(copy, copy.stat().st_size // 2)
+        assert verify(server.url, remote=remote) == [], "the server is sound, whatever the cache holds"
+        assert {path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()} == set(copies)
+        for name in (trial_shard_path(1, 2), "index/c.npy"):
+            flip_byte(packed_copy / name, 700)
+            assert {problem.shard for problem in verify(server.url, remote=remote)} == {name}
+            flip_byte(packed_copy / name, 700)
 
 
 def test_a_missing_index_and_a_server_that_is_gone_are_errors(server: FileServer, remote: RemoteConfig) -> None:
@@ -278,6 +356,31 @@ def test_without_s3fs_the_error_says_what_to_install(remote: RemoteConfig, monke
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(ConfigError, match=r"nd-dist\[remote\]"):
         ShardReader("s3://bucket/shards", remote)
+
+
+def test_a_cache_folder_that_users_share_holds_a_folder_of_each(
+    packed_copy: Path, tmp_path: Path, another_user: int
+) -> None:
+    shared = tmp_path / "cache"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    remote = RemoteConfig(cache_dir=shared)
+    with FileServer(packed_copy) as server:
+        first = steps(ShardReader(server.url, remote), count=2)
+        os.seteuid(another_user)
+        try:
+            assert steps(ShardReader(server.url, remote), count=2) == first
+        finally:
+            os.seteuid(0)
+        assert (shared / f"nd_dist-cache-{another_user}").stat().st_uid == another_user
+        shared.chmod(0o755)
+        (shared / f"nd_dist-cache-{another_user}").rename(tmp_path / "away")
+        os.seteuid(another_user)
+        try:
+            with pytest.raises(DataError, match="could not be written"):
+                ShardReader(server.url, remote)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_cache_that_belongs_to_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
