@@ -93,7 +93,7 @@ def pack(words: LaunchWords) -> None:
 
 @_command("nd verify shards", "nd verify shards --repair nsd_root=/data/nsd")
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
     repair: Annotated[
         bool,
@@ -102,23 +102,21 @@ def verify(
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
-    from nd_dist.errors import ConfigError
 
-    if overrides and not repair:
-        raise ConfigError("Only a repair takes key=value words.", found=" ".join(overrides), todo="add --repair")
-    run_repair(Path(shards_dir), overrides or []) if repair else run_verify(shards_dir)
+    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
 
 
 @_command("nd export shards mindeye2_files --subject 1 --subject 2")
 def export(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     out_dir: Annotated[Path, typer.Argument(help="New folder for files in MindEye2's published layout.")],
+    overrides: Overrides = None,
     subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
 ) -> None:
     """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
     from launch.commands.packed_shards import run_export
 
-    run_export(shards_dir, out_dir, subjects)
+    run_export(shards_dir, out_dir, subjects, overrides or [])
 
 
 @_command(
@@ -154,7 +152,7 @@ def train(
     from launch.recipe import load_recipe
 
     request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once)
-    config = load_recipe(words.recipe, [*(words.overrides or []), *more])
+    config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
     (dry_run_grid if words.dry_run else grid_command)(config, request, words.hostfile)
 
 

@@ -92,7 +92,7 @@ class LaunchWords:
         from launch.plans.choose import LaunchOptions
         from launch.recipe import load_recipe
 
-        config = load_recipe(self.recipe, [*(self.overrides or []), *more])
+        config = load_recipe(self.recipe, [*(self.overrides or []), *more], command)
         options = LaunchOptions(self.ranks, self.hostfile, self.launcher, self.include, self.exclude)
         (dry_run_command if self.dry_run else launch_command)(command, config, options)
 

@@ -52,13 +52,20 @@ def recipe_path(recipe: str) -> Path:
     )
 
 
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -> Config:
     """Return the configuration of a recipe with ``key=value`` overrides.
 
+    Args:
+        recipe: A name, or the path of a YAML file.
+        overrides: Words of the command line.
+        command: What it is for: keys that contradict each other are refused where this command uses them.
+
     Raises:
-        ConfigError: see ``load_settings``; or there is no such recipe.
+        ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
-    return load_settings(Config, recipe_path(recipe), overrides)
+    config = load_settings(Config, recipe_path(recipe), overrides)
+    config.require_subjects(command)
+    return config
 
 
 def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:

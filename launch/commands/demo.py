@@ -34,7 +34,7 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
     steps: list[tuple[str, Callable[[], object]]] = [
         ("phantom", lambda: make_phantom(recipe, overrides)),
         ("pack", launch("pack")),
-        ("verify", lambda: run_verify(config.shards_dir)),
+        ("verify", lambda: run_verify(str(config.shards_dir))),
         ("train", launch("train")),
         ("evaluate", launch("evaluate")),
         ("sweep", launch("sweep")),
@@ -54,6 +54,6 @@ def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     """Write the phantom NSD of a recipe and say what is in it."""
     from shards.phantom.write import write_phantom
 
-    config = load_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides, "phantom")
     summary = write_phantom(config.nsd_root, config.phantom, config.seed)
     make_console().print(f"  phantom: {summary.describe()} -> {config.nsd_root}")

@@ -34,7 +34,7 @@ def submit_command(command: str, recipe: str, overrides: Sequence[str], is_array
         )
     if is_array and command != "sweep":
         raise ConfigError("Only a sweep is an array.", where=f"nd submit {command}", todo="leave --array out")
-    config = load_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides, command)
     script = sbatch_text(submission_of(command, config, is_array), config.slurm)
     console = make_console()
     if dry_run:

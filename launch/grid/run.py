@@ -141,8 +141,8 @@ def run_grid(grid: Grid, console: Console) -> None:
     folder.report_wishes_to(stop)
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
-        index_id = Index.read(grid.config.shards_dir).id
-        grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
+        index = Index.read(grid.config.shards_dir, grid.config.remote)
+        grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
         with _agents_of(grid) as agents, stop, _board(grid, console):
             if agents is not None:
                 require_hosts(agents.facts())

@@ -147,7 +147,8 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         allow_more_open_files()
         lock, pid = hold_rank_lock(start.run_dir), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
-        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
+        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        rank = Rank(config, world, events, stop.is_set, start.options)
         work: Work = importlib.import_module(start.module).work
         work(rank)
         os.close(lock)

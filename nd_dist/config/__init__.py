@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 from nd_dist.config.base import Count, Dtype, Scalar, Section
 from nd_dist.config.data import DataConfig, FrozenConfig, PhantomConfig, RemoteConfig
 from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, SweepConfig
@@ -64,12 +62,24 @@ class Config(Section):
     slurm: SlurmConfig = SlurmConfig()
     remote: RemoteConfig = RemoteConfig()
 
-    @model_validator(mode="after")
-    def _subjects_exist(self) -> Config:
-        wanted = {self.training.target_subject, *(self.evaluation.subjects or ())}
-        if missing := sorted(wanted - set(self.data.subjects)):
-            raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
-        return self
+    def require_subjects(self, command: str = "") -> None:
+        """Refuse subjects to train for or to evaluate that are not among the data's; packing asks for neither.
+
+        Args:
+            command: Checks what this command uses only; empty: everything.
+
+        Raises:
+            ConfigError: which subjects are missing.
+        """
+        wanted = {"training.target_subject": {self.training.target_subject}}
+        wanted["evaluation.subjects"] = set() if command == "train" else set(self.evaluation.subjects or ())
+        for where, subjects in wanted.items() if command not in ("pack", "phantom") else ():
+            if missing := sorted(subjects - set(self.data.subjects)):
+                raise ConfigError(
+                    "The configuration is wrong.",
+                    where=where,
+                    found=f"subjects {missing} are not in data.subjects {list(self.data.subjects)}",
+                )
 
     @property
     def shards_folder(self) -> Path:

@@ -85,7 +85,7 @@ def _run_stage(
     """Train one stage; see ``train``. What it holds on the device is free when it returns."""
     gather, training = connect(world, config.launch.timeout_s), config.training
     request = stage_request(config, stage, world.size)
-    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source.index_id, stage))
+    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source, stage))
     if is_finished:
         events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
         return
@@ -126,7 +126,7 @@ def _run_stage(
     events.write("stage_done", stage=stage, step=end.step, loss=end.loss)
 
 
-def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None, dict[str, object], bool]:
+def _stage_state(config: Config, source: TrainingSource, stage: int) -> tuple[Path | None, dict[str, object], bool]:
     """Return what the run folder says of a stage: the model to start from, its fingerprint, whether it is finished.
 
     Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
@@ -134,10 +134,15 @@ def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None
     Raises:
         CheckpointError: the folder holds another recipe's training, or stage 1 was asked for and is not finished.
     """
+
+    def facts_of(number: int, start: str) -> dict[str, object]:
+        return training_fingerprint(config, source.content_id(stage_request(config, number, 1)), number, start)
+
     start_dir, start, first = None, SCRATCH, stage_dir(config.run_dir, 1)
     if stage == 2:
-        record = _finished(first, training_fingerprint(config, index_id, 1))
+        record = read_done(first)
         if record:
+            _finished(first, facts_of(1, SCRATCH))
             start_dir, start = first / MODEL, str(record["model_sha256"])
         elif 1 in config.training.stages or first.exists():
             raise CheckpointError(
@@ -145,7 +150,7 @@ def _stage_state(config: Config, index_id: str, stage: int) -> tuple[Path | None
                 where=str(first),
                 todo="train it first (training.stages=[1,2]), or remove the folder to train stage 2 from scratch",
             )
-    facts = training_fingerprint(config, index_id, stage, start)
+    facts = facts_of(stage, start)
     return start_dir, facts, bool(_finished(stage_dir(config.run_dir, stage), facts))
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.seeds import splitmix64
-from shards.format.codec import PICTURES, image_key, int8_store
+from shards.format.codec import PICTURES, image_key, stores_of
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reading.reader import ShardReader
 
@@ -56,7 +56,7 @@ class StreamConfig:
     @property
     def stores(self) -> tuple[str, ...]:
         """Stores that are read, one a target."""
-        return tuple(int8_store(name) for name in self.targets) if self.int8 else self.targets
+        return stores_of(self.targets, self.int8)
 
 
 @dataclass(frozen=True)

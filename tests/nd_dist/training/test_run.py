@@ -93,8 +93,8 @@ def test_another_recipe_in_the_same_folder_is_refused_by_key(copied: Config) -> 
     training = copied.training.model_copy(update={"learning_rate": 0.5})
     with pytest.raises(CheckpointError, match=r"training\.learning_rate=0\.5"):
         run(copied.model_copy(update={"training": training}))
-    with pytest.raises(CheckpointError, match=r"data\.index=other"):
-        run(copied, SyntheticSource(index_id="other"))
+    with pytest.raises(CheckpointError, match=r"data\.content=other"):
+        run(copied, SyntheticSource(content="other"))
 
 
 def test_a_stop_saves_and_the_same_command_continues_bit_for_bit(
