@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,12 +64,12 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -
     Raises:
         ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
-    config = load_settings(Config, recipe_path(recipe), overrides)
-    config.require_subjects(command)
-    return config
+    return load_settings(Config, recipe_path(recipe), overrides, command)
 
 
-def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(
+    model: type[Settings], path: Path | None, overrides: Sequence[str] = (), command: str = ""
+) -> Settings:
     """Return the validated settings of a YAML file with ``key=value`` overrides.
 
     The defaults, the file and the overrides are merged in this order with OmegaConf, so ``${nsd_root}`` and
@@ -78,6 +79,7 @@ def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[
         model: Class of the settings.
         path: The file; None: the defaults alone.
         overrides: Words of the command line.
+        command: See ``load_recipe``.
 
     Raises:
         ConfigError: the file is no YAML mapping; or it names everything that is wrong: words that are not key=value,
@@ -88,11 +90,11 @@ def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[
         base: Any = OmegaConf.merge(model().model_dump(mode="json"), recipe)  # Any: OmegaConf's types are unions
     except (*_UNREADABLE, OSError) as error:
         raise ConfigError("A recipe cannot be read.", where=str(path), found=str(error)) from error
-    settings, problems = _attempt(model, base, overrides)
+    attempt = partial(_attempt, model, base, command)
+    settings, problems = attempt(overrides)
     if settings is not None:
         return settings
-    typed = list(dict.fromkeys(overrides))
-    blames = [(problem, _blamed(model, base, typed, problem)) for problem in problems]
+    blames = [(problem, _blamed(attempt, list(dict.fromkeys(overrides)), problem)) for problem in problems]
     places = {"the command line" if words else str(path or "the defaults") for _, words in blames}
     lines = [problem.line(words) for problem, words in blames]
     raise ConfigError(
@@ -123,7 +125,9 @@ class _Problem:
         return f"{' '.join(typed)}: " + (self.text if is_clear else f"{self.key}: {self.text}")
 
 
-def _attempt(model: type[Settings], base: DictConfig, words: Sequence[str]) -> tuple[Settings | None, list[_Problem]]:
+def _attempt(
+    model: type[Settings], base: DictConfig, command: str, words: Sequence[str]
+) -> tuple[Settings | None, list[_Problem]]:
     """Return the settings of a recipe with words, or none and everything that is wrong with them."""
     merged = copy.deepcopy(base)
     for word in words:
@@ -134,23 +138,26 @@ def _attempt(model: type[Settings], base: DictConfig, words: Sequence[str]) -> t
             merged.merge_with_dotlist([word])
             OmegaConf.select(merged, key)  # follows what its value refers to
         except _UNREADABLE as error:
-            others = _attempt(model, base, _without(word, words))[1]
+            others = _attempt(model, base, command, _without(word, words))[1]
             related = [problem for problem in others if problem.key]  # not what only holds between settings
             return None, [_Problem(key, _said_by(error), word), *related]
     try:
         values: Any = OmegaConf.to_container(merged, resolve=True)  # Any: comes from YAML
-        return model.model_validate({key: values[key] for key in values if key not in RETIRED}), []
+        known = {key: values[key] for key in values if key not in RETIRED}
+        return model.model_validate(known, context={"command": command}), []
     except OmegaConfBaseException as error:
         return None, [_Problem(error.full_key or "", _said_by(error))]
     except ValidationError as error:
         return None, list(_problems(model, error))
 
 
-def _blamed(model: type[Section], base: DictConfig, words: Sequence[str], problem: _Problem) -> list[str]:
+def _blamed(
+    attempt: Callable[[list[str]], Any], words: Sequence[str], problem: _Problem
+) -> list[str]:  # Any: settings
     """Return the words without which there is no such problem; none where the recipe itself is wrong."""
     if problem.word:
         return [problem.word]
-    return [word for word in words if problem not in _attempt(model, base, _without(word, words))[1]]
+    return [word for word in words if problem not in attempt(_without(word, words))[1]]
 
 
 def _without(word: str, words: Sequence[str]) -> list[str]:

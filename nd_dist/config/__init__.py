@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationInfo, model_validator
+
 from nd_dist.config.base import Count, Dtype, Scalar, Section
 from nd_dist.config.data import DataConfig, FrozenConfig, PhantomConfig, RemoteConfig
 from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, SweepConfig
@@ -62,24 +64,14 @@ class Config(Section):
     slurm: SlurmConfig = SlurmConfig()
     remote: RemoteConfig = RemoteConfig()
 
-    def require_subjects(self, command: str = "") -> None:
-        """Refuse subjects to train for or to evaluate that are not among the data's; packing asks for neither.
-
-        Args:
-            command: Checks what this command uses only; empty: everything.
-
-        Raises:
-            ConfigError: which subjects are missing.
-        """
-        wanted = {"training.target_subject": {self.training.target_subject}}
-        wanted["evaluation.subjects"] = set() if command == "train" else set(self.evaluation.subjects or ())
-        for where, subjects in wanted.items() if command not in ("pack", "phantom") else ():
-            if missing := sorted(subjects - set(self.data.subjects)):
-                raise ConfigError(
-                    "The configuration is wrong.",
-                    where=where,
-                    found=f"subjects {missing} are not in data.subjects {list(self.data.subjects)}",
-                )
+    @model_validator(mode="after")
+    def _subjects_exist(self, info: ValidationInfo) -> Config:
+        """Refuse subjects that are not among the data's, as far as the command in the context uses them."""
+        command = (info.context or {}).get("command", "")
+        wanted = {self.training.target_subject, *(() if command == "train" else self.evaluation.subjects or ())}
+        if command not in ("pack", "phantom") and (missing := sorted(wanted - set(self.data.subjects))):
+            raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
+        return self
 
     @property
     def shards_folder(self) -> Path:

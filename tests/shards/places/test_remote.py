@@ -265,7 +265,9 @@ class TestS3:
         self, bucket: FileServer, remote: RemoteConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         remote = remote.model_copy(update={"s3_endpoint": bucket.url})
-        bucket.faults["index.json"] = ["forbidden"] * 9
+        bucket.faults["index.json"] = [
+            "forbidden"
+        ] * 1000  # always: a refused answer may be cut, and is asked for again
         with pytest.raises(DataError) as caught:
             ShardReader("s3://nsd", remote)
         text = "".join(traceback.format_exception(caught.value))
