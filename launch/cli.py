@@ -147,12 +147,13 @@ def train(
     if not (all_targets or subjects):
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
+    from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe
 
     request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once)
     config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
-    grid_command(config, request, words.hostfile, words.dry_run)
+    (dry_run_grid if words.dry_run else grid_command)(config, request, words.hostfile)
 
 
 @_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")

@@ -94,7 +94,7 @@ def load_settings(
     settings, problems = attempt(overrides)
     if settings is not None:
         return settings
-    blames = [(problem, _blamed(attempt, overrides, problem)) for problem in problems]
+    blames = [(problem, _blamed(attempt, list(dict.fromkeys(overrides)), problem)) for problem in problems]
     places = {"the command line" if words else str(path or "the defaults") for _, words in blames}
     lines = [problem.line(words) for problem, words in blames]
     raise ConfigError(
@@ -138,7 +138,7 @@ def _attempt(
             merged.merge_with_dotlist([word])
             OmegaConf.select(merged, key)  # follows what its value refers to
         except _UNREADABLE as error:
-            others = _attempt(model, base, command, [other for other in words if other is not word])[1]
+            others = _attempt(model, base, command, _without(word, words))[1]
             related = [problem for problem in others if problem.key]  # not what only holds between settings
             return None, [_Problem(key, _said_by(error), word), *related]
     try:
@@ -157,7 +157,12 @@ def _blamed(
     """Return the words without which there is no such problem; none where the recipe itself is wrong."""
     if problem.word:
         return [problem.word]
-    return [word for word in words if problem not in attempt([other for other in words if other is not word])[1]]
+    return [word for word in words if problem not in attempt(_without(word, words))[1]]
+
+
+def _without(word: str, words: Sequence[str]) -> list[str]:
+    """Return the other words."""
+    return [other for other in words if other != word]
 
 
 def _said_by(error: Exception) -> str:
@@ -211,26 +216,17 @@ class _ListsInLine(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=True)
 
 
-def changed_settings(config: Section) -> dict[str, Any]:  # Any: goes to YAML
+def changed_settings(config: Config) -> dict[str, Any]:  # Any: goes to YAML
     """Return the settings that differ from the defaults, as the sections of a recipe."""
-    values = config.model_dump(mode="json")
-
-    def meant(default: object) -> object:
-        """Return a default with what it refers to filled in."""
-        is_template = isinstance(default, str) and "${" in default
-        return OmegaConf.create({**values, "template": default})["template"] if is_template else default
-
-    def differing(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in given.items():
-            default = defaults.get(key)
-            if isinstance(value, dict) and isinstance(default, dict):
-                found |= {key: inner} if (inner := differing(value, default)) else {}
-            elif value not in (default, meant(default)):
-                found[key] = value
-        return found
-
-    return differing(values, type(config)().model_dump(mode="json"))
+    plain = Config().flat()
+    follows_nsd_root = load_settings(Config, None, [f"nsd_root={config.nsd_root}"]).flat()
+    found: dict[str, Any] = {}
+    for key, value in config.flat().items():
+        is_reference = "${" in str(plain[key])
+        if value != plain[key] and not (is_reference and value == follows_nsd_root[key]):
+            section, _, name = key.rpartition(".")
+            (found.setdefault(section, {}) if section else found)[name] = value
+    return found
 
 
 def write_config(config: Config) -> Path:

@@ -45,22 +45,24 @@ def logs_command(run_dir: Path, rank: int, command: str, is_followed: bool) -> N
 
 def _follow(run_dir: Path, rank: int, command: str, path: Path | None) -> None:
     """Write a log and what is appended to it, then the log of the next command, until nothing runs any more."""
-    seen = {log: log.stat().st_size for log in run_dir.glob("logs/*/*.log") if log != path}
-    tail = FileTail(path, 0) if path is not None else None
+    sizes = {log: log.stat().st_size for log in run_dir.glob("logs/*/*.log")}
+    tails = {log: FileTail(log, 0 if log == path else size) for log, size in sizes.items()}
     last_alive = time.monotonic()
     while True:
         if running_launch(run_dir, time.time()):
             last_alive = time.monotonic()
         is_over = time.monotonic() - last_alive > PAUSE_S
-        if tail is not None:
-            _write(tail.read())
         newest = _newest(run_dir, rank, command)
+        if path is not None:
+            _write(tails[path].read())
         if newest is not None and newest != path:
-            path, tail = newest, FileTail(newest, seen.get(newest, 0))
+            path = newest
+            tails.setdefault(path, FileTail(path, 0))
             _write(f"==> {path} <==\n".encode())
         elif is_over:
             return
-        time.sleep(POLL_S)
+        else:
+            time.sleep(POLL_S)
 
 
 def _newest(run_dir: Path, rank: int, command: str) -> Path | None:

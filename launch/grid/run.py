@@ -96,18 +96,13 @@ class Grid:
         return {training: share_of(training, self.states[training]) for training in self.plan}
 
 
-def grid_command(config: Config, request: GridRequest, hostfile: Path | None, is_dry: bool) -> None:
-    """Train the grid of a request, or show what that would run.
+def grid_command(config: Config, request: GridRequest, hostfile: Path | None) -> None:
+    """Train the grid of a request.
 
     Raises:
         NdDistError: see ``run_grid`` and ``launch.grid.plan``.
     """
-    console = make_console()
-    grid = make_grid(config, request, hostfile)
-    if is_dry:
-        show_grid(grid, console)
-    else:
-        run_grid(grid, console)
+    run_grid(make_grid(config, request, hostfile), make_console())
 
 
 def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Grid:
@@ -142,8 +137,8 @@ def run_grid(grid: Grid, console: Console) -> None:
     """
     from shards.format.index import Index
 
-    stop = StopSignal()
-    folder = RunFolder(grid.config.run_dir, grid.launch_id, stop=stop)
+    folder, stop = RunFolder(grid.config.run_dir, grid.launch_id), StopSignal()
+    folder.report_wishes_to(stop)
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index = Index.read(grid.config.shards_dir, grid.config.remote)

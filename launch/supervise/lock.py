@@ -68,25 +68,18 @@ def hold_rank_lock(run_dir: Path) -> int:
 class RunFolder:
     """The launcher's hold on a run folder: an exclusive lock, and a heartbeat that its ranks watch.
 
-    What others ask of the launch (`nd stop`) is passed on to the ranks and to ``stop``.
+    What others ask of the launch (`nd stop`) is passed on to the ranks, and to who was given to ``report_wishes_to``.
 
     Args:
         run_dir: Folder of the run.
         launch_id: This launch.
         env: Variables that every rank is given.
-        stop: Told of a wish to stop.
 
     Raises:
         WorldError: another launcher works in the folder, or ranks of an earlier one do not end.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        launch_id: str,
-        env: Mapping[str, str] | None = None,
-        stop: StopSignal | None = None,
-    ) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None) -> None:
         state = state_dir(run_dir)
         self._lock = _lock(state / "launcher.lock", fcntl.LOCK_EX, wait_s=1.0)
         if self._lock is None:
@@ -104,7 +97,8 @@ class RunFolder:
                 todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
             )
         os.close(leftover)
-        self._run_dir, self._path, self._stop = run_dir, launch_record_path(run_dir), stop
+        self._run_dir, self._path = run_dir, launch_record_path(run_dir)
+        self._stop: StopSignal | None = None
         self._record: dict[str, Any] = {
             **process_identity(),
             "launch": launch_id,
@@ -124,6 +118,10 @@ class RunFolder:
         with self._writing:
             self._record["wanted"] = max(self._record["wanted"], wanted, key=WISHES.index)
             write_json(self._path, self._record)
+
+    def report_wishes_to(self, stop: StopSignal) -> None:
+        """Let the loop that follows the launch know what others ask of it."""
+        self._stop = stop
 
     def keep_wish(self, wanted: Wanted) -> None:
         """Keep that a signal asked the launcher to stop, as `nd stop` would have, where nobody asked for more."""

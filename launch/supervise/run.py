@@ -74,8 +74,9 @@ def run_plan(
         Requeue: the launcher was asked to stop (SIGTERM, SIGINT) and the ranks saved their state.
         NdDistError: the error that a rank reported (its own class of exit code).
     """
+    folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env)
     stopped_by = StopSignal()
-    folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, stopped_by)
+    folder.report_wishes_to(stopped_by)
     launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
     for path, text in launch.plan.files.items():
         write_text(path, text)

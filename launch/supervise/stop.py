@@ -30,7 +30,7 @@ class StopSignal:
     @property
     def wanted(self) -> Wanted:
         """What a launch shall do after the signals so far."""
-        return "run" if self.count == 0 else "stop" if self.count == 1 else "end"
+        return WISHES[min(self.count, 2)]
 
     def ask(self, wanted: Wanted) -> None:
         """Take note of `nd stop`, or with ``end`` of `nd stop --now`."""

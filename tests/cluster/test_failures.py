@@ -152,6 +152,17 @@ def test_sigterm_at_the_head_lets_the_ranks_save(healthy: Cluster, broken: Path)
     assert saved[-1] == max(step for _, step in losses(job.events(0))) + 1
 
 
+def test_a_launch_is_stopped_from_a_host_that_takes_no_part_in_it(healthy: Cluster, broken: Path) -> None:
+    job = start(healthy, broken)
+    answer = run_nd(healthy, "node3", "stop", str(broken / "run"))
+    code, text = end_of(job, "nd stop on another host", time.monotonic())
+    assert "on node1) to save and stop" in answer
+    assert "stopped train" in answer
+    assert (code, "Stopped by `nd stop`" in text) == (5, True), text
+    saved = [event["step"] for event in job.events(0) if event["event"] == "checkpoint_saved"]
+    assert saved[-1] == max(step for _, step in losses(job.events(0))) + 1
+
+
 @pytest.mark.slow
 def test_kill_9_of_nd_leaves_nothing_on_any_host(healthy: Cluster, broken: Path) -> None:
     job = start(healthy, broken)

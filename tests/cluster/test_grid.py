@@ -74,6 +74,14 @@ def test_ctrl_c_lets_every_training_save_and_the_same_command_makes_every_step_o
         assert len(steps_of(broken, network)) == sum(STEPS), "a step was lost or made twice"
 
 
+def test_a_grid_is_stopped_from_a_host_that_takes_no_part_in_it(healthy: Cluster, broken: Path) -> None:
+    job = start(healthy, broken, LONG)
+    answer = run_nd(healthy, "node3", "stop", str(broken / "run"))
+    code, text = end_of(job, "nd stop of the grid on another host", time.monotonic())
+    assert (code, "Stopped by `nd stop`" in text) == (5, True), text
+    assert answer.count("stopped train") == len(NETWORKS)
+
+
 def test_a_host_that_is_cut_off_is_named_clears_itself_and_the_same_command_goes_on(
     healthy: Cluster, broken: Path
 ) -> None:

@@ -111,6 +111,16 @@ def test_a_cancelled_job_is_gone_and_stays_cancelled(slurm: Cluster, folder: Pat
 
 
 @pytest.mark.slow
+def test_a_job_that_is_stopped_on_request_saves_and_stays_ended(slurm: Cluster, folder: Path) -> None:
+    job = submit(slurm, "train", folder, training__steps="[3000,4]")
+    wait_for_step(folder, 8)
+    assert "stopped train" in run_nd(slurm, "node1", "stop", str(folder / "run"))
+    wait_for_state(slurm, job, "FAILED", "PENDING")
+    wait_until_clear(slurm)
+    assert job_state(slurm, job) == "FAILED", "exit code 5, and not back in the queue"
+
+
+@pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_requeues_itself_and_goes_on_exactly(slurm: Cluster, folder: Path) -> None:
     limits = ("slurm.time_min=3", "slurm.signal_s=30")  # Slurm warns up to a minute earlier than it was asked to
     job = submit(slurm, "train", folder, *limits, training__steps="[60000,4]")

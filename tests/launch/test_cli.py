@@ -109,6 +109,16 @@ def test_a_dry_run_prints_what_is_not_a_default_the_exact_command_and_the_verdic
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_grid_ends_with_the_verdict_too(tmp_path: Path) -> None:
+    words = [f"run_dir={tmp_path / 'run'}", f"shards_dir={tmp_path / 'none'}", "decoder.heads=single"]
+    result = nd("train", "demo", *words, "--all-targets", "--dry-run")
+    assert "  heads: single\n" in result.stdout
+    assert "# 16 trainings on " in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("# would be refused: ")
+    assert result.returncode == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_value_is_exit_code_2_without_a_traceback() -> None:
     result = nd_process("train", "demo", "sampler.eta=1.5")
     assert result.returncode == 2

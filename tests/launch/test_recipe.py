@@ -87,6 +87,7 @@ def wrong(recipe: str, *words: str) -> list[str]:
         (["seed=1", "sampler.eta=1.5", "noequals", "run_dir=x"], {"sampler.eta=1.5", "noequals"}),
         (["seed=-1", "nsd_root=${missing}", "foo=1"], {"seed=-1", "nsd_root=${missing}", "foo=1"}),
         (["seed=1", "seed=-1"], {"seed=-1"}),
+        (["seed=-1", "seed=-1"], {"seed=-1"}),
         (["decoder.num_blocks=2", "training.target_subject=9"], {"training.target_subject=9"}),
         (["data.subjects=[1,2]", "training.target_subject=4"], {"data.subjects=[1,2] training.target_subject=4"}),
         (["data.subjects=[1,", "training.target_subject=4"], {"data.subjects=[1,"}),

@@ -48,11 +48,13 @@ def test_following_shows_what_is_appended_then_the_next_commands_log_until_the_l
     wait_for("second\n")
     write(tmp_path, "train", 0, "third\n")
     wait_for("third\n")
+    write(tmp_path, "pack", 0, "fourth\n")
+    wait_for("fourth\n")
     write(tmp_path, "train", 0, "last\n")
     folder.release()
     assert following.wait(timeout=HANG_S) == 0
-    header = f"==> {log_path(tmp_path, 'train', 0)} <==\n"
-    assert output.read_text() == f"first\nsecond\n{header}third\nlast\n"
+    pack, train = (f"==> {log_path(tmp_path, command, 0)} <==\n" for command in ("pack", "train"))
+    assert output.read_text() == f"first\nsecond\n{train}third\n{pack}fourth\n{train}last\n"
 
 
 def test_following_waits_for_the_first_line_of_a_launch_that_just_began(tmp_path: Path) -> None:
