@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -141,10 +142,13 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         from launch.recipe import load_recipe
         from shards.reading.records import allow_more_open_files
 
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("nd_dist").setLevel(logging.INFO)
         allow_more_open_files()
         lock, pid = hold_rank_lock(start.run_dir), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
-        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
+        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        rank = Rank(config, world, events, stop.is_set, start.options)
         work: Work = importlib.import_module(start.module).work
         work(rank)
         os.close(lock)

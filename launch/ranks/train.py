@@ -14,6 +14,7 @@ from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
+from shards.format.codec import stores_of
 from shards.reading.reader import ShardReader
 from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
@@ -32,7 +33,11 @@ class ShardSource:
         self._world, self._training = world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
-        self.index_id: str = self._reader.index.id
+
+    def content_id(self, request: StageRequest) -> str:
+        """Return a hash of everything that a stage reads, and of nothing else that was packed."""
+        stores = stores_of(request.targets, self._training.int8_targets)
+        return self._reader.index.content_id(request.subjects, stores, request.sessions)
 
     def open_stream(self, request: StageRequest) -> Stream:
         """Return this rank's stream of a stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -22,6 +23,8 @@ from nd_dist.training.engine.engine import Engine, LaunchedStep, Monitor, StepOu
 from nd_dist.training.objective.objectives import TOTAL
 from nd_dist.training.ranks import NonFiniteError
 from nd_dist.training.source import Stream
+
+_LOGGER = logging.getLogger(__name__)
 
 AHEAD = 1
 """Steps that are launched before the numbers of one are read: the device never waits for the host."""
@@ -96,7 +99,9 @@ def train_stage(
         step, started = progress.step, time.monotonic()
         micro_batches = [next(batches) for _ in range(training.gradient_accumulation)]
         if step == first:
-            events.write("first_batch", stage=stage.name, **batch_facts(micro_batches[0]))
+            shapes = batch_facts(micro_batches[0])
+            events.write("first_batch", stage=stage.name, **shapes)
+            _LOGGER.info("stage %s: this rank's first batch %s", stage.name, shapes)
         flags = {STOP: stage.should_stop(), IS_TIME: _is_time(checkpoints, engine), **checkpoints.flags}
         waited_s = sum(batch.data_wait_s for batch in micro_batches)
         launched.append(_Step(engine.train_step(micro_batches, step, flags), started, waited_s))

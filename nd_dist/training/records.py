@@ -43,13 +43,13 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
 
 
 def training_fingerprint(
-    config: Config, index_id: str, stage: int, start: str = SCRATCH, ranks: int = 1
+    config: Config, content_id: str, stage: int, start: str = SCRATCH, ranks: int = 1
 ) -> dict[str, object]:
     """Return the facts that decide a stage's result, as flat JSON keys.
 
     Args:
         config: The recipe.
-        index_id: Identity of the packed data.
+        content_id: Identity of the data that the stage reads.
         stage: 1 or 2.
         start: Hash of the model that the stage starts from, or "scratch".
         ranks: Ranks of the training; they count where the batch grows with them.
@@ -69,7 +69,7 @@ def training_fingerprint(
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
     if training["rows_per_rank"] is not None:
         facts["launch.ranks"] = ranks
-    facts.update({"data.index": index_id, "stage": stage, "start": start})
+    facts.update({"data.content": content_id, "stage": stage, "start": start})
     return facts
 
 

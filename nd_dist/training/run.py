@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -41,6 +42,8 @@ from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, TrainingSource, stage_length, stage_request, stage_specs
 from nd_dist.training.validation import Validation
 from nd_dist.world import World
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -84,7 +87,7 @@ def _run_stage(
     gather, training = connect(world, config.launch.timeout_s), config.training
     request = stage_request(config, stage, world.size)
     steps, learning_rate = stage_length(config, request)
-    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source.index_id, stage, world.size))
+    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source, stage, world.size))
     if is_finished:
         events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
         return
@@ -94,7 +97,9 @@ def _run_stage(
     device, rows = training_device(world), GlobalRows(request.num_rows, world, gather)
     teacher = _teacher(config, world, source, stage, events)
     decoder = _decoder(config, source, request, start_dir, teacher is not None, world)
-    events.write("model", stage=stage, parameters=parameter_table(decoder))
+    parameters = parameter_table(decoder)
+    events.write("model", stage=stage, parameters=parameters)
+    _LOGGER.info("stage %d: parameters %s", stage, parameters)
     layers = shard_large_layers(decoder, request.num_rows, world, device) if training.shard_layers else {}
     share_weights(decoder, world, device)
     if training.compile:
@@ -130,7 +135,9 @@ def _run_stage(
     events.write("stage_done", stage=stage, step=end.step, loss=end.loss)
 
 
-def _stage_state(config: Config, index_id: str, stage: int, ranks: int) -> tuple[Path | None, dict[str, object], bool]:
+def _stage_state(
+    config: Config, source: TrainingSource, stage: int, num_ranks: int
+) -> tuple[Path | None, dict[str, object], bool]:
     """Return what the run folder says of a stage: the model to start from, its fingerprint, whether it is finished.
 
     Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
@@ -138,10 +145,16 @@ def _stage_state(config: Config, index_id: str, stage: int, ranks: int) -> tuple
     Raises:
         CheckpointError: the folder holds another recipe's training, or stage 1 was asked for and is not finished.
     """
+
+    def facts_of(number: int, start: str) -> dict[str, object]:
+        content_id = source.content_id(stage_request(config, number, num_ranks))
+        return training_fingerprint(config, content_id, number, start, num_ranks)
+
     start_dir, start, first = None, SCRATCH, stage_dir(config.run_dir, 1)
     if stage == 2:
-        record = _finished(first, training_fingerprint(config, index_id, 1, ranks=ranks))
+        record = read_done(first)
         if record:
+            _finished(first, facts_of(1, SCRATCH))
             start_dir, start = first / MODEL, str(record["model_sha256"])
         elif 1 in config.training.stages or first.exists():
             raise CheckpointError(
@@ -149,7 +162,7 @@ def _stage_state(config: Config, index_id: str, stage: int, ranks: int) -> tuple
                 where=str(first),
                 todo="train it first (training.stages=[1,2]), or remove the folder to train stage 2 from scratch",
             )
-    facts = training_fingerprint(config, index_id, stage, start, ranks)
+    facts = facts_of(stage, start)
     return start_dir, facts, bool(_finished(stage_dir(config.run_dir, stage), facts))
 
 

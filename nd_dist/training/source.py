@@ -81,9 +81,8 @@ class TrainingSource(Protocol):
         """Subject -> number of voxels."""
         ...
 
-    @property
-    def index_id(self) -> str:
-        """Identity of the data: a run continues on the same data only."""
+    def content_id(self, request: StageRequest) -> str:
+        """Return the identity of what a stage reads: a run continues on the same data only."""
         ...
 
     def open_stream(self, request: StageRequest) -> Stream:

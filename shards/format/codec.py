@@ -6,6 +6,7 @@ Keys hold no dot, because WebDataset splits a name at the first one.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,11 @@ def int8_store(target: str) -> str:
     return f"{target}8"
 
 
+def stores_of(targets: Sequence[str], is_int8: bool) -> tuple[str, ...]:
+    """Return the stores that hold some targets."""
+    return tuple(int8_store(name) for name in targets) if is_int8 else tuple(targets)
+
+
 def trial_key(subject: int, session: int, trial: int, image_id: int, repeat: int) -> str:
     """Return the sample key of a trial, e.g. ``s01_e01_t00000_i46002_r0``."""
     return f"s{subject:02d}_e{session:02d}_t{trial:05d}_i{image_id:05d}_r{repeat}"
@@ -42,9 +48,9 @@ def member_field(store: str) -> str:
     return "png" if store == PICTURES else f"{store}.npy"
 
 
-def trial_shard_path(subject: int, session: int) -> str:
-    """Return the path of a trial shard below the shards' folder; its basename is unique."""
-    return f"trials/subj{subject:02d}/nsd-s{subject:02d}-e{session:02d}.tar"
+def trial_shard_path(subject: int, session: int, only_test: bool = False) -> str:
+    """Return the path of a session's shard, or of one of its test trials alone; its basename is unique."""
+    return f"trials/subj{subject:02d}/nsd-s{subject:02d}-e{session:02d}{'-test' * only_test}.tar"
 
 
 def image_shard_path(store: str, group: str, number: int) -> str:

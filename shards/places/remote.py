@@ -1,4 +1,4 @@
-"""Shards on a server (http, https, s3), read through the cache of this node and fetched ahead."""
+"""Shards on a server (http, https, s3, gs, az), read through the cache of this node and fetched ahead."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError, NdDistError
+from nd_dist.files import write_error
 from shards.places.cache import NodeCache
 from shards.places.store import CLOEXEC, Store, StoredFile
-from shards.places.transport import HttpTransport, ReadBlock, S3Transport, TransferError, Transport
+from shards.places.transport import ReadBlock, TransferError, Transport, open_transport
 
 PREFETCH_DOWNLOADS = 3
 
@@ -40,7 +41,7 @@ class RemoteStore:
             ConfigError: the protocol needs a package that is not installed.
             DataError: the cache folder cannot be used.
         """
-        transport = S3Transport(url, remote.s3_endpoint) if url.startswith("s3://") else HttpTransport()
+        transport = open_transport(url, remote.s3_endpoint)
         return cls(url, transport, NodeCache(_cache_dir(remote), int(remote.cache_gb * 1e9)))
 
     @property
@@ -159,15 +160,20 @@ def _finished(pending: dict[Future[bool], StoredFile]) -> Iterator[StoredFile]:
 
 
 def _cache_dir(remote: RemoteConfig) -> Path:
-    """Return the cache folder.
+    """Return the cache folder: one of this user, also inside a folder that users share.
 
     Raises:
-        DataError: the default folder belongs to another user.
+        DataError: the default folder belongs to another user, or the folder cannot be made.
     """
-    if remote.cache_dir is not None:
-        return remote.cache_dir
-    folder = Path(tempfile.gettempdir()) / f"nd_dist-cache-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise DataError("The cache folder belongs to another user.", where=str(folder), todo="set remote.cache_dir")
-    return folder
+    name, folder = f"nd_dist-cache-{os.geteuid()}", remote.cache_dir
+    try:
+        if folder is None:
+            folder = Path(tempfile.gettempdir()) / name
+        elif folder.is_dir() and folder.stat().st_uid != os.geteuid():
+            folder = folder / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.geteuid():
+            return folder
+    except OSError as error:
+        raise write_error(folder or Path(name), error) from error
+    raise DataError("The cache folder belongs to another user.", where=str(folder), todo="set remote.cache_dir")

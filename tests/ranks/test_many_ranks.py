@@ -1,4 +1,4 @@
-"""Ranks that do not divide a step: 3 rows of each subject on 1, 2, 4, 5 and 8 ranks, of which some have no row at all."""
+"""Ranks that do not divide a step: 3 rows of each subject on 1, 2, 4, 5 and 8 ranks; some have no row at all."""
 
 from __future__ import annotations
 
