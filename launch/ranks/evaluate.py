@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from launch.ranks.networks import device_of
 from launch.ranks.rank import Rank
 from launch.supervise.preflight import decoder_dir
 from nd_dist.comm import connect
@@ -35,7 +34,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
-        networks=ModelFolders(config, device_of(rank.world), config.evaluation.judges_dir, sources),
+        networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,

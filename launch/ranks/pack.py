@@ -13,5 +13,5 @@ def work(rank: Rank) -> None:
 
     interrupt_on_stop()  # every finished shard is kept, so there is nothing to save
     comm = connect(rank.world)
-    pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
+    pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.use_device()))
     comm.finish()

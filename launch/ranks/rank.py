@@ -33,6 +33,8 @@ from nd_dist.world import World
 from shards.reading.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
+    import torch
+
     from nd_dist.config import Config
 
 
@@ -53,6 +55,12 @@ class Rank:
     events: EventLog
     should_stop: Callable[[], bool]
     options: tuple[str, ...] = ()
+
+    def use_device(self) -> torch.device:
+        """Return this rank's device, made the process's own: every program that holds a network begins with it."""
+        from nd_dist.device import use_device
+
+        return use_device(self.world, self.config)
 
 
 Work = Callable[[Rank], None]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nd_dist.config import Config
+from nd_dist.device import rank_device
 from nd_dist.errors import CheckpointError
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
@@ -19,7 +20,7 @@ from nd_dist.seeds import unit_seed
 from nd_dist.training.calibration import z_statistics
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.collective import on_main
-from nd_dist.training.engine.engine import Engine, connect, open_monitor, training_device
+from nd_dist.training.engine.engine import Engine, connect, open_monitor
 from nd_dist.training.gather import Gather
 from nd_dist.training.loop import Hooks, StagePlan, train_stage
 from nd_dist.training.objective.objectives import Objective, Teacher
@@ -165,7 +166,7 @@ class _StageRun:
             side = next(s.shape[-1] for s in self._source.specs if s.name == INITIAL) // latent_downscale(
                 self._config.decoder
             )
-            return PictureTeacher(self._config.training.teacher, side, seed, training_device(self._world))
+            return PictureTeacher(self._config.training.teacher, side, seed, rank_device(self._world))
         self._events.write("term_off", stage=self._request.stage, term="z/contrastive", reason="no teacher model")
         return None
 
@@ -228,7 +229,7 @@ class _StageRun:
         if INITIAL not in self._request.targets or len(self._request.subjects) > 1:
             return
         subject = self._request.subjects[0]
-        decoder = Decoder.load(self._folder / MODEL).to(training_device(self._world))
+        decoder = Decoder.load(self._folder / MODEL).to(rank_device(self._world))
         chunks = self._source.training_rows(subject, self._request.sessions)
         statistics = z_statistics(decoder, subject, chunks, self._world)
         on_main(lambda: write_z_statistics(self._folder / MODEL, statistics))
