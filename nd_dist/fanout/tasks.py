@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 from nd_dist.errors import Requeue
 from nd_dist.fanout.leases import Lease, LeasePool
+from nd_dist.threads import Behind
 
 POLL_S = 0.25
 REPORT_S = 1.0
@@ -100,7 +99,7 @@ def work_off(tasks: Sequence[Task], pool: LeasePool, first: int = 0, watch: Watc
     progress = _Progress(tasks, watch)
     turn = first % max(1, len(tasks))
     left = [*tasks[turn:], *tasks[:turn]]
-    with _Beside() as beside:
+    with Behind() as behind:
         while left:
             held_by_others: list[Task] = []
             for position, task in enumerate(left):
@@ -113,41 +112,12 @@ def work_off(tasks: Sequence[Task], pool: LeasePool, first: int = 0, watch: Watc
                 if lease is None:
                     held_by_others.append(task)
                 else:
-                    _work_one(task, lease, pool, tally, watch, beside)
+                    _work_one(task, lease, pool, tally, watch, behind)
             if len(held_by_others) == len(left):
                 time.sleep(POLL_S)
             left = held_by_others
     progress.finish()
     return tally
-
-
-class _Beside:
-    """A thread that does the rest of one task while the next one begins; on leaving all is done or an error raised."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._last: Future[None] | None = None
-
-    def do(self, rest: Callable[[], None]) -> None:
-        """Start a rest after the one before is done."""
-        self.wait()
-        self._last = self._thread.submit(rest)
-
-    def wait(self) -> None:
-        """Wait for the last rest; its error is raised here."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait until the thread has done everything; an error that is on its way already goes first."""
-        self._thread.shutdown()
-        if kind is None:
-            self.wait()
 
 
 class _Progress:
@@ -186,7 +156,7 @@ class _Progress:
             self._report(self._total, self._total, 0.0)
 
 
-def _work_one(task: Task, lease: Lease, pool: LeasePool, tally: Tally, watch: Watch, beside: _Beside) -> None:
+def _work_one(task: Task, lease: Lease, pool: LeasePool, tally: Tally, watch: Watch, behind: Behind) -> None:
     """Do one claimed task; its result may have appeared between the look and the claim."""
     if task.is_done():
         return
@@ -201,7 +171,7 @@ def _work_one(task: Task, lease: Lease, pool: LeasePool, tally: Tally, watch: Wa
         held.enter_context(pool.renewing(lease))
         rest = _do(task.work(), pool, watch)
         if rest is not None:
-            beside.do(partial(_finish, rest, held.pop_all(), pool, watch))
+            behind.do(partial(_finish, rest, held.pop_all(), pool, watch))
     tally.done += 1
     tally.busy_s += time.monotonic() - start
 
