@@ -33,6 +33,17 @@ class OutOfMemory(NdDistError):
     """Not even one sample fits into the accelerator's memory."""
 
 
+def full_memory(error: BaseException) -> OutOfMemory:
+    """Return the error that tells a user what to do about full memory, from the one that a library raised."""
+    return OutOfMemory(
+        "The accelerator's memory is full.",
+        found=str(error).splitlines()[0],
+        todo="nd train: more ranks, training.dtype=bfloat16, training.zero_stage=2 or 3 (docs/training.md: which GPU "
+        "can train what); nd evaluate, nd pack: sampler.dtype and frozen.dtype=bfloat16, one rank per GPU; or free "
+        "the GPU of other programs",
+    )
+
+
 def is_memory_error(error: BaseException) -> bool:
     """Return whether an error says that the accelerator's memory is full, whichever library met it."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, OutOfMemory)):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from nd_dist.config import Config, Dtype
+from nd_dist.files import read_json, write_json
 from nd_dist.world import World
 
+PLATFORM = "platform.json"
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -53,6 +56,21 @@ def arithmetic(device: torch.device, config: Config) -> dict[str, str | bool]:
         return {}
     exact = platform_facts(device) if config.deterministic else {}
     return {"tf32": config.tf32, "deterministic": config.deterministic, **exact}
+
+
+def note_platform(run_dir: Path, command: str, device: torch.device) -> str:
+    """Write what a command runs on into the run folder; return a sentence where an earlier launch ran on another.
+
+    What is finished stays: but it was not made by the same hardware and libraries, and equal bits are then no promise.
+    """
+    path, facts = run_dir / PLATFORM, platform_facts(device)
+    noted = read_json(path) if path.is_file() else {}
+    before = noted.get(command, facts)
+    write_json(path, {**noted, command: facts})
+    if before == facts:
+        return ""
+    was, now = (", ".join(f"{key} {value}" for key, value in found.items()) for found in (before, facts))
+    return f"an earlier {command} of this run ran on {was}; now it is {now}: results agree up to rounding"
 
 
 def platform_facts(device: torch.device) -> dict[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from launch.ranks.networks import meet
 from launch.ranks.rank import Rank
 from launch.supervise.preflight import decoder_dir
-from nd_dist.comm import connect
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points
@@ -60,4 +60,4 @@ def _heldout_images(config: Config, reader: ShardReader) -> dict[int, list[int]]
 def work(rank: Rank) -> None:
     """Reconstruct with and without guidance, and the controls where asked for."""
     job = make_job(rank, (*config_points(rank.config), *control_points(rank.config)))
-    evaluate(job, connect(rank.world), rank.events, rank.should_stop)
+    evaluate(job, meet(rank, job.networks.device), rank.events, rank.should_stop)

@@ -1,16 +1,35 @@
-"""Loads the frozen networks that make a recipe's targets onto the device of a rank."""
+"""What ranks that run frozen networks begin with: each other, and the networks on their device."""
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
+from nd_dist.comm import Comm, connect
 from nd_dist.config import Config
 from nd_dist.schema import role_of
 
 if TYPE_CHECKING:
     import torch
 
+    from launch.ranks.rank import Rank
     from nd_dist.frozen.extractor import FrozenExtractor
+
+
+def meet(rank: Rank, device: torch.device) -> Comm:
+    """Return the ranks of this launch; those that compute on one GPU get equal parts of its memory.
+
+    Raises:
+        WorldError: see ``nd_dist.comm.connect``.
+    """
+    import torch
+
+    comm, is_gpu = connect(rank.world), device.type == "cuda"
+    mine = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid) if is_gpu else "cpu")
+    everyone = comm.broadcast(comm.gather(mine))
+    if is_gpu:
+        torch.cuda.set_per_process_memory_fraction(1 / everyone.count(mine), device)
+    return comm
 
 
 def load_extractor(config: Config, device: torch.device) -> FrozenExtractor:

@@ -58,9 +58,12 @@ class Rank:
 
     def use_device(self) -> torch.device:
         """Return this rank's device, made the process's own: every program that holds a network begins with it."""
-        from nd_dist.device import use_device
+        from nd_dist.device import note_platform, use_device
 
-        return use_device(self.world, self.config)
+        device = use_device(self.world, self.config)
+        if self.world.is_main and (moved := note_platform(self.config.run_dir, self.events.command, device)):
+            self.events.write("notice", message=moved)
+        return device
 
 
 Work = Callable[[Rank], None]
@@ -172,7 +175,7 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
     except (KeyboardInterrupt, SystemExit):
         kind, code, message = Requeue.__name__, Requeue.exit_code, "the rank was asked to stop"
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
-        kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
+        kind, code, message = _unforeseen(error)
         traceback.print_exc()
     else:
         events.write("rank_done", launch=launch)
@@ -181,6 +184,16 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
     with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
         events.write("rank_failed", launch=launch, kind=kind, exit_code=code, message=message, host=host)
     return code
+
+
+def _unforeseen(error: Exception) -> tuple[str, int, str]:
+    """Return kind, exit code and message of an error that nobody named; full memory gets advice."""
+    if "torch" in sys.modules:
+        from nd_dist.chunks import full_memory, is_memory_error
+
+        if is_memory_error(error):
+            return RankFailure.__name__, RankFailure.exit_code, str(full_memory(error))
+    return type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
 
 
 def _redirect_output(path: Path) -> None:

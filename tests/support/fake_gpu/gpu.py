@@ -10,8 +10,8 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +22,10 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
+
+from benchmarks.support.gpu_budget import H100, Cost
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,8 +52,7 @@ class Counts:
         kernels: Operations that compute or move something there; views are none.
         waits: Place -> how often the host waits there until the GPU has done everything before.
         to_device_bytes, to_host_bytes: Moved between host and GPU.
-        flops: Floating-point operations, 2 per multiply-add.
-        moved_bytes: Read and written in the GPU's own memory.
+        gpu_s: What the operations need at the rates that ``benchmarks.support.gpu_budget`` assumes.
         collectives: Name -> calls over ranks.
         cpu_collectives: Places that hand a tensor of the CPU to a collective call, which NCCL refuses.
         irreproducible: Name -> operations that may give other bits in another run.
@@ -62,25 +63,11 @@ class Counts:
     waits: Counter[str] = field(default_factory=Counter)
     to_device_bytes: int = 0
     to_host_bytes: int = 0
-    flops: Counter[str] = field(default_factory=Counter)
-    moved_bytes: int = 0
+    gpu_s: float = 0.0
     collectives: Counter[str] = field(default_factory=Counter)
     cpu_collectives: list[str] = field(default_factory=list)
     irreproducible: Counter[str] = field(default_factory=Counter)
     float64: int = 0
-
-    def minus(self, earlier: Counts) -> Counts:
-        """Return what was added since ``earlier``."""
-        found = Counts()
-        for item in fields(self):
-            now, before = getattr(self, item.name), getattr(earlier, item.name)
-            value = now[len(before) :] if isinstance(now, list) else now - before
-            setattr(found, item.name, value)
-        return found
-
-    def copy(self) -> Counts:
-        """Return the counts as they are now."""
-        return self.minus(Counts())
 
 
 class PretendedGpu(TorchDispatchMode):
@@ -105,7 +92,7 @@ class PretendedGpu(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        given = list(_tensors((*args, *kwargs.values()) if kwargs else args))
         there = [tensor for tensor in given if is_there(tensor)]
         target = kwargs.get("device")
         if not there and (target is None or torch.device(target).type != "cuda"):
@@ -120,15 +107,27 @@ class PretendedGpu(TorchDispatchMode):
         if name == "copy_" and not is_there(args[0]):
             self._moved(args[1], args[0], bool(args[2]) if len(args) > 2 else False)
             return args[0].fill_(_constant(args[0].dtype))
+        call = args, kwargs
         with self._fakes:
-            args_there, kwargs_there = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))
-            out = func(*args_there, **kwargs_there)
-        self._account(func, name, (args, kwargs), given, out)
+            if not all(isinstance(tensor, FakeTensor) for tensor in given):
+                call = tree_map_only(torch.Tensor, _shape_of, call)
+            out = func(*call[0], **call[1])
+        made = list(_tensors((out,)))
+        self._account(func, name, (args, kwargs), given, made, out)
+        if all(tensor.device.type != "cpu" for tensor in made):
+            return out
         return tree_map_only(torch.Tensor, self._as_seen_from_host, out)
 
-    def _account(self, func: Any, name: str, call: tuple[Any, Any], given: list[torch.Tensor], out: Any) -> None:
+    def _account(
+        self,
+        func: Any,
+        name: str,
+        call: tuple[Any, Any],
+        given: list[torch.Tensor],
+        made: list[torch.Tensor],
+        out: Any,
+    ) -> None:
         """Count one operation and the memory that its results take."""
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         known = {_storage(tensor) for tensor in given if isinstance(tensor, FakeTensor)}
         fresh = [tensor for tensor in made if is_there(tensor) and _storage(tensor) not in known]
         if name in ("_to_copy", "copy_"):
@@ -143,12 +142,12 @@ class PretendedGpu(TorchDispatchMode):
         if is_view or name.startswith(("empty", "new_empty")) or not any(map(is_there, made)):
             return
         self.counts.kernels += 1
-        self.counts.moved_bytes += sum(map(_bytes, [*given, *fresh]))
-        self.counts.irreproducible[name] += name in IRREPRODUCIBLE
+        self.counts.irreproducible.update([name] if name in IRREPRODUCIBLE else ())
         self.counts.float64 += any(tensor.dtype == torch.float64 for tensor in made)
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            dtype = str(made[0].dtype).removeprefix("torch.")
-            self.counts.flops[dtype] += int(count(*call[0], **call[1], out_val=out))
+        count = flop_registry.get(func._overloadpacket)
+        flops = 0 if count is None else int(count(*call[0], **call[1], out_val=out))
+        dtype = str(made[0].dtype).removeprefix("torch.")
+        self.counts.gpu_s += H100.seconds(flops, dtype, sum(map(_bytes, [*given, *fresh])))
 
     def _moved(self, source: torch.Tensor, target: torch.Tensor, is_asynchronous: bool) -> None:
         """Count a copy between host and GPU; only one of pinned memory leaves the host free."""
@@ -163,7 +162,7 @@ class PretendedGpu(TorchDispatchMode):
 
     def _as_seen_from_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a result; one that lies on the host is a real tensor of some constant."""
-        if is_there(tensor):
+        if tensor.device.type != "cpu":
             return tensor
         return torch.full(tuple(tensor.shape), _constant(tensor.dtype), dtype=tensor.dtype)
 
@@ -173,8 +172,7 @@ class PretendedGpu(TorchDispatchMode):
 
         name = func._schema.name.rpartition("::")[2].rstrip("_")
         self.counts.collectives[name] += 1
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if name != "barrier" and any(not is_there(tensor) for tensor in tensors):
+        if name != "barrier" and not all(map(is_there, _tensors((*args, *(kwargs or {}).values())))):
             self.counts.cpu_collectives.append(f"{name} {place()}")
         work = FakeWork().boxed()
         returned = {"allreduce": args[0], "broadcast": args[0], "allgather": args[0], "_allgather_base": args[0]}
@@ -202,6 +200,40 @@ class PretendedGpu(TorchDispatchMode):
     def reset_peak(self) -> None:
         """Measure the peak from here on."""
         self.peak_bytes = self.alive_bytes
+
+    @contextlib.contextmanager
+    def limited(self, memory_gb: float) -> Iterator[None]:
+        """Be a smaller card in a block."""
+        before, self.memory_bytes = self.memory_bytes, int(memory_gb * 1e9)
+        try:
+            yield
+        finally:
+            self.memory_bytes = before
+
+    def take(self) -> Counts:
+        """Return what was counted since the last time."""
+        counts, self.counts = self.counts, Counts()
+        return counts
+
+    def cost(self, counts: Counts) -> Cost:
+        """Return counts as a line of the budget table, with the peak since ``reset_peak``."""
+        return Cost(
+            kernels=counts.kernels,
+            waits=counts.waits.total(),
+            to_device_mb=round(counts.to_device_bytes / 1e6, 1),
+            to_host_mb=round(counts.to_host_bytes / 1e6, 1),
+            peak_gb=round(self.peak_bytes / 1e9, 2),
+            gpu_ms=round(1e3 * counts.gpu_s, 2),
+        )
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among the arguments or results of an operation."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def is_there(tensor: torch.Tensor) -> bool:
