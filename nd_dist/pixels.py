@@ -84,19 +84,30 @@ def resize_lanczos(pictures_BHWC: npt.NDArray[np.uint8], size: int) -> npt.NDArr
     return np.stack([np.asarray(image) for image in images])
 
 
-def resize_lanczos_there(pictures_BHWC: torch.Tensor, size: int) -> torch.Tensor:
-    """Return what ``resize_lanczos`` returns, byte for byte, on the device of uint8 pictures (B, H, W, 3).
+class Lanczos:
+    """Does what ``resize_lanczos`` does, byte for byte, on the device where pictures lie.
 
     Pillow multiplies bytes with weights in whole 2^-22ths; a float64 matrix product of whole numbers is as exact.
+
+    Args:
+        size: Side of the result.
     """
-    pixels_BCHW = pictures_BHWC.permute(0, 3, 1, 2).double()
-    for _ in range(2):  # along rows, then along columns
-        if pixels_BCHW.shape[-1] != size:
-            weights_SW = torch.from_numpy(_lanczos_weights(pixels_BCHW.shape[-1], size)).to(pixels_BCHW.device)
-            sums = pixels_BCHW @ weights_SW.T
-            pixels_BCHW = ((sums + LANCZOS_ONE / 2) / LANCZOS_ONE).floor().clamp(0, 255)
-        pixels_BCHW = pixels_BCHW.transpose(-1, -2)
-    return pixels_BCHW.permute(0, 2, 3, 1).to(torch.uint8)
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._weights: dict[int, torch.Tensor] = {}
+
+    def __call__(self, pictures_BHWC: torch.Tensor) -> torch.Tensor:
+        """Return uint8 pictures (B, size, size, 3)."""
+        pixels_BCHW = pictures_BHWC.permute(0, 3, 1, 2).double()
+        for _ in range(2):  # along rows, then along columns
+            if (side := pixels_BCHW.shape[-1]) != self._size:
+                if side not in self._weights:
+                    self._weights[side] = torch.from_numpy(_lanczos_weights(side, self._size)).to(pixels_BCHW.device)
+                sums = pixels_BCHW @ self._weights[side].T
+                pixels_BCHW = ((sums + LANCZOS_ONE / 2) / LANCZOS_ONE).floor().clamp(0, 255)
+            pixels_BCHW = pixels_BCHW.transpose(-1, -2)
+        return pixels_BCHW.permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def _lanczos_weights(side: int, size: int) -> npt.NDArray[np.float64]:

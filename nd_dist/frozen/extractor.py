@@ -18,7 +18,7 @@ from nd_dist.config import FrozenConfig
 from nd_dist.errors import DataError
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from nd_dist.pixels import pictures_to_pixels, resize_lanczos, resize_lanczos_there
+from nd_dist.pixels import Lanczos, pictures_to_pixels, resize_lanczos
 from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec
 from nd_dist.seeds import unit_seed
 
@@ -39,6 +39,7 @@ class FrozenExtractor:
         self._sd, self._clip, self._config, self._seed = sd, clip, config, seed
         rows, on_cpu = config.batch_size, sd.device.type == "cpu"
         self._text_rows, self._clip_rows = (AdaptiveChunks(what, rows) for what in ("captions", "guidance features"))
+        self._lanczos = Lanczos(sd.picture_size)
         self._vae_rows = AdaptiveChunks("the VAE's encoder", rows, most=rows if on_cpu else sd.most_vae_rows)
 
     @property
@@ -100,7 +101,7 @@ class FrozenExtractor:
             targets: dict[str, torch.Tensor] = {}
             if "semantic" in roles:
                 targets[SEMANTIC] = self._semantic(captions[rows])
-            pictures = _Pictures(pictures_BHWC[rows], self._sd.device)
+            pictures = _Pictures(pictures_BHWC[rows], self._sd.device, self._lanczos)
             if "initial" in roles:
                 targets[INITIAL] = self._initial(pictures, image_ids[rows])
             if "guidance" in roles:
@@ -169,17 +170,18 @@ class _Pictures:
     Args:
         given_BHWC: uint8 pictures (B, H, W, 3).
         device: The extractor's.
+        lanczos: Resizes there.
     """
 
-    def __init__(self, given_BHWC: npt.NDArray[np.uint8], device: torch.device) -> None:
-        self._given_BHWC = given_BHWC
+    def __init__(self, given_BHWC: npt.NDArray[np.uint8], device: torch.device, lanczos: Lanczos) -> None:
+        self._given_BHWC, self._lanczos = given_BHWC, lanczos
         self.there_BHWC = torch.from_numpy(np.ascontiguousarray(given_BHWC)).to(device)
 
     def resized(self, size: int, rows: slice) -> torch.Tensor:
         """Return some pictures (B, size, size, 3) by Pillow's Lanczos filter; on a GPU the GPU applies it."""
         if self.there_BHWC.device.type == "cpu":
             return torch.from_numpy(np.ascontiguousarray(resize_lanczos(self._given_BHWC[rows], size)))
-        return resize_lanczos_there(self.there_BHWC[rows], size)
+        return self._lanczos(self.there_BHWC[rows])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +85,7 @@ class PretendedGpu(TorchDispatchMode):
         self.alive_bytes = self.peak_bytes = 0
         self.counts = Counts()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        self._one_thread = threading.RLock()
         self._storages: dict[int, object] = {}
 
     # -- operations --------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ class PretendedGpu(TorchDispatchMode):
             self._moved(args[1], args[0], bool(args[2]) if len(args) > 2 else False)
             return args[0].fill_(_constant(args[0].dtype))
         call = args, kwargs
-        with self._fakes:
+        with self._one_thread, self._fakes:
             if not all(isinstance(tensor, FakeTensor) for tensor in given):
                 call = tree_map_only(torch.Tensor, _shape_of, call)
             out = func(*call[0], **call[1])
@@ -274,6 +277,18 @@ def _constant(dtype: torch.dtype) -> bool | float | int:
     return 0.5 if dtype.is_floating_point else 1
 
 
+class _Following(TorchDispatchMode):
+    """The same GPU in another thread: modes are a thread's own."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run one operation."""
+        return self._gpu.__torch_dispatch__(func, types, args, kwargs)
+
+
 class _Attention(TorchFunctionMode):
     """Chooses the kernel of fused attention as a GPU of compute capability 8 or more does: a CPU build cannot say."""
 
@@ -365,11 +380,21 @@ def pretended_gpu(memory_gb: float = 80.0) -> Iterator[PretendedGpu]:
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: gpu.counts.waits.update([place()]),
     }
+
+    def submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def there() -> Any:
+            with _Following(gpu), _Attention():
+                return work(*args, **kwargs)
+
+        return real_submit(pool, there)
+
+    real_submit = ThreadPoolExecutor.submit
     only_lift = torch._C._only_lift_cpu_tensors()
     with contextlib.ExitStack() as stack:
         for name, answer in says.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _moved))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", submit))
         stack.callback(torch._C._set_only_lift_cpu_tensors, only_lift)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is made on the host, then moved
         stack.enter_context(gpu)
