@@ -8,13 +8,13 @@ has to be given again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from launch.recipe import load_recipe
+from launch.recipe import load_recipe, yaml_text
 from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import write_text
@@ -44,10 +44,28 @@ def write_pack_recipe(config: Config) -> None:
         **{name: _network(getattr(config, name), shards_dir) for name in ("model", "guidance_model")},
         "data": {**data, "captions": below if is_inside else _beside(captions, shards_dir)},
         "frozen": config.frozen.model_dump(mode="json"),
-        "training": {"target_subject": config.training.target_subject},
     }
-    text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    write_text(pack_recipe_path(shards_dir), _HEADER + text)
+    write_text(pack_recipe_path(shards_dir), _HEADER + yaml_text(values))
+
+
+def told_of(config: Config) -> Iterator[str]:
+    """Yield what is to be said of a folder after packing: what it keeps, what it lacks, what was packed knowingly."""
+    from shards.format.codec import PICTURES, int8_store
+    from shards.format.index import Index
+
+    index, data = Index.read(config.shards_folder), config.data
+    subjects = [f"subject {subject}" for subject in index.subjects if subject not in data.subjects]
+    asked = {*data.targets, *map(int8_store, data.int8_targets), *([PICTURES] if data.pictures != "none" else [])}
+    if kept := [*subjects, *(store for store in index.features if store not in asked)]:
+        yield f"the folder keeps what this recipe does not ask for: {', '.join(kept)}"
+    for subject, info in index.subjects.items():
+        if info.shown_test_images is not None and info.test_images < info.shown_test_images:
+            yield (
+                f"subject {subject} has {info.test_images} of the {info.shown_test_images} test images that it saw: "
+                "not the published protocol (data.max_test_sessions, or betas that are missing)"
+            )
+    if index.accepted:
+        yield f"{len(index.accepted)} samples cannot be real and were packed knowingly, e.g. {index.accepted[0]}"
 
 
 def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
@@ -64,7 +82,7 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
     path = pack_recipe_path(shards_dir)
     if not path.is_file():
         raise DataError(
-            "What was damaged is removed, but the folder does not keep the recipe that it was packed by.",
+            "The folder does not keep the recipe that it was packed by; nothing was changed.",
             where=str(path),
             todo="run `nd pack` with the same recipe: it packs just what is missing",
         )
@@ -76,13 +94,13 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
         folder = (shards_dir / value).resolve()
         if value == LEFT_OUT or not folder.exists():
             raise DataError(
-                "What was damaged is removed, but what it was packed from is not known here.",
+                "What the shards were packed from is not known here; nothing was changed.",
                 where=f"{name} in {path}",
                 expected="a folder" if value == LEFT_OUT else f"the folder {folder}",
                 todo=f"`nd verify {shards_dir} --repair {name}=FOLDER`",
             )
         words.append(f"{name}={folder}")
-    return load_recipe(str(path), words)
+    return load_recipe(str(path), words, "pack")
 
 
 def _kept_places(path: Path) -> dict[str, str]:
@@ -96,7 +114,7 @@ def _kept_places(path: Path) -> dict[str, str]:
         return {**{name: str(content[name]) for name in _PLACES}, "data.captions": str(content["data"]["captions"])}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(
-            "What was damaged is removed, but the recipe that the folder keeps cannot be read.",
+            "The recipe that the folder keeps cannot be read; nothing was changed.",
             where=str(path),
             found=str(error),
             todo="run `nd pack` with the same recipe: it packs just what is missing",

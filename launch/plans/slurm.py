@@ -166,19 +166,19 @@ def _run_lines(command: str, slurm: SlurmConfig) -> Sequence[str]:
     """Return the lines that run `nd`, hand it the scheduler's signal, and requeue where it asks for that."""
     lines = [
         f"{command} &",
-        "nd=$!",
-        "trap 'kill -TERM $nd' TERM USR1",
+        "nd=$! warned=no",
+        "trap 'warned=yes; kill -TERM $nd' TERM USR1",
         "while :; do",
         "  wait $nd; code=$?",
         "  kill -0 $nd 2>/dev/null || break",
         "done",
     ]
-    if slurm.requeue:  # a job that was cancelled is running no more, and stays cancelled
+    if slurm.requeue:  # a job that was cancelled is running no more, and stays cancelled; so does one after `nd stop`
         where = f"--nodes={slurm.nodes} --ntasks={slurm.nodes} --ntasks-per-node=1"
         asked = f"timeout {NODES_ANSWER_WITHIN_S} srun {where} --mpi=none --cpu-bind=none --overlap true"
         lines += [
             "again=no",
-            f"[ $code = {REQUEUE_CODE} ] && again=yes",
+            f'[ $code = {REQUEUE_CODE} ] && again="$warned"',
             f'[ $code = {FAILURE_CODE} ] && ! {asked} && echo "a node of this job does not answer" && again=yes',
             '[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] || again=no',
             '[ $again = yes ] && scontrol requeue "$SLURM_JOB_ID"',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from launch.ranks.networks import meet
@@ -15,6 +17,7 @@ from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.scoring.groups import read_groups
 from nd_dist.schema import Split
 from shards.format.codec import PICTURES
+from shards.format.index import Index
 from shards.format.tables import ABSENT
 from shards.reading.reader import ShardReader
 from shards.reading.selection import is_heldout
@@ -39,7 +42,31 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
         image_groups=read_groups(groups) if split == "test" and groups is not None else {},
+        content_id=_content_id(config, reader.index),
+        is_simulated=reader.index.is_simulated,
+        departures=tuple(_departures(config, reader.index)),
     )
+
+
+def _content_id(config: Config, index: Index) -> str:
+    """Return a hash of what an evaluation may read, which stays when other stores are packed."""
+    stores = [name for name in (*config.training.targets, PICTURES) if name in index.features]
+    return index.content_id([subject for subject in config.data.subjects if subject in index.subjects], stores)
+
+
+def _departures(config: Config, index: Index) -> Iterator[str]:
+    """Yield what these shards are otherwise than the whole data set."""
+    for subject in config.evaluated_subjects:
+        info = index.subjects[subject]
+        if info.shown_test_images is not None and info.test_images < info.shown_test_images:
+            yield (
+                f"restricted test set: {info.test_images} of the {info.shown_test_images} test images that subject "
+                f"{subject} saw are packed; published numbers are over all of them"
+            )
+    if index.accepted:
+        yield f"{len(index.accepted)} samples cannot be real data and were packed knowingly (data.accept)"
+    if index.is_simulated is None:
+        yield "an earlier version packed the shards, which do not state whether the data are simulated"
 
 
 def _has_training_pictures(config: Config, reader: ShardReader) -> bool:

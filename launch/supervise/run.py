@@ -76,6 +76,7 @@ def run_plan(
     """
     folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env)
     stopped_by = StopSignal()
+    folder.report_wishes_to(stopped_by)
     launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
     for path, text in launch.plan.files.items():
         write_text(path, text)
@@ -118,9 +119,13 @@ class _Following:
         """Feed events to the watcher until the starting process ends, or the ranks had their time to."""
         stop_at: float | None = None
         end_at: float | None = None
+        wanted = stop.wanted
         while True:
             has_ended = self._process.poll() is not None
             self._read(watcher)
+            if wanted != stop.wanted:
+                wanted = stop.wanted
+                self._folder.keep_wish(wanted)
             if has_ended:
                 return
             now = time.monotonic()

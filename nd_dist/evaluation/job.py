@@ -44,6 +44,9 @@ class Job:
         absent: What cannot be computed here -> why (controls without training pictures, say).
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
+        content_id: Hash of what is read of the source; empty: the source's own.
+        is_simulated: Whether the data are made up, as the source states; None: it does not say.
+        departures: What these data are otherwise than the published ones, one sentence each.
     """
 
     config: Config
@@ -57,6 +60,9 @@ class Job:
     absent: Mapping[str, str] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
+    content_id: str = ""
+    is_simulated: bool | None = None
+    departures: tuple[str, ...] = ()
 
     @property
     def protocol(self) -> Protocol:
@@ -234,7 +240,7 @@ def _settings(job: Job, point: Point) -> dict[str, Any]:
         "sampler": config.sampler.model_dump(mode="json", exclude={"kappa", "eta"}),
         "guidance_input": {"antialias": config.frozen.antialias, "normalize": config.frozen.normalize},
         "networks": job.networks.identity(config),
-        "shards": job.source.index.id,
+        "shards": job.content_id or job.source.index.id,
         "decoding": _decoding(job, point),
         "num_repeats": config.evaluation.num_repeats,
     }

@@ -12,7 +12,6 @@ from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
-from nd_dist.evaluation.reconstruction.source import NSD_IMAGES
 from nd_dist.evaluation.scoring.comparisons import comparisons
 from nd_dist.evaluation.scoring.score import Scores, read_scores
 from nd_dist.fanout.results import has_result, read_record
@@ -96,9 +95,12 @@ def write_metrics(bench: Bench) -> None:
             "fingerprint": bench.prints.run,
             "protocol": job.protocol.name,
             "protocol_details": job.protocol.describe(),
-            "departures": job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
+            "departures": [
+                *job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
+                *job.departures,
+            ],
             "split": job.split,
-            "simulated": job.source.index.num_images != NSD_IMAGES,
+            "simulated": job.is_simulated,
             "images": {**present.get("images", {}), **own},
             "points": [entry for entry in ordered if "control" not in entry],
             "controls": [entry for entry in ordered if "control" in entry],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.seeds import splitmix64
-from shards.format.codec import PICTURES, image_key, int8_store
+from shards.format.codec import PICTURES, image_key, stores_of
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reading.reader import ShardReader
 
@@ -34,9 +34,9 @@ class StreamConfig:
         threads: Reader threads.
         heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
             every run.
-        dtype: float32, or the stored dtype.
+        dtype: float32, or the dtype on disk; means over repeats and int8 stores are float32 in both cases.
         repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
-        int8: Read the targets' int8 stores; they are delivered in float32.
+        int8: Read the targets' int8 stores.
     """
 
     subjects: tuple[int, ...]
@@ -53,10 +53,32 @@ class StreamConfig:
     repeats: Literal["trials", "mean"] = "trials"
     int8: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no stream can deliver.
+
+        Raises:
+            ConfigError: says which value and why.
+        """
+        for is_right, expected, found in (
+            (0 <= self.rank < self.world_size, "0 <= rank < world_size", f"rank {self.rank} of {self.world_size}"),
+            (self.threads >= 1, "at least one thread", self.threads),
+            (self.samples_per_subject >= 1, "at least one sample of a subject", self.samples_per_subject),
+            (0 <= self.seed < 2**64, "a seed from 0 to 2**64 - 1", self.seed),
+            (0.0 <= self.heldout_fraction <= 1.0, "a heldout_fraction from 0 to 1", self.heldout_fraction),
+            (len(set(self.subjects)) == len(self.subjects) > 0, "subjects, each once", self.subjects),
+            (len(set(self.targets)) == len(self.targets), "each target once", self.targets),
+            (self.sessions is None or min(self.sessions, default=0) > 0, "sessions from 1 on, or None", self.sessions),
+            (self.split in get_args(StreamSplit), f"one of {get_args(StreamSplit)}", self.split),
+            (self.dtype in ("float32", "stored"), "float32 or stored", self.dtype),
+            (self.repeats in ("trials", "mean"), "trials or mean", self.repeats),
+        ):
+            if not is_right:
+                raise ConfigError("A stream cannot be asked for this.", expected=expected, found=found)
+
     @property
     def stores(self) -> tuple[str, ...]:
         """Stores that are read, one a target."""
-        return tuple(int8_store(name) for name in self.targets) if self.int8 else self.targets
+        return stores_of(self.targets, self.int8)
 
 
 @dataclass(frozen=True)

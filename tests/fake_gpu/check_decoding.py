@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from nd_dist.config import DecoderConfig
 from nd_dist.evaluation.reconstruction.decode import BATCH, DecoderFolder
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
-from nd_dist.training.calibration import z_statistics
-from nd_dist.world import World
 from tests.fake_gpu.conftest import Budget
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
 
@@ -47,15 +44,3 @@ def test_a_batch_stays_within_its_budget(
     values = predictor.predict(name, 1, np.zeros((BATCH, VOXELS[1]), dtype=np.float32), list(range(BATCH)))
     assert values.shape == (BATCH, *SHAPES[name])
     budget.check(f"decode {name}, {BATCH} images", gpu.cost(gpu.take()))
-
-
-def test_statistics_of_z_are_made_on_the_device_of_the_decoder(gpu: PretendedGpu, budget: Budget) -> None:
-    with torch.device("cuda"):
-        decoder = Decoder(DecoderConfig(heads="single"), {1: VOXELS[1]}, [TargetSpec("z", "initial", SHAPES["z"])])
-    gpu.take()
-    gpu.reset_peak()
-    rows = [(torch.zeros(64, VOXELS[1]), torch.zeros(64, *SHAPES["z"])) for _ in range(2)]
-    with mock.patch("nd_dist.training.calibration.gather_objects", lambda value: [value]):
-        found = z_statistics(decoder, 1, rows, World())
-    assert found["prediction_mean"].shape == SHAPES["z"]
-    budget.check("statistics of z, 128 training images", gpu.cost(gpu.take()))

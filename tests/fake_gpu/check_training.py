@@ -18,8 +18,8 @@ from nd_dist.models.decoder import Decoder
 from nd_dist.schema import Batch, TargetSpec, role_of
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer
 from nd_dist.training.engine.sharded import shard_large_layers
-from nd_dist.training.gather import gather_rows, identity
 from nd_dist.training.objective.objectives import Objective, StepInputs
+from nd_dist.training.ranks import gather_rows, identity
 from nd_dist.training.validation import REPEATS, Validation
 from nd_dist.world import World
 from tests.fake_gpu.conftest import Budget

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from nd_dist.schema import Split, TwoRepeats
 
-NSD_IMAGES = 73_000  # pictures of the real NSD; another number means a made-up one
-
 
 class SourceIndex(Protocol):
     """What a source is."""
@@ -19,11 +17,6 @@ class SourceIndex(Protocol):
     @property
     def id(self) -> str:
         """Hash of the content."""
-        ...
-
-    @property
-    def num_images(self) -> int:
-        """Pictures of the data set that the image ids count through."""
         ...
 
 

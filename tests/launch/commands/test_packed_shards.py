@@ -1,25 +1,19 @@
 """`nd pack --dry-run`, `nd verify`, `nd verify --repair` and `nd export` as a user types them."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.shards.support import folder_bytes
+from tests.support.command_line import nd, nd_process
 from tests.support.file_server import FileServer
 
-ND = [sys.executable, "-m", "launch.cli"]
+pytestmark = pytest.mark.launch
 SMALL = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "data.targets=[z]", "data.int8_targets=[z]",
 ]  # fmt: skip
-
-
-def nd(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb", **variables}
-    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300, env=environ)
 
 
 def words_of(folder: Path) -> list[str]:
@@ -82,9 +76,12 @@ def test_a_moved_folder_is_repaired_from_a_data_set_that_is_given(packed: Path, 
     shard = folder / "trials/subj02/nsd-s02-e01.tar"
     right = shard.read_bytes()
     shard.unlink()
+    before = folder_bytes(folder)
     result = nd("verify", str(folder), "--repair")
     assert result.returncode == 3
     assert "--repair nsd_root=FOLDER" in result.stderr
+    assert "nothing was changed" in result.stderr
+    assert folder_bytes(folder) == before
     result = nd("verify", str(folder), "--repair", f"nsd_root={packed / 'nsd'}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert shard.read_bytes() == right
@@ -99,10 +96,70 @@ def test_packing_that_is_refused_leaves_the_recipe_for_repairs(packed: Path) -> 
     assert recipe.read_text() == before
 
 
-def test_words_without_repair_are_refused(packed: Path) -> None:
+def test_words_that_reading_shards_does_not_need_are_refused(packed: Path, tmp_path: Path) -> None:
     result = nd("verify", str(packed / "shards"), "nsd_root=nsd")
     assert result.returncode == 2
     assert "add --repair" in result.stderr
+    result = nd("export", str(packed / "shards"), str(tmp_path / "out"), "data.subjects=[1]")
+    assert result.returncode == 2
+    assert "remote.key=value" in result.stderr
+
+
+@pytest.mark.parametrize("trouble", ["betas are gone", "betas are damaged", "networks are gone"])
+def test_a_repair_that_cannot_pack_leaves_everything_as_it_was(packed: Path, tmp_path: Path, trouble: str) -> None:
+    """One wrong record is better than no shard and no index."""
+    folder = Path(shutil.copytree(packed / "shards", tmp_path / "moved"))
+    nsd_root = Path(shutil.copytree(packed / "nsd", tmp_path / "other"))
+    name = "features/z/nsd-z-s01-000.tar" if trouble == "networks are gone" else "trials/subj02/nsd-s02-e01.tar"
+    content = bytearray((folder / name).read_bytes())
+    content[900] ^= 4
+    (folder / name).write_bytes(content)
+    words = [f"nsd_root={nsd_root}"]
+    for path in nsd_root.glob("nsddata_betas/ppdata/subj02/func1pt8mm/*/betas_session01*"):
+        if trouble == "betas are gone":
+            path.unlink()
+        elif trouble == "betas are damaged":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if trouble == "networks are gone":
+        words.append("model=/no/such/network")
+    before = folder_bytes(folder)
+    result = nd("verify", str(folder), "--repair", *words)
+    assert result.returncode in (3, 4), result.stdout + result.stderr
+    assert folder_bytes(folder) == before
+    assert nd("verify", str(folder)).stdout.count("sample") == 1
+
+
+def test_a_server_cannot_be_repaired_and_nothing_is_touched(packed: Path, tmp_path: Path) -> None:
+    with FileServer(packed / "shards") as server:
+        result = nd("verify", server.url, "--repair")
+        assert result.returncode == 2
+        assert "nothing was changed" in result.stderr
+        assert server.requests == []
+
+
+def test_a_server_and_its_cache_can_be_said_wherever_a_url_can(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "buckets").mkdir()
+    (tmp_path / "buckets/nsd").symlink_to(packed / "shards")
+    keys = {
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with FileServer(tmp_path / "buckets") as server:
+        remote = [f"remote.s3_endpoint={server.url}", f"remote.cache_dir={tmp_path / 'cache'}"]
+        result = nd_process("verify", "s3://nsd", *remote, TMPDIR=str(tmp_path), **keys)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert not (tmp_path / "cache").exists(), "the server is judged, not a cache"
+        result = nd_process("export", "s3://nsd", str(tmp_path / "out"), *remote, "--subject", "1", **keys)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert list((tmp_path / "cache").glob("*.tar"))
+        words = [f"run_dir={tmp_path / 'run'}", "shards_dir=s3://nsd", "data.subjects=[1,2,3]", *remote]
+        before = len(server.requests)
+        result = nd_process(
+            "train", "demo", *words, "training.targets=[c]", "--subjects", "1", **keys
+        )  # c was not packed
+        assert "Target stores ['c'] are not in the shards" in result.stdout + result.stderr
+        assert len(server.requests) > before
 
 
 def test_shards_hold_no_path_of_the_machine_that_packed_them(packed: Path) -> None:
@@ -123,10 +180,10 @@ def test_a_repair_without_a_recipe_says_what_to_run(packed: Path, tmp_path: Path
 
 def test_export_and_verify_take_a_url(packed: Path, tmp_path: Path) -> None:
     with FileServer(packed / "shards") as server:
-        result = nd("export", server.url, str(tmp_path / "out"), "--subject", "1", TMPDIR=str(tmp_path))
+        result = nd_process("export", server.url, str(tmp_path / "out"), "--subject", "1", TMPDIR=str(tmp_path))
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "out/betas_all_subj01_fp32_renorm.hdf5").is_file()
-        verified = nd("verify", server.url, TMPDIR=str(tmp_path))
+        verified = nd_process("verify", server.url, TMPDIR=str(tmp_path))
         assert verified.returncode == 0, verified.stdout + verified.stderr
     refused = nd("verify", "https://me:hunter2@host/shards")
     assert refused.returncode == 2

@@ -11,6 +11,7 @@ from launch.plans.tools import Tools
 from launch.recipe import load_recipe
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
+from tests.support.waiting import wait_until
 
 TRAIN = Submission(
     "train", Path("/runs/a/config.yaml"), "/env/bin/python", Path("/code"), Path("/runs/a/slurm/train-%j.out")
@@ -33,14 +34,14 @@ GOLDEN = """\
 module load cuda/12.4
 export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
 /env/bin/python -m launch.cli train /runs/a/config.yaml --launcher srun &
-nd=$!
-trap 'kill -TERM $nd' TERM USR1
+nd=$! warned=no
+trap 'warned=yes; kill -TERM $nd' TERM USR1
 while :; do
   wait $nd; code=$?
   kill -0 $nd 2>/dev/null || break
 done
 again=no
-[ $code = 5 ] && again=yes
+[ $code = 5 ] && again="$warned"
 [ $code = 4 ] && ! NODES_ANSWER && echo "a node of this job does not answer" && again=yes
 [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] || again=no
 [ $again = yes ] && scontrol requeue "$SLURM_JOB_ID"
@@ -57,6 +58,28 @@ def test_the_script_of_a_training_is_the_documented_one() -> None:
         account="brain", options=("--constraint=a100",), setup=("module load cuda/12.4",),
     )  # fmt: skip
     assert sbatch_text(TRAIN, slurm) == GOLDEN
+
+
+@pytest.mark.parametrize("by_slurm", [True, False])
+def test_a_job_goes_back_into_the_queue_when_slurm_stopped_it_and_not_when_somebody_else_did(
+    by_slurm: bool, tmp_path: Path
+) -> None:
+    programs = {
+        "nd-python": f"trap 'exit 5' TERM\ntouch {tmp_path}/runs\n"
+        f"until [ -e {tmp_path}/stopped ]; do sleep 0.05; done\nexit 5",
+        "squeue": "echo RUNNING",
+        "scontrol": f"touch {tmp_path}/requeued",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    submission = Submission("train", tmp_path, str(tmp_path / "nd-python"), tmp_path, tmp_path / "out")
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["bash", "-c", sbatch_text(submission, SlurmConfig())], env=environ) as job:
+        wait_until((tmp_path / "runs").exists)
+        job.terminate() if by_slurm else (tmp_path / "stopped").touch()
+    assert job.returncode == 5
+    assert (tmp_path / "requeued").exists() == by_slurm
 
 
 def test_without_requeue_the_job_does_not_put_itself_back() -> None:

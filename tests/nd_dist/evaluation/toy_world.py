@@ -40,7 +40,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
 @dataclass(frozen=True)
 class ToyIndex:
     id: str = "toy"
-    num_images: int = 100
 
 
 class ToySource:
@@ -107,4 +106,4 @@ def toy_config(folder: Path, run: str = "run", num_steps: int = 4, **evaluation:
 def toy_job(folder: Path, run: str = "run", num_steps: int = 4, **evaluation: Any) -> Job:
     config = toy_config(folder, run, num_steps, **evaluation)
     networks = ModelFolders(config, torch.device("cpu"))
-    return Job(config, config_points(config), ToySource(), folder / "decoder", networks)
+    return Job(config, config_points(config), ToySource(), folder / "decoder", networks, is_simulated=True)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import base64
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from itertools import islice
@@ -19,12 +19,14 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index
+from shards.reading.as_webdataset import as_webdataset
 from shards.reading.reader import ShardReader
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
 from shards.upkeep.verify import verify
 from tests.shards.support import flip_byte
 from tests.support.file_server import FileServer
+from tests.support.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 SECRET = "hunter2-wJalrXUtnFEMI"
@@ -131,6 +133,67 @@ def test_a_cached_copy_that_goes_bad_is_fetched_again(
     assert server.count()[name] == 2
 
 
+@pytest.mark.parametrize("kind", ["table", "shard", "scale"])
+def test_every_kind_of_file_that_goes_bad_in_the_cache_is_dropped_and_fetched_once_more(
+    server: FileServer, remote: RemoteConfig, packed_dir: Path, kind: str
+) -> None:
+    """A wrong copy must not stay for ever: no later command could heal it."""
+    read = {
+        "table": lambda: Index.read(server.url, remote).trials.tobytes(),
+        "shard": lambda: [s["voxels.npy"].tobytes() for s in as_webdataset(Index.read(server.url, remote), "test")],
+        "scale": lambda: ShardReader(server.url, remote).store("z").tobytes(),
+    }[kind]
+    right = read()
+    for copy in (path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()):
+        flip_byte(copy, copy.stat().st_size // 2)
+    before = len(server.requests)
+    assert read() == right
+    again = [request.path for request in server.requests[before:] if request.path != "/index.json"]
+    assert again, "it was fetched again"
+    assert len(again) == len(set(again)), "once"
+    assert read() == right
+    assert [request.path for request in server.requests[before:]].count("/index.json") == 2
+
+
+@pytest.mark.slow
+def test_a_table_that_the_server_has_wrong_is_an_error_after_a_few_tries(
+    server: FileServer, remote: RemoteConfig
+) -> None:
+    server.faults["trials.npy"] = ["flip"] * 99
+    with pytest.raises(DataError, match=r"trials\.npy(.|\n)*the hash of what arrived"):
+        _ = Index.read(server.url, remote).trials
+
+
+def test_an_index_that_does_not_come_at_once_is_asked_for_again(server: FileServer, remote: RemoteConfig) -> None:
+    for faults in (["busy"], ["hang up"], ["cut"], ["busy", "hang up", "cut"]):
+        server.faults["index.json"] = list(faults)  # type: ignore[arg-type]
+        server.requests.clear()
+        assert sorted(Index.read(server.url, remote).subjects) == [1, 2, 3]
+        assert len(server.requests) == len(faults) + 1
+
+
+def test_a_refusal_is_not_asked_for_again(server: FileServer, remote: RemoteConfig) -> None:
+    server.faults["index.json"] = ["forbidden"] * 9
+    with pytest.raises(DataError, match="403"):
+        Index.read(server.url, remote)
+    assert len(server.requests) == 1
+
+
+def test_a_child_of_a_process_that_read_from_the_server_reads_too(
+    server: FileServer, remote: RemoteConfig, tmp_path: Path
+) -> None:
+    """DataLoader's workers are forked; a client that keeps threads would hang in them."""
+    ShardReader(server.url, remote)
+    other = RemoteConfig(cache_dir=tmp_path / "child")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(_trials_of, (server.url, other)).get(timeout=60)
+    assert found == len(Index.read(server.folder).trials)
+
+
+def _trials_of(url: str, remote: RemoteConfig) -> int:
+    return len(Index.read(url, remote).trials)
+
+
 def test_a_small_cache_serves_many_shards_and_keeps_its_size(server: FileServer, tmp_path: Path) -> None:
     remote = RemoteConfig(cache_dir=tmp_path / "cache", cache_gb=60_000 / 1e9)
     local = steps(ShardReader(server.folder), count=6)
@@ -142,10 +205,25 @@ def test_a_small_cache_serves_many_shards_and_keeps_its_size(server: FileServer,
 def test_verify_proves_a_copy_on_a_server(server: FileServer, remote: RemoteConfig) -> None:
     assert verify(server.url, remote=remote) == []
     server.faults["nsd-s02-e02.tar"] = ["forbidden"] * 99
-    again = RemoteConfig(cache_dir=(remote.cache_dir or Path()) / "second")
-    [problem] = verify(server.url, remote=again)
+    [problem] = verify(server.url, remote=remote)
     assert problem.shard == trial_shard_path(2, 2)
     assert "403" in problem.what
+
+
+def test_verify_judges_the_server_and_neither_believes_nor_fills_the_cache(
+    packed_copy: Path, remote: RemoteConfig
+) -> None:
+    with FileServer(packed_copy) as server:
+        steps(ShardReader(server.url, remote), count=30)
+        copies = [path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()]
+        for copy in copies:
+            flip_byte(copy, copy.stat().st_size // 2)
+        assert verify(server.url, remote=remote) == [], "the server is sound, whatever the cache holds"
+        assert {path for path in (remote.cache_dir or Path()).iterdir() if path.is_file()} == set(copies)
+        for name in (trial_shard_path(1, 2), "index/c.npy"):
+            flip_byte(packed_copy / name, 700)
+            assert {problem.shard for problem in verify(server.url, remote=remote)} == {name}
+            flip_byte(packed_copy / name, 700)
 
 
 def test_a_missing_index_and_a_server_that_is_gone_are_errors(server: FileServer, remote: RemoteConfig) -> None:
@@ -171,7 +249,7 @@ def start_fill(server: FileServer, cache_dir: Path) -> subprocess.Popen[str]:
 def test_two_jobs_that_fill_one_cache_transfer_every_shard_once(server: FileServer, tmp_path: Path) -> None:
     server.bytes_per_s = 400_000
     jobs = [start_fill(server, tmp_path / "cache") for _ in range(2)]
-    results = [job.communicate(timeout=120) for job in jobs]
+    results = [job.communicate(timeout=HANG_S) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], results
     assert results[0][0] == results[1][0]
     assert set(server.count().values()) == {1}
@@ -182,18 +260,16 @@ def test_a_job_killed_while_it_fills_the_cache_leaves_what_the_next_one_continue
 ) -> None:
     server.bytes_per_s = 100_000
     job = start_fill(server, tmp_path / "cache")
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("cache/*.part")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: list(tmp_path.glob("cache/*.part")) or job.poll() is not None, pause_s=0.002)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     whole = list(tmp_path.glob("cache/*.tar"))
     server.bytes_per_s = 0
     next_job = start_fill(server, tmp_path / "cache")
-    output, errors = next_job.communicate(timeout=120)
+    output, errors = next_job.communicate(timeout=HANG_S)
     assert next_job.returncode == 0, errors
     alone = start_fill(server, tmp_path / "other")
-    assert alone.communicate(timeout=120)[0] == output
+    assert alone.communicate(timeout=HANG_S)[0] == output
     assert all(path.exists() for path in whole)
     assert not list(tmp_path.glob("cache/*.part"))
 
@@ -202,10 +278,10 @@ def test_a_job_killed_while_it_fills_the_cache_leaves_what_the_next_one_continue
     "url", [f"https://user:{SECRET}@host/shards", f"https://host/shards?X-Amz-Signature={SECRET}", "ftp://host/x"]
 )
 def test_a_url_with_credentials_or_of_another_protocol_is_refused_without_repeating_them(url: str) -> None:
-    from launch.recipe import validated
+    from launch.recipe import load_settings
 
     with pytest.raises(ConfigError, match="shards_dir") as caught:
-        validated(Config, {"shards_dir": url}, "recipe")
+        load_settings(Config, None, [f"shards_dir={url}"])
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
@@ -267,7 +343,7 @@ class TestS3:
         self, bucket: FileServer, remote: RemoteConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         remote = remote.model_copy(update={"s3_endpoint": bucket.url})
-        bucket.faults["index.json"] = ["forbidden"] * 9
+        bucket.faults["index.json"] = ["forbidden"] * 1000  # always: an answer that is cut is asked for again
         with pytest.raises(DataError) as caught:
             ShardReader("s3://nsd", remote)
         text = "".join(traceback.format_exception(caught.value))
@@ -280,6 +356,31 @@ def test_without_s3fs_the_error_says_what_to_install(remote: RemoteConfig, monke
     monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(ConfigError, match=r"nd-dist\[remote\]"):
         ShardReader("s3://bucket/shards", remote)
+
+
+def test_a_cache_folder_that_users_share_holds_a_folder_of_each(
+    packed_copy: Path, tmp_path: Path, another_user: int
+) -> None:
+    shared = tmp_path / "cache"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    remote = RemoteConfig(cache_dir=shared)
+    with FileServer(packed_copy) as server:
+        first = steps(ShardReader(server.url, remote), count=2)
+        os.seteuid(another_user)
+        try:
+            assert steps(ShardReader(server.url, remote), count=2) == first
+        finally:
+            os.seteuid(0)
+        assert (shared / f"nd_dist-cache-{another_user}").stat().st_uid == another_user
+        shared.chmod(0o755)
+        (shared / f"nd_dist-cache-{another_user}").rename(tmp_path / "away")
+        os.seteuid(another_user)
+        try:
+            with pytest.raises(DataError, match="could not be written"):
+                ShardReader(server.url, remote)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_cache_that_belongs_to_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -81,6 +81,30 @@ def test_a_flipped_header_bit_never_hides_the_rest_of_a_shard(packed_copy: Path)
         list(as_webdataset(index, "train"))
 
 
+@pytest.mark.parametrize("damage", ["flipped byte", "not a number", "exchanged", "appended"])
+def test_a_value_that_is_not_what_was_packed_is_never_passed_on(packed_copy: Path, damage: str) -> None:
+    index = Index.read(packed_copy)
+    rows = index.trials[(index.trials["subject"] == 1) & (index.trials["session"] == 1)]
+    path = packed_copy / trial_shard_path(1, 1)
+    content = bytearray(path.read_bytes())
+    first, second = int(rows["offset"][3]), int(rows["offset"][4])
+    size = index.num_voxels[1] * 2
+    if damage == "flipped byte":
+        content[first + 7] ^= 1
+    elif damage == "not a number":
+        content[first : first + 2] = np.array(np.nan, dtype="<f2").tobytes()
+    elif damage == "exchanged":
+        content[first : first + size], content[second : second + size] = (
+            content[second : second + size],
+            content[first : first + size],
+        )
+    else:
+        content += bytes(10_240)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cut or damaged(.|\n)*nsd-s01-e01"):
+        list(as_webdataset(Index.read(packed_copy), "train"))
+
+
 def test_a_subject_or_target_that_was_not_packed_is_said_at_once(packed_dir: Path) -> None:
     index = Index.read(packed_dir)
     with pytest.raises(DataError, match=r"\[7\]"):

@@ -97,13 +97,19 @@ def test_a_missing_session_is_said_with_the_way_out(mindeye2_dir: Path) -> None:
     (mindeye2_dir / "wds/subj01/train/3.tar").unlink()
     with pytest.raises(DataError, match="data.max_sessions=3"):
         open_reader(config_of(mindeye2_dir)).design(1)
-    assert open_reader(config_of(mindeye2_dir, max_sessions=3)).design(1).sessions == (1, 2, 3)
+    design = open_reader(config_of(mindeye2_dir, max_sessions=3)).design(1)
+    last = design.trials_of(4)
+    assert (design.image_id[last] >= 0).tolist() == design.is_test[last].tolist(), "its test trials are known"
 
 
-def test_a_missing_session_in_the_middle_is_said(mindeye2_dir: Path) -> None:
-    (mindeye2_dir / "wds/subj01/train/1.tar").unlink()
-    with pytest.raises(DataError, match="not complete"):
-        open_reader(config_of(mindeye2_dir, max_sessions=4)).design(1)
+def test_every_missing_session_in_the_middle_is_named_and_the_way_out_works(mindeye2_dir: Path) -> None:
+    for number in (1, 2):
+        (mindeye2_dir / f"wds/subj01/train/{number}.tar").unlink()
+    with pytest.raises(
+        DataError, match=r"not complete(.|\n)*1\.tar, 2\.tar(.|\n)*sessions 1, 4(.|\n)*max_sessions=1$"
+    ):
+        open_reader(config_of(mindeye2_dir)).design(1)
+    assert open_reader(config_of(mindeye2_dir, max_sessions=1)).design(1).num_trials == 60
 
 
 @pytest.mark.parametrize(
@@ -164,4 +170,114 @@ def test_behaviour_that_is_a_python_object_is_refused(mindeye2_dir: Path) -> Non
         member.size = len(stream.getvalue())
         tar.addfile(member, io.BytesIO(stream.getvalue()))
     with pytest.raises(DataError, match="allow_pickle"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+
+
+def behaviour_in(path: Path) -> list[np.ndarray]:
+    """Return the behaviour (17,) of every trial in a tar."""
+    return [sample["behav.npy"][0] for sample in webdataset.WebDataset(str(path), shardshuffle=False).decode()]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "named"),
+    [
+        ("train/1.tar", 1, 2, "subject 1(.|\n)*subject 2"),
+        ("train/1.tar", 2, 3, "session 2(.|\n)*session 3"),
+        ("train/1.tar", 16, 1, "shared 0(.|\n)*shared 1"),
+        ("new_test/0.tar", 16, 0, "shared 1(.|\n)*shared 0"),
+        ("new_test/0.tar", 1, 8, "subject 1(.|\n)*subject 8"),
+        ("train/1.tar", 0, 73_000, "image"),
+        ("train/1.tar", 0, -1, "image"),
+        ("train/1.tar", 5, 59, "twice"),
+        ("train/1.tar", 5, 900, "contradict"),
+    ],
+)
+def test_every_identity_of_a_trial_is_compared_with_where_it_lies(
+    mindeye2_dir: Path, name: str, column: int, value: int, named: str
+) -> None:
+    path = mindeye2_dir / "wds/subj01" / name
+    rows = behaviour_in(path)
+    rows[1][column] = value
+    write_tar(path, rows)
+    with pytest.raises(DataError, match=named) as caught:
+        open_reader(config_of(mindeye2_dir)).design(1)
+    assert "subj01" in str(caught.value)
+
+
+def test_tars_exchanged_between_sessions_or_subjects_are_refused(mindeye2_dir: Path) -> None:
+    first, second = (mindeye2_dir / f"wds/subj01/train/{number}.tar" for number in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(DataError, match=r"0\.tar(.|\n)*session 1(.|\n)*session 2"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+    first.write_bytes(content)
+    (mindeye2_dir / "wds/subj02/new_test/0.tar").write_bytes((mindeye2_dir / "wds/subj01/new_test/0.tar").read_bytes())
+    with pytest.raises(DataError, match="subject 2(.|\n)*subject 1"):
+        open_reader(config_of(mindeye2_dir)).design(2)
+
+
+def test_the_list_of_shared_pictures_is_compared_where_it_was_downloaded(mindeye2_dir: Path) -> None:
+    reader = open_reader(config_of(mindeye2_dir))
+    shared = np.zeros(reader.num_images, dtype=bool)
+    design = reader.design(1)
+    shared[design.image_id[design.is_test]] = True
+    np.save(mindeye2_dir / "shared1000.npy", shared)
+    assert open_reader(config_of(mindeye2_dir)).design(1).num_trials == 60
+    shared[design.image_id[~design.is_test][0]] = True
+    np.save(mindeye2_dir / "shared1000.npy", shared)
+    with pytest.raises(DataError, match="shared 0(.|\n)*shared 1"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+
+
+def test_a_second_download_of_a_tar_is_named(mindeye2_dir: Path) -> None:
+    folder = mindeye2_dir / "wds/subj01/train"
+    (folder / "1 (1).tar").write_bytes((folder / "1.tar").read_bytes())
+    with pytest.raises(DataError, match=r"1 \(1\)\.tar"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+
+
+def test_one_persons_betas_under_two_names_are_refused_before_packing(mindeye2_dir: Path) -> None:
+    first, second = (mindeye2_dir / f"betas_all_subj0{subject}_fp32_renorm.hdf5" for subject in (1, 2))
+    second.write_bytes(first.read_bytes())
+    reader = open_reader(config_of(mindeye2_dir))
+    reader.design(1)
+    with pytest.raises(DataError, match="delivered twice(.|\n)*subj02(.|\n)*subj01"):
+        reader.design(2)
+
+
+def test_betas_that_are_too_short_are_refused(mindeye2_dir: Path) -> None:
+    path = mindeye2_dir / "betas_all_subj01_fp32_renorm.hdf5"
+    with h5py.File(path) as file:
+        betas = file["betas"][:]
+    with h5py.File(path, "w") as file:
+        file["betas"] = betas[:-1]
+    with pytest.raises(DataError, match="betas of 59 trials"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+    assert open_reader(config_of(mindeye2_dir, max_sessions=3)).design(1).absent == (4,)
+
+
+def test_the_notebooks_own_file_of_betas_is_called_what_it_is(mindeye2_dir: Path) -> None:
+    path = mindeye2_dir / "betas_all_subj01_fp32_renorm.hdf5"
+    path.rename(mindeye2_dir / "betas_subj01.hdf5")
+    with pytest.raises(DataError, match=r"betas_subj01\.hdf5: a file of MindEye2's notebook"):
+        open_reader(config_of(mindeye2_dir)).design(1)
+
+
+@pytest.mark.parametrize("value", [np.nan, 200.0, -1.0])
+def test_pictures_that_are_not_pixels_of_0_to_1_are_refused(mindeye2_dir: Path, value: float) -> None:
+    with h5py.File(mindeye2_dir / "coco_images_224_float16.hdf5", "r+") as file:
+        file["images"][2, 1, 3, 4] = value
+    reader = open_reader(config_of(mindeye2_dir))
+    reader.pictures([1])
+    with pytest.raises(DataError, match="image 2 has pixels"):
+        reader.pictures([1, 2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["betas_all_subj01_fp32_renorm.hdf5", "wds/subj01/train/2.tar", "COCO_73k_annots_curated.npy", "shared1000.npy"],
+)
+def test_lfs_pointers_are_called_what_they_are(mindeye2_dir: Path, name: str) -> None:
+    (mindeye2_dir / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n")
+    with pytest.raises(DataError, match="Git LFS pointer"):
         open_reader(config_of(mindeye2_dir)).design(1)

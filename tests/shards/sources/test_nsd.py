@@ -91,10 +91,10 @@ def test_any_named_roi_with_several_positive_labels_can_be_read(phantom_dir: Pat
         reader_of(phantom_dir, roi="no-such-roi").design(1)
 
 
-def test_max_sessions_takes_the_first_ones(phantom_dir: Path) -> None:
+def test_a_design_tells_all_sessions_and_the_packer_chooses(phantom_dir: Path) -> None:
     design = reader_of(phantom_dir, max_sessions=2).design(1)
-    assert design.sessions == (1, 2)
-    assert design.num_trials == 30
+    assert design.sessions == (1, 2, 3, 4)
+    assert design.num_trials == 60
 
 
 def test_a_missing_session_in_the_middle_is_said(phantom_copy: Path) -> None:
@@ -202,3 +202,56 @@ def test_a_picture_without_caption_is_an_error(phantom_copy: Path) -> None:
         path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="no caption"):
         reader_of(phantom_copy).captions(range(reader_of(phantom_copy).num_images))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [
+        ("SUBJECT", 2, "SUBJECT is 2 instead of 1 in trial 7"),
+        ("SESSION", 2, "do not count up|SESSION is 2 instead of 1 in trial 7"),
+        ("10KID", 3, "10KID is 3 instead of"),
+        ("RUN", 9, "SESSION, RUN, TRIAL do not count up"),
+    ],
+)
+def test_every_identity_that_responses_state_is_compared_with_where_they_lie(
+    phantom_copy: Path, column: str, value: int, named: str
+) -> None:
+    path = NsdLayout(phantom_copy).responses(1)
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    place = lines[0].index(column)
+    lines[8][place] = str(value if lines[8][place] != str(value) else value + 1)
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    with pytest.raises(DataError, match=named) as caught:
+        reader_of(phantom_copy).design(1)
+    assert str(path) in str(caught.value)
+
+
+def test_another_subjects_responses_are_refused(phantom_copy: Path) -> None:
+    layout = NsdLayout(phantom_copy)
+    layout.responses(1).write_bytes(layout.responses(3).read_bytes())
+    with pytest.raises(DataError, match="SUBJECT is 3 instead of 1|disagree"):
+        reader_of(phantom_copy).design(1)
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".nii.gz"])
+def test_one_session_delivered_under_two_names_is_refused_before_packing(phantom_copy: Path, suffix: str) -> None:
+    paths = [NsdLayout(phantom_copy).betas(1, "betas_fithrf_GLMdenoise_RR", number, suffix) for number in (2, 3)]
+    paths[1].write_bytes(paths[0].read_bytes())
+    betas_format = "hdf5" if suffix == ".hdf5" else "nifti"
+    with pytest.raises(DataError, match="delivered twice") as caught:
+        reader_of(phantom_copy, betas_format=betas_format).design(1)
+    assert "betas_session03" in str(caught.value)
+    assert "betas_session02" in str(caught.value)
+    accepted = reader_of(phantom_copy, betas_format=betas_format, accept=("equal-trials",))
+    assert accepted.design(1).num_trials == 60
+
+
+def test_sessions_without_betas_beyond_those_to_train_on_are_absent(phantom_copy: Path) -> None:
+    for session in (2, 4):
+        for suffix in (".hdf5", ".nii.gz"):
+            NsdLayout(phantom_copy).betas(1, "betas_fithrf_GLMdenoise_RR", session, suffix).unlink()
+    design = reader_of(phantom_copy, max_sessions=1).design(1)
+    assert (design.sessions, design.absent) == ((1, 3), (2, 4))
+    assert design.num_trials == 60, "trials keep their numbers"
+    with pytest.raises(DataError, match="no betas of session 2"):
+        reader_of(phantom_copy, max_sessions=2).design(1)
