@@ -37,6 +37,7 @@ class EventLog:
     def __init__(self, run_dir: Path, rank: int, command: str) -> None:
         self._path = events_path(run_dir, rank)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.command = command
         self._fixed = {"command": command, "rank": rank}
 
     def write(self, event: str, **fields: Any) -> None:  # Any: whatever JSON holds

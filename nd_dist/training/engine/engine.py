@@ -23,6 +23,7 @@ from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
+from nd_dist.device import DTYPES, rank_device
 from nd_dist.errors import ConfigError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer
@@ -33,17 +34,10 @@ from nd_dist.training.ranks import Gather, gather_rows, identity, raise_not_fini
 from nd_dist.training.schedule import Schedule
 from nd_dist.world import World
 
-__all__ = ["Engine", "Monitor", "connect", "full_parameter", "training_device", "write_universal"]
+__all__ = ["Engine", "Monitor", "connect", "full_parameter", "write_universal"]
 
 Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
 """Takes (name, value, step) events; rank 0's are written."""
-
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def training_device(world: World) -> torch.device:
-    """Return this rank's device: its GPU where there is one, else the CPU."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def connect(world: World, timeout_s: int) -> Gather:
@@ -67,15 +61,15 @@ def connect(world: World, timeout_s: int) -> Gather:
 
 def _join(world: World, timeout: timedelta) -> None:
     """Initialise torch.distributed and let DeepSpeed use it."""
-    device = training_device(world)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = rank_device(world)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # DeepSpeed would compile a shared-memory extension on first use on the CPU: half a minute, and a process killed
     # meanwhile leaves a lock on which every later run hangs
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed reads it, whoever launched the rank
     where: dict[str, Any] = {"store": HashStore()} if world.size == 1 else {"init_method": "env://"}
+    if device.type == "cuda":
+        where["device_id"] = device  # NCCL otherwise guesses one from the rank, and connects at the first call
     distributed.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout, **where)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
@@ -188,8 +182,8 @@ class Engine:
         timeout_s: int,
         layers: Mapping[str, OwnColumns] | None = None,
     ) -> None:
-        self.objective, self.training, self.world, self.device = objective, training, world, training_device(world)
-        self._schedule, self._dtype = schedule, _TORCH_DTYPES[training.dtype]
+        self.objective, self.training, self.world, self.device = objective, training, world, rank_device(world)
+        self._schedule, self._dtype = schedule, DTYPES[training.dtype]
         self.shards = ShardOptimizer(layers or {}, training, world, self.device)
         self.optimizer = objective.optimizer(training)
         try:

@@ -1,0 +1,46 @@
+"""Decoding with the published prior at h=4096: a batch of 32 images, the way an evaluation asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.training_memory import SHAPES, VOXELS
+from nd_dist.config import DecoderConfig
+from nd_dist.evaluation.reconstruction.decode import BATCH, DecoderFolder
+from nd_dist.models.decoder import Decoder
+from nd_dist.schema import TargetSpec, role_of
+from tests.fake_gpu.conftest import Budget
+from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
+
+TARGETS = ("c", "z", "g02")  # the other guidance layers are g02 again
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[PretendedGpu]:
+    with pretended_gpu(16.0) as gpu:  # the smallest card
+        yield gpu
+
+
+@pytest.fixture(scope="module")
+def predictor(gpu: PretendedGpu) -> DecoderFolder:
+    folder = DecoderFolder(Path("unread"), torch.device("cuda", 0))
+    with torch.device("cuda"):
+        specs = [TargetSpec(name, role_of(name), SHAPES[name]) for name in TARGETS]
+        folder.__dict__["_decoder"] = Decoder(DecoderConfig(heads="single"), {1: VOXELS[1]}, specs).eval()
+    return folder
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_batch_stays_within_its_budget(
+    gpu: PretendedGpu, predictor: DecoderFolder, budget: Budget, name: str
+) -> None:
+    gpu.take()
+    gpu.reset_peak()
+    values = predictor.predict(name, 1, np.zeros((BATCH, VOXELS[1]), dtype=np.float32), list(range(BATCH)))
+    assert values.shape == (BATCH, *SHAPES[name])
+    budget.check(f"decode {name}, {BATCH} images", gpu.cost(gpu.take()))
