@@ -12,8 +12,13 @@ from nd_dist.schema import TARGETS
 
 
 class DecoderConfig(Section):
-    """The trainable network: voxel encoders, backbone, heads, prior."""
+    """What decodes voxels: voxel encoders, backbone, heads and prior of NeuralDiffuser, or a regression."""
 
+    kind: Literal["neuraldiffuser", "ridge"] = "neuraldiffuser"
+    """neuraldiffuser: the published network; ridge: ridge regression of every target, in closed form (of
+    this section only `ridge_penalty` is then looked at)."""
+    ridge_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Penalty of the ridge regression; none chooses one for every target by its leave-one-out error."""
     heads: Literal["joint", "single"] = "joint"
     """joint: one shared space with all heads; single: every target has its own network (as published)."""
     hidden_size: Positive = 4096

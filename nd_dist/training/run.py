@@ -19,6 +19,7 @@ from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
+from nd_dist.training import ridge
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.engine.engine import Engine, connect, open_monitor
 from nd_dist.training.engine.saving import full_state
@@ -73,7 +74,32 @@ def train(
         NonFiniteError: the training diverged or the data is damaged.
     """
     for stage in config.training.stages:
+        if config.decoder.kind == "ridge":
+            _fit_stage(stage, config, world, source, events, should_stop)
+            continue
         _run_stage(stage, config, world, source, events, should_stop)
+
+
+def _fit_stage(
+    stage: int,
+    config: Config,
+    world: World,
+    source: TrainingSource,
+    events: EventLog,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Fit a ridge regression in the place of stage 2; stage 1 has nothing to give to it."""
+    connect(world, config.launch.timeout_s)
+    if stage != ridge.STAGE:
+        events.write("stage_skipped", stage=stage, reason="a ridge regression is fitted to the target subject alone")
+        return
+    request = stage_request(config, stage, world.size)
+    facts = on_main(lambda: ridge.ridge_facts(config, source.content_id(request)))
+    if on_main(lambda: bool(_finished(stage_dir(config.run_dir, stage), facts))):
+        events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
+        return
+    events.write("stage_start", stage=stage, subjects=list(request.subjects), start=SCRATCH)
+    ridge.fit(config, world, source, events, should_stop, facts, request)
 
 
 def _run_stage(

@@ -22,6 +22,7 @@ from nd_dist.chunks import AdaptiveChunks
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.models.decoder import Decoder
+from nd_dist.models.ridge import RidgeDecoder, load_decoder
 from nd_dist.seeds import unit_seed
 
 BATCH = 32  # fixed: a prediction's bits may depend on the batch it rides in, so this is not an option
@@ -133,8 +134,8 @@ class DecoderFolder:
         self._chunks = AdaptiveChunks("decoding", BATCH)
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder.load(self._folder).to(self._device).eval()
+    def _decoder(self) -> Decoder | RidgeDecoder:
+        return load_decoder(self._folder).to(self._device).eval()
 
     @property
     def names(self) -> tuple[str, ...]:
