@@ -20,7 +20,7 @@ from launch.plans.plan import LaunchPlan
 from launch.plans.tools import find_tools, require_port
 from launch.recipe import write_config
 from launch.supervise.lock import state_dir
-from launch.supervise.preflight import preflight, require_starters
+from launch.supervise.preflight import advice, preflight, require_starters
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config
@@ -44,6 +44,8 @@ def launch_command(
     plan = make_plan(command, config, options, tools, launch_id)
     check(command, config, plan.ranks)
     require_starters(plan, Path.home())
+    for line in advice(command, config, plan.ranks):
+        console.print(f"  note: {line}")
     write_config(config)
     if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():
         write_pack_recipe(config)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError
+from nd_dist.errors import CheckpointError, RankFailure
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
@@ -70,9 +70,20 @@ def train(
         CheckpointError: the run folder holds another recipe's training, or cannot be read or written.
         Requeue: stopped on demand.
         NonFiniteError: the training diverged or the data is damaged.
+        RankFailure: a GPU has too little memory.
     """
     for stage in config.training.stages:
-        _run_stage(stage, config, world, source, events, should_stop)
+        try:
+            _run_stage(stage, config, world, source, events, should_stop)
+        except torch.OutOfMemoryError as error:
+            raise RankFailure(
+                "The GPU has too little memory for this training.",
+                where=f"stage {stage}, rank {world.rank} of {world.size}",
+                found=str(error).partition(". Of the allocated")[0],
+                todo="take more ranks, training.zero_stage=2, training.dtype=bfloat16, --all-targets, or "
+                "training.gradient_accumulation=2 with half of training.samples_per_subject "
+                "(`nd train ... --dry-run` counts what is needed)",
+            ) from error
 
 
 def _run_stage(
