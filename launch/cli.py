@@ -121,8 +121,8 @@ def export(
 
 
 @_command(
-    "nd train paper shards_dir=shards run_dir=runs/subj01 --hostfile hosts",
-    "nd train paper shards_dir=shards run_dir=runs/all --all-targets --subjects 1,2,5,7",
+    "nd train paper shards_dir=shards run_dir=runs/subj01-c training.targets=[c] --ranks 4",
+    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7 --hostfile hosts",
     "nd train paper run_dir=runs/grid training.targets=[c] --grid training.learning_rate=[1e-4,3e-4]",
 )
 @launching
@@ -185,7 +185,9 @@ def sweep(
     words.launch("estimate" if estimate else "sweep")
 
 
-@_command("nd submit train paper run_dir=/scratch/me/run slurm.nodes=4 slurm.ranks_per_node=8 slurm.gpus_per_node=8")
+@_command(
+    "nd submit train paper run_dir=/scratch/me/run training.targets=[c] slurm.ranks_per_node=8 slurm.gpus_per_node=8"
+)
 def submit(
     command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.", autocompletion=commands_like)],
     recipe: Recipe,
