@@ -1,4 +1,6 @@
-"""How much memory a training needs on each GPU: counted on its real modules at full size, without allocating them.
+"""How much memory a training needs on each GPU, and what to change where that is too much.
+
+It is counted on the training's real modules at full size, without allocating them.
 
 Weights, gradients and optimizer state follow from parameter counts: a layer whose columns are divided among the ranks
 keeps float32 weights, gradients and two moments of its share (and a copy in half precision); DeepSpeed's parameters
@@ -8,6 +10,8 @@ what autograd saves.
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +19,7 @@ import numpy as np
 import torch
 
 from nd_dist.config import Config, TrainingConfig
+from nd_dist.errors import ConfigError
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec
 from nd_dist.training.engine.sharded import shard_large_layers
@@ -125,3 +130,44 @@ def needed_bytes(
         counts = count(decoder.to("meta"), training, request.num_rows, ranks)
         needed[stage] = HEADROOM * peak_bytes(counts, ranks, training.zero_stage, training.dtype != "float32")
     return needed
+
+
+def gpu_bytes() -> int:
+    """Return the memory of this machine's smallest GPU, 0 where none is known."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    return min((int(line) for line in answer.split() if line.isdigit()), default=0) * 2**20
+
+
+def memory_note(needed: Mapping[int, float], available: int, config: Config, ranks: int) -> str:
+    """Return what a training needs, in words.
+
+    Args:
+        needed: Stage -> bytes on each GPU, see ``needed_bytes``.
+        available: Bytes of the smallest GPU; 0: unknown.
+        config: The recipe.
+        ranks: Ranks of the training.
+
+    Raises:
+        ConfigError: the GPUs are too small; it says what would lessen the need.
+    """
+    stage, most = max(needed.items(), key=lambda item: item[1])
+    if not 0 < available < most:
+        return ", ".join(f"stage {stage} needs {num / 1e9:.1f} GB on each GPU" for stage, num in needed.items())
+    training, ways = config.training, [f"more ranks than {ranks}"]
+    if config.decoder.heads == "single" and len(training.targets) > 1:
+        ways = ["--all-targets (every target is a training of its own)", *ways]
+    if training.dtype == "float32":
+        ways.append("training.dtype=bfloat16")
+    if training.zero_stage < 2 and ranks > 1:
+        ways.append("training.zero_stage=2")
+    ways.append("training.gradient_accumulation=2 with half of training.samples_per_subject")
+    raise ConfigError(
+        f"Stage {stage} needs more memory than a GPU has.",
+        where=f"{ranks} ranks",
+        expected=f"{most / 1e9:.1f} GB on each GPU (counted, with {HEADROOM - 1:.0%} room)",
+        found=f"{available / 1e9:.1f} GB",
+        todo=f"take {', or '.join(ways)}",
+    )

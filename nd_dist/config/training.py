@@ -47,6 +47,13 @@ class DecoderConfig(Section):
     """Probability to replace condition or target by the learned null embedding."""
 
 
+class OwnSchedule(Section):
+    """What a training of one target has of its own, for stage 1 and stage 2; none: what all have."""
+
+    steps: tuple[Positive, Positive] | None = None
+    samples_per_subject: tuple[Positive, Positive] | None = None
+
+
 class TrainingConfig(Section):
     """Two stages of training with DeepSpeed."""
 
@@ -54,6 +61,9 @@ class TrainingConfig(Section):
     """Stage 1 trains on all other subjects of `data.subjects`, stage 2 on this one."""
     stages: Annotated[tuple[Literal[1, 2], ...], Field(min_length=1)] = (1, 2)
     """Stages to run, in order; stage 2 starts from stage 1's model where there is one."""
+    start: Literal["random", "ridge"] = "random"
+    """Where the network starts: random: as published; ridge: at the ridge regression of c and g that its affine parts
+    can express, voxel encoders in stage 2 too (needs `decoder.mixer: official`)."""
     targets: tuple[str, ...] = TARGETS
     """Targets to train heads for."""
     sessions: tuple[Positive, ...] | None = None
@@ -62,6 +72,9 @@ class TrainingConfig(Section):
     """Optimizer steps of stage 1 and stage 2."""
     samples_per_subject: tuple[Positive, Positive] = (6, 42)
     """Trials of each subject in a global step, in stage 1 and stage 2; ranks share them whatever their number."""
+    per_target: dict[str, OwnSchedule] = Field(default_factory=dict)
+    """Steps and samples of a training that has this one target, e.g. {z: {steps: [53550, 53550]}}; naming
+    `training.steps` or `training.samples_per_subject` on the command line sets them for every target."""
     rows_per_rank: Positive | None = None
     """Rows of a step on one rank, instead of a batch that does not depend on the ranks: every subject gives as many
     trials as that needs. Where the batch so becomes k times what `samples_per_subject` says, the learning rate is
@@ -132,6 +145,12 @@ class TrainingConfig(Section):
     int8_targets: bool = False
     """Read the targets' int8 stores (`data.int8_targets`): half the bytes, about 1 % relative error."""
 
+    def schedule(self, stage: int) -> tuple[int, int]:
+        """Return optimizer steps and samples per subject of a stage."""
+        own = self.per_target.get(self.targets[0], OwnSchedule()) if len(self.targets) == 1 else OwnSchedule()
+        steps, samples = own.steps or self.steps, own.samples_per_subject or self.samples_per_subject
+        return steps[stage - 1], samples[stage - 1]
+
     @model_validator(mode="after")
     def _trains_rightly(self) -> TrainingConfig:
         # without ZeRO, DeepSpeed's half precision makes a dummy AdamW step at the start
@@ -145,7 +164,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _known_targets(self) -> TrainingConfig:
-        if unknown := [name for name in self.targets if name not in TARGETS]:
+        if unknown := [name for name in (*self.targets, *self.per_target) if name not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
         return self
 

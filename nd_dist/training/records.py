@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError
@@ -34,7 +34,6 @@ _NOT_RESULT = {  # of config.training: changes of these keep the trained numbers
     "per_target",
 }
 _STOPPING = ("validate_every", "validation_images")
-_PER_STAGE = ("steps", "samples_per_subject")
 
 
 def stage_dir(run_dir: Path, stage: int) -> Path:
@@ -58,14 +57,16 @@ def training_fingerprint(
     kept = {key: value for key, value in training.items() if key not in _NOT_RESULT}
     if training["early_stop"]:
         kept.update({key: training[key] for key in _STOPPING})
-    for key in _PER_STAGE:
-        kept[key] = training[key][stage - 1]
+    kept["steps"], kept["samples_per_subject"] = config.training.schedule(stage)
+    if training["start"] == "random":
+        del kept["start"]  # as before there was a choice
     if training["teacher"] is None:
         del kept["latent_negatives"]  # they are the teacher's
     if stage == 1:
         del kept["sessions"]  # stage 1 uses all sessions of the other subjects
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
-    facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
+    decoder = config.decoder.model_dump(mode="json", exclude={"kind", "ridge_penalty"})
+    facts.update({f"decoder.{key}": value for key, value in decoder.items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
     if training["rows_per_rank"] is not None:
         facts["launch.ranks"] = ranks
@@ -104,6 +105,14 @@ def write_best(folder: Path, name: str, step: int, found: Mapping[str, float]) -
     for other in folder.glob(f"{BEST}-*"):
         if other.name != name:
             shutil.rmtree(other)
+
+
+def model_dir(folder: Path, which: Literal["last", "best"]) -> Path:
+    """Return the folder of a stage's last or best model; it is not there before there is one."""
+    pointer = folder / f"{BEST}.json"
+    if which == "last":
+        return folder / MODEL
+    return folder / (str(read_json(pointer)["name"]) if pointer.is_file() else BEST)
 
 
 def write_done(folder: Path, facts: Mapping[str, object], step: int, loss: float, model_sha256: str) -> None:

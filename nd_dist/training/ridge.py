@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def fit(
     penalties: dict[str, Penalty] = {}
     files: dict[str, FileRecord] = {}
     for spec in specs:
-        target = _Target(spec, source, image_ids, basis.weight_N)
+        target = Target(spec.name, source, image_ids, basis.weight_N)
         penalty = on_main(partial(_penalty, folder, target, basis, config.decoder.ridge_penalty))
         penalties[spec.name] = penalty
         for index in range(world.rank, num_blocks(spec), world.size):
@@ -127,14 +127,21 @@ def ridge_facts(config: Config, content_id: str) -> dict[str, object]:
     }
 
 
-class _Target:
+class Target:
     """One target of the images, read from the source when it is first needed, centred block by block."""
 
-    def __init__(
-        self, spec: TargetSpec, source: TrainingSource, image_ids: Sequence[int], weight_N: torch.Tensor
-    ) -> None:
-        self.spec, self._source, self._image_ids, self._weight_N = spec, source, image_ids, weight_N
-        self._values: npt.NDArray[np.float32] | None = None
+    def __init__(self, name: str, source: TrainingSource, image_ids: Sequence[int], weight_N: torch.Tensor) -> None:
+        self.name, self._source, self._image_ids, self._weight_N = name, source, image_ids, weight_N
+
+    @cached_property
+    def _values(self) -> npt.NDArray[np.float32]:
+        values = self._source.image_targets(self.name, self._image_ids)
+        return values.reshape(len(values), -1)
+
+    @property
+    def num_columns(self) -> int:
+        """Numbers D of the target."""
+        return int(self._values.shape[1])
 
     def columns(self, chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weighted, centred values (N, columns) and their weighted mean, float64, on the basis's device.
@@ -142,16 +149,12 @@ class _Target:
         Raises:
             DataError: a value is not finite.
         """
-        if self._values is None:
-            self._values = self._source.image_targets(self.spec.name, self._image_ids).reshape(
-                len(self._image_ids), -1
-            )
         values = np.ascontiguousarray(self._values[:, chosen])
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise DataError(
                 "A target that a ridge regression is fitted to is not finite.",
-                where=f"target {self.spec.name}, image {self._image_ids[bad[0]]}",
+                where=f"target {self.name}, image {self._image_ids[bad[0]]}",
                 found=f"{len(bad)} of {len(values)} images",
                 todo="look for the damage with `nd verify`, and pack the target again",
             )
@@ -233,17 +236,23 @@ def _read_basis(folder: Path, device: torch.device) -> Basis:
     return Basis(left["weight"], left["left"], left["values"])
 
 
-def _penalty(folder: Path, target: _Target, basis: Basis, wanted: float | None) -> Penalty:
+def _penalty(folder: Path, target: Target, basis: Basis, wanted: float | None) -> Penalty:
     """Return the penalty of a target: the recipe's, or the best one; what was chosen before is kept."""
-    path = folder / FIT / f"{target.spec.name}.json"
+    path = folder / FIT / f"{target.name}.json"
     if path.exists():
         return Penalty(**read_json(path))
-    rows_ND, _ = target.columns(slice(None, None, max(1, target.spec.numel // TRIED_COLUMNS)))
+    penalty = choose_penalty(target, basis, wanted)
+    write_json(path, {"value": penalty.value, "error": penalty.error})
+    return penalty
+
+
+def choose_penalty(target: Target, basis: Basis, wanted: float | None) -> Penalty:
+    """Return the wanted penalty, or the one of the smallest leave-one-out error, with that error."""
+    rows_ND, _ = target.columns(slice(None, None, max(1, target.num_columns // TRIED_COLUMNS)))
     mean_square = float(basis.values_R.square().mean()) if len(basis.values_R) else 1.0
     tried = [wanted] if wanted is not None else [multiple * mean_square for multiple in MULTIPLES]
     errors = leave_one_out(basis, rows_ND, tried)
     best = int(np.argmin(errors))
-    write_json(path, {"value": tried[best], "error": errors[best]})
     return Penalty(tried[best], errors[best])
 
 
@@ -270,9 +279,9 @@ def leave_one_out(basis: Basis, rows_ND: torch.Tensor, penalties: Sequence[float
     return errors
 
 
-def _fit_block(folder: Path, target: _Target, index: int, basis: Basis, penalty: Penalty) -> FileRecord:
+def _fit_block(folder: Path, target: Target, index: int, basis: Basis, penalty: Penalty) -> FileRecord:
     """Write what each direction adds to a block of a target's columns, unless it is there."""
-    path = folder / MODEL / block_name(target.spec.name, index)
+    path = folder / MODEL / block_name(target.name, index)
     if path.exists():
         return FileRecord.of(path)
     rows_ND, mean_D = target.columns(slice(index * BLOCK, (index + 1) * BLOCK))

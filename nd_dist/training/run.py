@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from nd_dist.checkpoint import read_pointer
 from nd_dist.config import Config
 from nd_dist.device import rank_device
-from nd_dist.errors import CheckpointError
+from nd_dist.errors import CheckpointError, RankFailure
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
@@ -40,6 +41,7 @@ from nd_dist.training.records import (
     write_best,
     write_done,
 )
+from nd_dist.training.ridge_start import start_at_ridge
 from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, TrainingSource, stage_length, stage_request, stage_specs
 from nd_dist.training.validation import Validation
@@ -72,12 +74,21 @@ def train(
         CheckpointError: the run folder holds another recipe's training, or cannot be read or written.
         Requeue: stopped on demand.
         NonFiniteError: the training diverged or the data is damaged.
+        RankFailure: a GPU has too little memory.
     """
     for stage in config.training.stages:
-        if config.decoder.kind == "ridge":
-            _fit_stage(stage, config, world, source, events, should_stop)
-            continue
-        _run_stage(stage, config, world, source, events, should_stop)
+        try:
+            run_stage = _fit_stage if config.decoder.kind == "ridge" else _run_stage
+            run_stage(stage, config, world, source, events, should_stop)
+        except torch.OutOfMemoryError as error:
+            raise RankFailure(
+                "The GPU has too little memory for this training.",
+                where=f"stage {stage}, rank {world.rank} of {world.size}",
+                found=str(error).partition(". Of the allocated")[0],
+                todo="take more ranks, training.zero_stage=2, training.dtype=bfloat16, --all-targets, or "
+                "training.gradient_accumulation=2 with half of training.samples_per_subject "
+                "(`nd train ... --dry-run` counts what is needed)",
+            ) from error
 
 
 def _fit_stage(
@@ -127,6 +138,9 @@ def _run_stage(
     parameters = parameter_table(decoder)
     events.write("model", stage=stage, parameters=parameters)
     _LOGGER.info("stage %d: parameters %s", stage, parameters)
+    folder = stage_dir(config.run_dir, stage)
+    if training.start == "ridge" and not on_main(lambda: read_pointer(folder)):
+        on_main(partial(start_at_ridge, decoder, source, request, device, has_space=start_dir is not None))
     layers = shard_large_layers(decoder, request.num_rows, world, device) if training.shard_layers else {}
     share_weights(decoder, world, device)
     if training.compile:
@@ -137,7 +151,6 @@ def _run_stage(
     events.write("sharded_layers", stage=stage, layers=list(layers))
 
     # What looks at it and keeps it
-    folder = stage_dir(config.run_dir, stage)
     checkpoints = StageCheckpoints(folder, engine, facts, events, config.launch.stop_grace_s)
     validation = Validation(source, request.subjects[0], training, world, gather)
     if not validation.image_ids:

@@ -136,7 +136,7 @@ def stage_request(config: Config, stage: int, world_size: int) -> StageRequest:
             found=f"subjects {list(config.data.subjects)}, target {training.target_subject}",
             todo="add subjects, or train from scratch with training.stages=[2]",
         )
-    samples = training.samples_per_subject[stage - 1]
+    _, samples = training.schedule(stage)
     if training.rows_per_rank is not None:
         samples = -(-training.rows_per_rank * world_size // len(subjects))
     sessions = training.sessions if stage == 2 else None
@@ -152,9 +152,9 @@ def stage_length(config: Config, request: StageRequest) -> tuple[int, float]:
 
     Source: Malladi et al. (2022), "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms".
     """
-    training, place = config.training, request.stage - 1
-    factor = request.samples_per_subject / training.samples_per_subject[place]
-    return max(1, round(training.steps[place] / factor)), training.learning_rate * math.sqrt(factor)
+    steps, samples = config.training.schedule(request.stage)
+    factor = request.samples_per_subject / samples
+    return max(1, round(steps / factor)), config.training.learning_rate * math.sqrt(factor)
 
 
 def stage_specs(config: Config, source: TrainingSource) -> tuple[TargetSpec, ...]:

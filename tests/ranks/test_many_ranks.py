@@ -32,7 +32,13 @@ Losses = dict[tuple[int, int], float]
 
 def recipe(folder: Path, name: str) -> Config:
     """Stage 1: 9 rows of 3 subjects; stage 2: 3 rows of one."""
-    steps = {"steps": (12, 4), "samples_per_subject": (3, 3), "checkpoint_every": 5, "validate_every": 8}
+    steps = {
+        "steps": (12, 4),
+        "samples_per_subject": (3, 3),
+        "checkpoint_every": 5,
+        "keep_checkpoints": 3,
+        "validate_every": 8,
+    }
     config = small_recipe(folder / name, **steps, **CHANGES[name])
     return config.model_copy(update={"data": DataConfig(subjects=(1, 2, 5, 7))})
 

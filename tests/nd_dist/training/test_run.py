@@ -16,14 +16,15 @@ from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
 
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError, ConfigError, DataError, Requeue
+from nd_dist.errors import CheckpointError, ConfigError, DataError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.parameters import deepspeed_config
 from nd_dist.training.ranks import NonFiniteError
+from nd_dist.training.source import StageRequest
 from tests.nd_dist.training.one_rank import Events, losses, names, run
 from tests.ranks.recipe import small_recipe
-from tests.ranks.synthetic import SyntheticSource
+from tests.ranks.synthetic import SyntheticSource, SyntheticStream
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +263,20 @@ def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path, mo
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some CPUs can
     with pytest.raises(ConfigError, match="refuses the recipe on this device"):
         run(small_recipe(tmp_path / "b", dtype="float16"))
+
+
+class FullDevice(SyntheticSource):
+    """Its stream meets the error that a full GPU raises."""
+
+    def open_stream(self, request: StageRequest) -> SyntheticStream:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. Of the allocated memory ...")
+
+
+def test_a_full_gpu_ends_training_with_what_would_need_less(tmp_path: Path) -> None:
+    with pytest.raises(RankFailure, match="too little memory for this training") as caught:
+        run(small_recipe(tmp_path), FullDevice())
+    assert caught.value.found == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert "training.zero_stage=2" in caught.value.todo
 
 
 def test_deepspeeds_configuration_follows_the_recipe_and_takes_further_settings() -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from nd_dist.config import Config, DataConfig, TrainingConfig
+from nd_dist.config.training import OwnSchedule
 from nd_dist.errors import ConfigError
+from nd_dist.training.records import training_fingerprint
 from nd_dist.training.source import stage_length, stage_request, stage_specs
 from tests.ranks.synthetic import SyntheticSource
 
@@ -60,3 +62,14 @@ def test_specs_come_in_the_recipes_order_and_missing_targets_are_named() -> None
     wanted = CONFIG.model_copy(update={"training": TrainingConfig(targets=("c", "g12"))})
     with pytest.raises(ConfigError, match="g12"):
         stage_specs(wanted, SyntheticSource())
+
+
+def test_a_training_of_one_target_may_have_steps_and_samples_of_its_own() -> None:
+    own = {"z": OwnSchedule(steps=(50, 60), samples_per_subject=(12, 84))}
+    for targets, expected in ((("z",), (50, 12)), (("z", "c"), (40, 6)), (("c",), (40, 6))):
+        training = TrainingConfig(targets=targets, steps=(40, 40), samples_per_subject=(6, 42), per_target=own)
+        config = CONFIG.model_copy(update={"training": training})
+        request = stage_request(config, 1, world_size=1)
+        assert (stage_length(config, request)[0], request.samples_per_subject) == expected
+        facts = training_fingerprint(config, "i", 1)
+        assert (facts["training.steps"], facts["training.samples_per_subject"]) == expected
