@@ -14,9 +14,11 @@ from nd_dist.schema import TARGETS
 class DecoderConfig(Section):
     """What decodes voxels: voxel encoders, backbone, heads and prior of NeuralDiffuser, or a regression."""
 
-    kind: Literal["neuraldiffuser", "ridge"] = "neuraldiffuser"
-    """neuraldiffuser: the published network; ridge: ridge regression of every target, in closed form (of
-    this section only `ridge_penalty` is then looked at)."""
+    kind: Literal["neuraldiffuser", "tokens", "ridge"] = "neuraldiffuser"
+    """neuraldiffuser: the published network; tokens: brain tokens and attention instead of its affine backbone; ridge:
+    ridge regression of every target, in closed form (of this section only `ridge_penalty` is then looked at)."""
+    brain_tokens: Positive = 16
+    """kind=tokens: into how many tokens the shared space is cut; their width is `hidden_size` divided by it."""
     ridge_penalty: Annotated[float, Field(gt=0)] | None = None
     """Penalty of the ridge regression; none chooses one for every target by its leave-one-out error."""
     heads: Literal["joint", "single"] = "joint"

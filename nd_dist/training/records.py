@@ -65,7 +65,8 @@ def training_fingerprint(
     if stage == 1:
         del kept["sessions"]  # stage 1 uses all sessions of the other subjects
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
-    decoder = config.decoder.model_dump(mode="json", exclude={"kind", "ridge_penalty"})
+    unused = {"ridge_penalty"} if config.decoder.kind == "tokens" else {"ridge_penalty", "kind", "brain_tokens"}
+    decoder = config.decoder.model_dump(mode="json", exclude=unused)
     facts.update({f"decoder.{key}": value for key, value in decoder.items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
     if training["rows_per_rank"] is not None:

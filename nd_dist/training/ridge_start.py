@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nd_dist.errors import ConfigError
+from nd_dist.models.backbone import Backbone
 from nd_dist.models.decoder import SHARED, Decoder
 from nd_dist.models.heads import TokenHead
 from nd_dist.models.voxels import RidgeEncoder
@@ -78,8 +79,9 @@ def start_at_ridge(
         raise ConfigError(
             "Nothing of this decoder can start at a ridge regression.",
             where="training.start=ridge",
-            expected="decoder.mixer=official and a target c or g",
-            found=f"decoder.mixer={decoder.config.mixer}, targets {[spec.name for spec in decoder.targets]}",
+            expected="decoder.kind=neuraldiffuser, decoder.mixer=official, and a target c or g",
+            found=f"decoder.kind={decoder.config.kind}, decoder.mixer={decoder.config.mixer}, "
+            f"targets {[spec.name for spec in decoder.targets]}",
         )
     subjects = {
         s: _regress(s, source, request, [h for heads in spaces.values() for h in heads], device)
@@ -98,12 +100,13 @@ def _spaces(decoder: Decoder) -> dict[str, list[_Head]]:
     """Return encoder -> the affine heads on its space."""
     spaces: dict[str, list[_Head]] = {}
     for name, head in decoder.heads.items():
-        if isinstance(head, TokenHead) and decoder.config.mixer == "official":
+        if not isinstance(head, TokenHead) or decoder.config.mixer != "official":
+            continue
+        if isinstance(head.backbone, Backbone):
             key = SHARED if decoder.config.heads == "joint" else name
             linear = head.backbone.linear
-            zero_1H = linear.weight.new_zeros(1, linear.in_features)
             with torch.no_grad():
-                shift = head.backbone.mixer(zero_1H[None])[0, 0]
+                shift = head.backbone.mixer(linear.weight.new_zeros(1, 1, linear.in_features))[0, 0]
             spaces.setdefault(key, []).append(_Head(name, linear, shift))
     return spaces
 
