@@ -31,12 +31,14 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value overrides, e.g. shards_dir=shards sampler.kappa=1e5.")
 ]
 Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
-Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
+Hostfile = Annotated[
+    Path | None, typer.Option("--hostfile", help="Hosts: lines of `NAME slots=N`, `NAME:N` or `NAME`.")
+]
 LauncherName = Annotated[
     str,
     typer.Option(
         "--launcher",
-        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
+        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi; the others: mpirun.",
     ),
 ]
 Include = Annotated[
@@ -165,20 +167,22 @@ def train(
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.plans.choose import LaunchOptions
+    from nd_dist.errors import ConfigError
 
     words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
+    options = LaunchOptions(ranks, hostfile, launcher, include, exclude)
     if not (all_targets or subjects):
+        if at_once is not None:
+            raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets or --subjects")
         words += [f"training.stages=[{stages}]"] if stages else []
-        _launch("train", recipe, words, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+        _launch("train", recipe, words, options, dry_run)
         return
     from launch.grid.plan import GridRequest, numbers
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe
 
-    request = GridRequest(
-        numbers(subjects, "--subjects"), numbers(stages, "--stages"), all_targets, ranks or 1, at_once
-    )
-    grid_command(load_recipe(recipe, words), request, hostfile, dry_run)
+    request = GridRequest(numbers(subjects, "--subjects"), numbers(stages, "--stages"), all_targets, at_once=at_once)
+    grid_command(load_recipe(recipe, words), request, options, dry_run)
 
 
 @app.command()

@@ -136,8 +136,12 @@ def config_yaml(config: Section) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
+def config_path(config: Config) -> Path:
+    """Return where a run keeps its recipe: ``run_dir/config.yaml``."""
+    return config.run_dir / "config.yaml"
+
+
 def write_config(config: Config) -> Path:
     """Write ``run_dir/config.yaml`` and return its path."""
-    path = config.run_dir / "config.yaml"
-    write_text(path, config_yaml(config))
-    return path
+    write_text(config_path(config), config_yaml(config))
+    return config_path(config)

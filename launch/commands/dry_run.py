@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from launch.plans.choose import LaunchOptions, choose_launcher, chosen_hosts, make_plan
+from launch.plans.choose import LaunchOptions, choose, make_plan, require_head
 from launch.plans.tools import find_tools
 from launch.recipe import config_yaml
 from nd_dist.config import Config
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
     """Print what a command would run: configuration, hosts and the exact command line; start nothing."""
+    require_head(command, os.environ)
     console = Console(soft_wrap=True)
     plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
     console.print(f"# {config.run_dir / 'config.yaml'}", highlight=False)
     console.print(config_yaml(config), highlight=False, markup=False)
-    hosts = ", ".join(host.describe() for host in chosen_hosts(config, options, choose_launcher(command, options)))
+    hosts = ", ".join(host.describe() for host in choose(command, config, options, os.environ).hosts)
     console.print(f"# hosts: {hosts}", highlight=False)
     for path, text in plan.files.items():
         console.print(f"# file {path}:\n{text}", end="", highlight=False, markup=False)

@@ -6,11 +6,12 @@ The same command again goes on with what is not done.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -29,18 +30,19 @@ from launch.grid.plan import (
     plan_slots,
     subject_dir,
 )
-from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
+from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.plans.choose import new_launch_id
-from launch.plans.environment import environment
-from launch.plans.hosts import Host, num_local_gpus, read_hostfile
+from launch.plans.choose import LaunchOptions, new_launch_id, require_head
+from launch.plans.environment import SECRET, environment
+from launch.plans.hostfile import read_hostfile
+from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
 from launch.supervise.run import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
-from nd_dist.errors import RankFailure, Requeue
+from nd_dist.errors import ConfigError, RankFailure, Requeue
 from nd_dist.files import write_text
 from nd_dist.training.records import MODEL, stage_dir
 
@@ -85,6 +87,10 @@ class Grid:
         words = ["-m", "launch.cli", "train", str(self.recipe_path.resolve())]
         return [*words, *training.overrides, "--ranks", str(self.ranks)]
 
+    def command(self, slot: Slot, training: Training) -> list[str]:
+        """Return the command of a training in a slot."""
+        return command_of(slot, self.words(training), self.launch_id, environment(), self.config.launch.carry)
+
     def free_slots(self) -> list[Slot]:
         """Return the slots without a training, on hosts that answer."""
         taken = {process.slot for process in self.running.values()}
@@ -95,27 +101,43 @@ class Grid:
         return {training: share_of(training, self.states[training]) for training in self.plan}
 
 
-def grid_command(config: Config, request: GridRequest, hostfile: Path | None, is_dry: bool) -> None:
+def grid_command(config: Config, request: GridRequest, options: LaunchOptions, is_dry: bool) -> None:
     """Train the grid of a request, or show what that would run.
 
     Raises:
-        NdDistError: see ``run_grid`` and ``launch.grid.plan``.
+        NdDistError: see ``run_grid`` and ``make_grid``.
     """
+    require_head("train", os.environ)
     console = Console()
-    grid = make_grid(config, request, hostfile)
+    grid = make_grid(config, request, options)
     if is_dry:
         show_grid(grid, Console(soft_wrap=True))
     else:
         run_grid(grid, console)
 
 
-def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Grid:
-    """Return the grid of a request, with nothing started."""
-    hosts = (Host("localhost", num_local_gpus()),) if hostfile is None else read_hostfile(hostfile)
-    has_gpus = hostfile is not None or hosts[0].slots > 0
-    if not has_gpus:
-        hosts = (Host("localhost", request.ranks),)
-    slots = plan_slots(hosts, request, has_gpus, is_local=hostfile is None)
+def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> Grid:
+    """Return the grid of a request, with nothing started; ``options.ranks`` are those of one training.
+
+    Raises:
+        ConfigError: an option that the grid does not know; a subject or a host that there is not.
+    """
+    if options.launcher != "auto":
+        raise ConfigError(
+            "The grid starts each training on one host and chooses no launcher.",
+            where=f"--launcher {options.launcher}",
+            todo="leave --launcher out",
+        )
+    request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
+    hosts = () if options.hostfile is None else read_hostfile(options.hostfile)
+    if not hosts and (options.include or options.exclude):
+        raise ConfigError("--include and --exclude choose among the hosts of a hostfile.", todo="give --hostfile")
+    gpus = num_local_gpus() if not hosts else 0
+    hosts = filter_hosts(hosts or (Host("localhost", gpus or request.ranks),), options.include, options.exclude)
+    is_local = len(hosts) == 1 and hosts[0].is_local
+    if shown := [name for name in config.launch.carry if not is_local and SECRET.search(name)]:
+        raise ConfigError("The grid would show these values on command lines.", where="launch.carry", found=shown)
+    slots = plan_slots(hosts, request, options.hostfile is not None or gpus > 0, is_local)
     return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
 
 
@@ -124,7 +146,7 @@ def show_grid(grid: Grid, console: Console) -> None:
     grid.states = dict.fromkeys(grid.plan, "waiting")
     console.print(grid_table(grid.plan, grid.states, grid.shares()))
     for training in grid.plan:
-        command = command_of(grid.slots[0], grid.words(training), grid.launch_id, environment())
+        command = grid.command(grid.slots[0], training)
         console.print(shlex.join(command), highlight=False, markup=False)
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
     console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}", highlight=False)
@@ -182,7 +204,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
-                where = " ".join([slot.host, *visible_devices(slot)])
+                where = " ".join([slot.host, *slot_variables(slot)])
                 console.print(f"  {training.name}: running on {where}", highlight=False)
         if not grid.running:
             return
@@ -218,7 +240,7 @@ def _start(grid: Grid, training: Training, slot: Slot) -> None:
     """Start one training."""
     log = grid.log_path(training)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = command_of(slot, grid.words(training), grid.launch_id, environment())
+    command = grid.command(slot, training)
     grid.running[training] = TrainingProcess(slot, command, environment(), log)
     grid.states[training] = "running"
 

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.plans.hosts import Host, num_slots
+from launch.plans.hosts import Host
 from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
-Launcher = Literal[
-    "auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich", "mpirun", "srun"
-]  # fmt: skip
+Launcher = Literal["auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "mpirun", "srun"]
 LAUNCHERS: tuple[str, ...] = get_args(Launcher)
 RANK_MODULE = "launch.ranks.rank"
 ENCODED = "base64:"
@@ -124,21 +122,6 @@ def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note
     return LaunchPlan((tools.python, "-m", RANK_MODULE, *program.arguments), env, 1, note, program.is_leased)
 
 
-def equal_slots(hosts: tuple[Host, ...], launcher: str) -> int:
-    """Return the number of slots that every host has.
-
-    Raises:
-        ConfigError: the hosts have different numbers of slots, which the launcher cannot express.
-    """
-    if len({host.slots for host in hosts}) > 1:
-        raise ConfigError(
-            f"{launcher} needs the same number of slots on every host.",
-            found=", ".join(host.describe() for host in hosts),
-            todo="use --include, --exclude or another --launcher",
-        )
-    return num_slots(hosts) // len(hosts)
-
-
 def require_first_devices(hosts: tuple[Host, ...], launcher: str) -> None:
     """Refuse chosen GPUs where the launcher counts slots only.
 
@@ -150,4 +133,18 @@ def require_first_devices(hosts: tuple[Host, ...], launcher: str) -> None:
             f"{launcher} cannot choose GPUs of a host.",
             found=", ".join(chosen),
             todo="include the first slots of each host, or train with --launcher deepspeed-pdsh",
+        )
+
+
+def require_names(hosts: tuple[Host, ...], launcher: str) -> None:
+    """Refuse hosts whose form the launcher would misread.
+
+    Raises:
+        ConfigError: a host is given by an IPv6 address, or with a user that the launcher does not pass to ssh.
+    """
+    if odd := [host.login for host in hosts if ":" in host.name or (host.user and launcher != "mpirun")]:
+        raise ConfigError(
+            f"{launcher} takes hosts by their names alone.",
+            found=", ".join(odd),
+            todo="name the user in ~/.ssh/config and the address in /etc/hosts",
         )

@@ -20,13 +20,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
 from launch.supervise.heartbeat import Heartbeat, launch_record_path
 from launch.supervise.lock import hold_rank_lock
-from nd_dist.errors import NdDistError, RankFailure, Requeue
+from launch.supervise.stop import heeded
+from nd_dist.errors import ConfigError, DataError, NdDistError, RankFailure, Requeue, WorldError
 from nd_dist.events import EventLog, log_path
 from nd_dist.files import read_json
 from nd_dist.world import World
@@ -81,7 +82,7 @@ class _Start:
 
 def interrupt_on_stop() -> None:
     """Let a stop end this rank at once: for work that is kept piece by piece and has nothing to save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGINT)):
         signal.signal(number, _raise_exit)
 
 
@@ -89,10 +90,23 @@ def _raise_exit(*_: object) -> None:
     raise SystemExit(Requeue.exit_code)
 
 
+def refuse_to_run(module: str) -> NoReturn:
+    """End a process that was started as a rank, but by nobody whom a rank can report to."""
+    command = module.rpartition(".")[2]
+    sys.stderr.write(
+        f"{module} is no program of its own.\n"
+        f"  next: `nd {command} RECIPE`, or under a launcher of your own `python -m launch.join {command} RECIPE`\n"
+    )
+    sys.exit(ConfigError.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank and end the process with its exit code."""
     start = _parse(arguments)
-    record = read_json(launch_record_path(start.run_dir))
+    try:
+        record = read_json(launch_record_path(start.run_dir))
+    except DataError:
+        refuse_to_run(start.module)
     os.chdir(record["cwd"])
     os.environ.update(record["env"])
     world = World.from_env(os.environ)
@@ -102,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if pid:
         code = _guard(pid, start, world, events)
     else:
-        code = _run(start, world, events)
+        code = _run(start, world, events, record.get("size") or world.size)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
@@ -131,10 +145,10 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
     return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
 
 
-def _run(start: _Start, world: World, events: EventLog) -> int:
-    """Do the rank's work; return its exit code."""
+def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
+    """Do the rank's work in a launch of so many ranks; return its exit code."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
         signal.signal(number, lambda *_: stop.set())
     if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -146,6 +160,13 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         lock = hold_rank_lock(start.run_dir)
         host, pid = socket.gethostname(), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
+        if world.size != size:
+            raise WorldError(
+                "The launcher has started another number of ranks than this launch has.",
+                expected=size,
+                found=f"{world.size} ({world.family})",
+                todo="`nd doctor` names the launchers that are here; report this with the launcher's log",
+            )
         rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
         program: Work = importlib.import_module(start.module).work
         program(rank)

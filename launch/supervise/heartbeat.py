@@ -32,7 +32,7 @@ def describe_launcher(run_dir: Path) -> str:
     """Return who works in a run folder, as far as its record says."""
     try:
         record = read_json(launch_record_path(run_dir))
-    except DataError:
+    except (DataError, OSError):  # gone, or another user's
         return "unknown"
     return f"launch {record['launch']} (pid {record['pid']} on {record['host']})"
 

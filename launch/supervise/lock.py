@@ -16,7 +16,7 @@ from typing import Any
 
 from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path
 from nd_dist.errors import WorldError
-from nd_dist.files import write_json
+from nd_dist.files import atomic_path, json_text
 
 RANKS_GONE_WITHIN_S = 60.0
 
@@ -62,12 +62,13 @@ class RunFolder:
         run_dir: Folder of the run.
         launch_id: This launch.
         env: Variables that every rank is given.
+        size: Ranks of the launch; 0: it has none of its own.
 
     Raises:
         WorldError: another launcher works in the folder, or ranks of an earlier one do not end.
     """
 
-    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None, size: int = 0) -> None:
         state = state_dir(run_dir)
         self._lock = _lock(state / "launcher.lock", fcntl.LOCK_EX, wait_s=1.0)
         if self._lock is None:
@@ -92,6 +93,7 @@ class RunFolder:
             "pid": os.getpid(),
             "cwd": os.getcwd(),
             "env": dict(env or {}),
+            "size": size,
             "wanted": "run",
         }
         self._stop = threading.Event()
@@ -102,9 +104,15 @@ class RunFolder:
 
     def tell(self, wanted: Wanted) -> None:
         """Say what the ranks shall do from now on."""
+        self.note(wanted=wanted)
+
+    def note(self, **facts: object) -> None:
+        """Put facts into the launch record."""
         with self._writing:
-            self._record["wanted"] = wanted
-            write_json(self._path, self._record)
+            self._record |= facts
+            with atomic_path(self._path) as part:
+                part.touch(0o600)  # the variables may hold a password
+                part.write_text(json_text(self._record), encoding="utf-8")
 
     def _beat_forever(self) -> None:
         while not self._stop.wait(BEAT_INTERVAL_S):
@@ -112,10 +120,10 @@ class RunFolder:
                 os.utime(self._path)
 
     def release(self) -> None:
-        """End the heartbeat and give the folder back."""
-        self._stop.set()
-        self._thread.join()
-        self._path.unlink(missing_ok=True)
+        """End the heartbeat and give the folder back; a second time does nothing."""
         if self._lock is not None:
+            self._stop.set()
+            self._thread.join()
+            self._path.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
+
+
+def heeded(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Return the signals that this process was not started to ignore, as ``nohup`` and a shell's ``&`` ask for."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopSignal:
@@ -21,7 +27,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}  # Any: whatever signal.signal returned
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._remember) for number in self._NUMBERS}
+        self._before = {number: signal.signal(number, self._remember) for number in heeded(self._NUMBERS)}
         return self
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
