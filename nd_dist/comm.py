@@ -109,7 +109,7 @@ def connect(world: World) -> Comm:
     if world.size == 1:
         return Comm()
     if world.meeting:
-        return Comm(_Meeting(world))
+        return _Meeting(world)
     mpi = load_required_mpi()
     comm = Comm(mpi.COMM_WORLD)
     if comm.size != world.size:

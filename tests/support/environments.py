@@ -35,7 +35,7 @@ def rank_environments(run_dir: Path, ranks: int) -> list[dict[str, str]]:
 
 
 def assert_as_planned(environments: list[dict[str, str]]) -> None:
-    """Every rank has what moves numbers and packets, equal everywhere, and nothing of launchers without a part in it."""
+    """Every rank has what moves numbers and packets, equal everywhere, and nothing of other launchers."""
     wanted = {**KNOWN, "NCCL_NOTE": "from the recipe", "OMP_SCHEDULE": "4", "OMP_NUM_THREADS": "1"}
     for found in environments:
         assert {name: found.get(name) for name in wanted} == wanted
