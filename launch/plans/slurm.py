@@ -27,12 +27,13 @@ def srun_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], hosts:
     require_first_devices(hosts, "srun")
     ranks, files, own_env = num_slots(hosts), {}, {}
     names = [host.name for host in hosts for _ in range(host.slots)]
-    layout: tuple[str, ...] = ("--ntasks-per-node", str(hosts[0].slots), "--distribution=block")
+    nodes = ",".join(dict.fromkeys(names))
+    layout: tuple[str, ...] = ("--nodelist", nodes, "--ntasks-per-node", str(hosts[0].slots), "--distribution=block")
     if len({host.slots for host in hosts}) > 1:
         order = program.config_path.parent / ".state" / "ranks-by-host"
         files, own_env = {order: "".join(f"{name}\n" for name in names)}, {"SLURM_HOSTFILE": str(order)}
         layout = ("--distribution=arbitrary",)
-    where = ("--nodes", str(len(hosts)), "--nodelist", ",".join(dict.fromkeys(names)), "--ntasks", str(ranks))
+    where = ("--nodes", str(len(hosts)), "--ntasks", str(ranks))
     kill = "0" if program.is_leased else "1"  # leased work goes on without a rank that died
     options = ("--mpi=none", f"--kill-on-bad-exit={kill}", "--cpu-bind=none", "--overlap")
     argv = ("srun", *where, *layout, *options, tools.python, "-m", RANK_MODULE, *program.arguments)

@@ -63,7 +63,7 @@ def test_a_completion_record_of_an_earlier_launch_is_not_believed(config: Config
         run(config, LaunchPlan((sys.executable, "-c", "pass"), {}, 1), launch_id="L2")
 
 
-def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[bytes]:
+def start_launcher(config: Config, behaviour: str = "hang", *before: str) -> subprocess.Popen[bytes]:
     words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
@@ -73,7 +73,7 @@ def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[
         f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"
         "run_plan(launch, Watcher(Console()), environment())\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
+    process = subprocess.Popen([*before, sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while len(rank_pids(config, 2)) < 2:
         assert time.monotonic() < deadline
@@ -87,6 +87,25 @@ def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(conf
     _, text = process.communicate(timeout=40)
     assert b"Requeue" in text
     assert_gone(rank_pids(config, 2), within_s=1)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing_and_other_signals_do(config: Config) -> None:
+    process = start_launcher(config, "hang", "nohup")
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in tree:
+        each.send_signal(signal.SIGHUP)
+    time.sleep(3)  # every guard has looked at its signals by then
+    assert all(each.is_running() for each in tree)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert b"Stopped by SIGTERM" in text
+    assert_gone(rank_pids(config, 2))
+
+
+def test_ranks_of_another_world_than_the_launchs_are_refused_before_their_work(config: Config) -> None:
+    with pytest.raises(WorldError, match=r"another number of ranks(.|\n)*"):
+        run(config, replace(plan_of(config, "finish", 2), ranks=3))
+    assert not [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "progress"]
 
 
 def test_a_rank_that_ignores_the_stop_is_killed_after_the_grace(config: Config) -> None:
