@@ -16,13 +16,11 @@ import itertools
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from launch.cli import guarded
-from launch.commands.launching import conclude, prepare, with_config
+from launch.boundary import guarded
+from launch.commands.launching import launch_of, run_launch
+from launch.console import make_console
 from launch.plans.choose import LEASED, new_launch_id
 from launch.plans.environment import recipe_environment
 from launch.plans.hosts import Host
@@ -30,10 +28,9 @@ from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram
 from launch.plans.tools import free_port_from, require_port
 from launch.ranks import rank
 from launch.recipe import config_path, load_recipe
-from launch.supervise.door import Door, knock, refuse
+from launch.supervise.door import Door, knock
 from launch.supervise.lock import RunFolder
-from launch.supervise.run import Launch, run_plan
-from launch.supervise.watch import Watcher
+from launch.supervise.preflight import preflight
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, NdDistError
 from nd_dist.world import World
@@ -61,48 +58,38 @@ def join(arguments: Sequence[str]) -> None:
             expected=f"COMMAND RECIPE key=value ..., where COMMAND is one of {', '.join(COMMANDS)}",
             found=" ".join(words),
         )
-    world, config = World.from_env(os.environ), load_recipe(recipe, overrides)
+    world, config = World.from_env(os.environ), load_recipe(recipe, overrides, command)
     if world.is_main:
         _lead(command, config, world)
         return
     launch_id = knock(config.run_dir, world, config.launch.timeout_s)
-    rank.main(_program(command, config, launch_id).arguments)
+    rank.main(_program(command, config, launch_id))
 
 
-def _program(command: str, config: Config, launch_id: str) -> RankProgram:
-    return RankProgram(
-        f"launch.ranks.{command}", config_path(config).resolve(), launch_id, is_leased=command in LEASED
-    )
+def _program(command: str, config: Config, launch_id: str) -> tuple[str, ...]:
+    """Return the words of a rank after the boundary's module."""
+    return RankProgram(f"launch.ranks.{command}", config_path(config).resolve(), launch_id).arguments
 
 
 def _lead(command: str, config: Config, world: World) -> None:
     """Do what `nd` does around a launch, start rank 0 itself and follow all ranks to their end."""
-    launch_id, started, console = new_launch_id(command), time.monotonic(), Console()
-    env = recipe_environment(config.launch)
+    launch_id, door = new_launch_id(command), Door(config.run_dir, world.size)
     with contextlib.ExitStack() as held:
         try:
-            prepare(command, config, world.size)
-            folder = RunFolder(config.run_dir, launch_id, env, world.size)
+            preflight(command, config, world.size)
+            env = recipe_environment(config.launch)
+            door.folder = folder = RunFolder(config.run_dir, launch_id, env, world.size)
             held.callback(folder.release)
-            door = Door(folder, config.run_dir, world.size)
             names = [socket.gethostname(), *door.wait(config.launch.timeout_s)]
         except NdDistError as error:
-            refuse(config.run_dir, world.size, error)
+            door.refuse(error)
             raise
-        folder.note(env=env | _meeting(names, config))
+        folder.give(_meeting(names, config))
+        folder.stop.most = 1  # launchers make several signals of one ctrl-C
         hosts = tuple(Host(name, len(list(same))) for name, same in itertools.groupby(names))
-        argv = (sys.executable, "-m", RANK_MODULE, *_program(command, config, launch_id).arguments)
+        argv = (sys.executable, "-m", RANK_MODULE, *_program(command, config, launch_id))
         plan = LaunchPlan(argv, {}, world.size, is_leased=command in LEASED, hosts=hosts)
-        launch = Launch(
-            command,
-            config.run_dir,
-            launch_id,
-            with_config(plan, config),
-            config.launch.stop_grace_s,
-            config.launch.silence_s,
-        )
-        lost = run_plan(launch, Watcher(console), os.environ, door=door)
-    conclude(command, config, world.size, lost, time.monotonic() - started, console)
+        run_launch(launch_of(command, config, launch_id, plan), config, make_console(), door=door)
 
 
 def _meeting(names: Sequence[str], config: Config) -> dict[str, str]:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
 from launch.plans.hostfile import read_hostfile
@@ -53,13 +54,12 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console) -> int:
+def run_doctor(hostfile: Path | None, shared_dir: Path) -> int:
     """Print every check as a table; return 0, or 3 if something required is missing.
 
     Args:
         hostfile: Hosts to check as well, all in parallel.
         shared_dir: A folder that all hosts must see (runs and shards lie below it).
-        console: Where to print.
     """
     checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
     if hostfile is not None:
@@ -69,8 +69,8 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console) -> int
         table.add_column(heading, overflow="fold")
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.state]}]{check.state}[/]", check.found, check.todo)
-    console.print(table)
+        table.add_row(check.name, Text(check.state, colours[check.state]), check.found, check.todo)
+    make_console().print(table, soft_wrap=False)
     return 3 if any(check.state == "missing" for check in checks) else 0
 
 

@@ -6,12 +6,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.pack_recipe import pack_recipe_path, write_pack_recipe
 from launch.plans.choose import DEEPSPEED, LaunchOptions, make_plan, new_launch_id, require_head
@@ -19,6 +20,7 @@ from launch.plans.environment import environment
 from launch.plans.plan import LaunchPlan
 from launch.plans.tools import find_tools, require_port
 from launch.recipe import config_path, config_yaml
+from launch.supervise.door import Door
 from launch.supervise.lock import state_dir
 from launch.supervise.preflight import preflight, require_starters
 from launch.supervise.run import Launch, run_plan
@@ -40,12 +42,11 @@ def launch_command(
         NdDistError: see ``run_plan``, ``preflight`` and ``HostAgents``.
     """
     require_head(command, os.environ)
-    console = console or Console()
+    console = console or make_console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)
     plan = make_plan(command, config, options, tools, launch_id)
+    check(command, config, plan.ranks)
     require_starters(plan)
-    started = time.monotonic()
-    prepare(command, config, plan.ranks, check)
     with contextlib.ExitStack() as stack:
         agents = _agents_of(command, config, plan, launch_id)
         if agents is not None:
@@ -56,36 +57,30 @@ def launch_command(
             tools = replace(tools, address=facts[0].address, port=port)
             plan = make_plan(command, config, options, tools, launch_id)
         if plan.note:
-            console.print(f"  note: {plan.note}", highlight=False)
-        wanted, plan = config.launch, with_config(plan, config)
-        launch = Launch(command, config.run_dir, launch_id, plan, wanted.stop_grace_s, wanted.silence_s)
-        lost = run_plan(launch, Watcher(console), environment(plan), agents)
-    conclude(command, config, plan.ranks, lost, time.monotonic() - started, console)
+            console.print(f"  note: {plan.note}")
+        run_launch(launch_of(command, config, launch_id, plan), config, console, agents)
 
 
-def prepare(command: str, config: Config, ranks: int, check: Callable[[str, Config, int], None] = preflight) -> None:
-    """Check what a command needs, before ranks are started or taken in.
+def launch_of(command: str, config: Config, launch_id: str, plan: LaunchPlan) -> Launch:
+    """Return a launch that writes the recipe which its ranks read, once the run folder is its own."""
+    plan = replace(plan, files={**plan.files, config_path(config): config_yaml(config)})
+    return Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s, config.launch.silence_s)
 
-    Raises:
-        NdDistError: what the ranks would meet later.
-    """
-    check(command, config, ranks)
+
+def run_launch(
+    launch: Launch, config: Config, console: Console, agents: HostAgents | None = None, door: Door | None = None
+) -> None:
+    """Start the ranks of a launch, follow them to the end, and say what they did; see ``run_plan``."""
+    command, plan, started = launch.command, launch.plan, time.monotonic()
     if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():
         write_pack_recipe(config)
-
-
-def conclude(command: str, config: Config, ranks: int, lost: Sequence[int], seconds: float, console: Console) -> None:
-    """Say what was done, and by how many ranks."""
+    lost = run_plan(launch, Watcher(console), os.environ if door else environment(plan), agents, door)
     if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
         write_pack_recipe(config)
     if lost:
-        console.print(f"  note: ranks {lost} were lost on the way; the others did their work", highlight=False)
-    console.print(f"  {command}: done by {ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
-
-
-def with_config(plan: LaunchPlan, config: Config) -> LaunchPlan:
-    """Return a plan that writes the recipe which its ranks read, once the run folder is this launch's."""
-    return replace(plan, files={**plan.files, config_path(config): config_yaml(config)})
+        console.print(f"  note: ranks {lost} were lost on the way; the others did their work")
+    seconds = time.monotonic() - started
+    console.print(f"  {command}: done by {plan.ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
 
 
 def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -> HostAgents | None:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from launch.console import make_console
+from launch.keys import nearest
 from launch.plans.slurm import Submission, sbatch_text
 from launch.recipe import load_recipe, write_config
 from nd_dist.config import Config
@@ -28,14 +28,17 @@ def submit_command(command: str, recipe: str, overrides: Sequence[str], is_array
         RankFailure: sbatch refused the script.
     """
     if command not in SUBMITTED:
-        raise ConfigError("Such a command cannot be submitted.", found=command, expected=", ".join(SUBMITTED))
+        todo = nearest(command, SUBMITTED)
+        raise ConfigError(
+            "Such a command cannot be submitted.", found=command, expected=", ".join(SUBMITTED), todo=todo
+        )
     if is_array and command != "sweep":
         raise ConfigError("Only a sweep is an array.", where=f"nd submit {command}", todo="leave --array out")
-    config = load_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides, command)
     script = sbatch_text(submission_of(command, config, is_array), config.slurm)
-    console = Console(soft_wrap=True)
+    console = make_console()
     if dry_run:
-        console.print(script, end="", highlight=False, markup=False)
+        console.print(script, end="")
         return
     sbatch = shutil.which("sbatch")
     if sbatch is None:
@@ -48,7 +51,7 @@ def submit_command(command: str, recipe: str, overrides: Sequence[str], is_array
     )
     if answer.returncode != 0:
         raise RankFailure("sbatch refused the job.", where=str(path), found=answer.stderr.strip())
-    console.print(f"  submitted job {answer.stdout.strip()} -> {path}", highlight=False)
+    console.print(f"  submitted job {answer.stdout.strip()} -> {path}")
 
 
 def submission_of(command: str, config: Config, is_array: bool) -> Submission:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from launch.console import make_console
 from launch.grid.plan import (
     GridRequest,
     Slot,
@@ -33,9 +34,8 @@ from launch.grid.plan import (
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.plans.choose import LaunchOptions, new_launch_id, require_head
+from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_head
 from launch.plans.environment import SECRET, environment
-from launch.plans.hostfile import read_hostfile
 from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
@@ -108,10 +108,10 @@ def grid_command(config: Config, request: GridRequest, options: LaunchOptions, i
         NdDistError: see ``run_grid`` and ``make_grid``.
     """
     require_head("train", os.environ)
-    console = Console()
+    console = make_console()
     grid = make_grid(config, request, options)
     if is_dry:
-        show_grid(grid, Console(soft_wrap=True))
+        show_grid(grid, console)
     else:
         run_grid(grid, console)
 
@@ -120,36 +120,33 @@ def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> G
     """Return the grid of a request, with nothing started; ``options.ranks`` are those of one training.
 
     Raises:
-        ConfigError: an option that the grid does not know; a subject or a host that there is not.
+        ConfigError: an option that the grid cannot honour; a subject or a host that there is not.
     """
     if options.launcher != "auto":
-        raise ConfigError(
-            "The grid starts each training on one host and chooses no launcher.",
-            where=f"--launcher {options.launcher}",
-            todo="leave --launcher out",
-        )
+        what = "Every training of the grid runs on one host, and a launcher cannot be chosen."
+        raise ConfigError(what, where=f"--launcher {options.launcher}", todo="leave --launcher out")
     request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
-    hosts = () if options.hostfile is None else read_hostfile(options.hostfile)
-    if not hosts and (options.include or options.exclude):
-        raise ConfigError("--include and --exclude choose among the hosts of a hostfile.", todo="give --hostfile")
-    gpus = num_local_gpus() if not hosts else 0
-    hosts = filter_hosts(hosts or (Host("localhost", gpus or request.ranks),), options.include, options.exclude)
+    hosts, gpus = listed_hosts(options, {}, None), 1
+    if not hosts:
+        gpus = num_local_gpus()
+        hosts = (Host("localhost", gpus or request.ranks),)
+    hosts = filter_hosts(hosts, options.include, options.exclude)
     is_local = len(hosts) == 1 and hosts[0].is_local
     if shown := [name for name in config.launch.carry if not is_local and SECRET.search(name)]:
         raise ConfigError("The grid would show these values on command lines.", where="launch.carry", found=shown)
-    slots = plan_slots(hosts, request, options.hostfile is not None or gpus > 0, is_local)
+    slots = plan_slots(hosts, request, gpus > 0, is_local)
     return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
 
 
 def show_grid(grid: Grid, console: Console) -> None:
     """Print the table and every command, and start nothing."""
     grid.states = dict.fromkeys(grid.plan, "waiting")
-    console.print(grid_table(grid.plan, grid.states, grid.shares()))
+    console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
     for training in grid.plan:
         command = grid.command(grid.slots[0], training)
-        console.print(shlex.join(command), highlight=False, markup=False)
+        console.print(shlex.join(command))
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
-    console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}", highlight=False)
+    console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}")
 
 
 def run_grid(grid: Grid, console: Console) -> None:
@@ -166,13 +163,13 @@ def run_grid(grid: Grid, console: Console) -> None:
     folder = RunFolder(grid.config.run_dir, grid.launch_id)
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
-        index_id = Index.read(grid.config.shards_dir).id
-        grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
-        with _agents_of(grid) as agents, StopSignal() as stop, _board(grid, console):
+        index = Index.read(grid.config.shards_dir, grid.config.remote)
+        grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
+        with _agents_of(grid) as agents, folder.stop as stop, _board(grid, console):
             if agents is not None:
                 require_hosts(agents.facts())
             _work(grid, agents, stop, console)
-        console.print(grid_table(grid.plan, grid.states, grid.shares()))
+        console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
         _judge(grid, stop)
         for subject in dict.fromkeys(training.subject for training in grid.plan):
             _merge(grid, subject, console)
@@ -197,15 +194,15 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
     while True:
         _lose(grid, agents.lost() if agents is not None else (), console)
         _reap(grid, console)
-        if stop.count > num_told:
-            num_told = stop.count
+        if stop.count > num_told:  # one at a time: signals that follow each other at once are one signal
+            num_told += 1
             for process in grid.running.values():
                 process.ask_to_stop()
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
                 where = " ".join([slot.host, *slot_variables(slot)])
-                console.print(f"  {training.name}: running on {where}", highlight=False)
+                console.print(f"  {training.name}: running on {where}")
         if not grid.running:
             return
         time.sleep(POLL_S)
@@ -214,7 +211,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
 def _lose(grid: Grid, lost: Iterable[str], console: Console) -> None:
     """Give up what runs on hosts that do not answer any more; their own agents clear them."""
     for host in set(lost) - grid.lost_hosts:
-        console.print(f"  host {host} does not answer any more", highlight=False)
+        console.print(f"  host {host} does not answer any more")
         grid.lost_hosts.add(host)
         for process in grid.running.values():
             if process.slot.host == host:
@@ -231,7 +228,7 @@ def _reap(grid: Grid, console: Console) -> None:
             if code == SSH_FAILED and not process.slot.is_local:
                 _lose(grid, [process.slot.host], console)
             grid.states[training] = outcome_of(training, code)
-            console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
+            console.print(f"  {training.name}: {grid.states[training]}")
     for training in blocked(grid.plan, grid.states):
         grid.states[training] = "blocked"
 
@@ -269,7 +266,6 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
 def _merge(grid: Grid, subject: int, console: Console) -> None:
     """Write the decoder of all of a subject's networks where `nd evaluate run_dir=...` looks for it."""
     from nd_dist.models.decoder import Decoder
-    from nd_dist.models.statistics import FILE, read_z_statistics, write_z_statistics
 
     last = max(training.stage for training in grid.plan)
     parts = [t for t in grid.plan if (t.subject, t.stage) == (subject, last)]
@@ -277,10 +273,7 @@ def _merge(grid: Grid, subject: int, console: Console) -> None:
     target = stage_dir(subject_dir(grid.config, subject), last) / MODEL
     if folders != [target]:
         Decoder.merged(folders).save(target)
-        for folder in folders:
-            if (folder / FILE).exists():
-                write_z_statistics(target, read_z_statistics(folder))
-    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}", highlight=False)
+    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}")
 
 
 def _board(grid: Grid, console: Console) -> AbstractContextManager[object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from launch.plans.allocation import batch_hosts, is_slurm_head, slurm_gpus, slur
 from launch.plans.deepspeed import deepspeed_plan, local_deepspeed_plan
 from launch.plans.environment import environment, rank_environment, stays_behind, visible_devices
 from launch.plans.hostfile import read_hostfile
-from launch.plans.hosts import Host, filter_hosts, is_loopback, limit_slots, num_local_gpus, num_slots
+from launch.plans.hosts import Host, filter_hosts, limit_slots, num_local_gpus, num_slots
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import LAUNCHERS, LaunchPlan, RankProgram, single_plan
 from launch.plans.slurm import srun_plan
@@ -59,39 +58,30 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     """Return the plan of a command: which launcher starts how many ranks where.
 
     Raises:
-        ConfigError: unknown launcher, one that cannot start this command, or fewer slots than ranks.
+        ConfigError: see ``choose``; or the launcher cannot express the hosts.
     """
     chosen = choose(command, config, options, os.environ)
-    plan = _plan(command, config, options, chosen, tools, launch_id)
-    notes = [chosen.note, plan.note, stays_behind(os.environ, config.launch) if _uses_ssh(chosen) else ""]
-    return replace(plan, note="; ".join(filter(None, notes)))
-
-
-def _uses_ssh(chosen: Choice) -> bool:
-    return chosen.launcher not in ("local", "srun")
-
-
-def _plan(
-    command: str, config: Config, options: LaunchOptions, chosen: Choice, tools: Tools, launch_id: str
-) -> LaunchPlan:
-    """Return the plan of a choice."""
+    launcher, hosts, is_train = chosen.launcher, chosen.hosts, command in DEEPSPEED
     config_path = (config.run_dir / "config.yaml").resolve()
     program = RankProgram(f"launch.ranks.{command}", config_path, launch_id, is_leased=command in LEASED)
-    env, hosts = rank_environment(config, environment()), chosen.hosts
-    if chosen.launcher == "srun":
-        return srun_plan(program, tools, env, hosts)
-    if chosen.launcher != "local":
-        if command in DEEPSPEED:
-            return deepspeed_plan(program, tools, env, hosts, chosen.launcher)
-        return mpirun_plan(program, tools, env, hosts, is_remote=True)
-    env = {**env, **visible_devices(hosts[0].devices, os.environ)}
-    if num_slots(hosts) == 1:
-        return single_plan(program, tools, env)
-    if command in DEEPSPEED:
-        return local_deepspeed_plan(program, tools, env, hosts[0])
-    if not tools.mpirun and options.launcher == "auto":
-        return single_plan(program, tools, env, note=NO_MPI_NOTE)
-    return mpirun_plan(program, tools, env, hosts)
+    env, notes = rank_environment(config, environment()), [chosen.note]
+    if launcher == "local":
+        env |= visible_devices(hosts[0].devices, os.environ)
+    elif launcher != "srun":
+        notes.append(stays_behind(os.environ, config.launch))
+    if launcher == "srun":
+        plan = srun_plan(program, tools, env, hosts)
+    elif launcher == "local" and num_slots(hosts) == 1:
+        plan = single_plan(program, tools, env)
+    elif launcher == "local" and is_train:
+        plan = local_deepspeed_plan(program, tools, env, hosts[0])
+    elif launcher == "local" and not tools.mpirun and options.launcher == "auto":
+        plan = single_plan(program, tools, env, note=NO_MPI_NOTE)
+    elif is_train:
+        plan = deepspeed_plan(program, tools, env, hosts, launcher)
+    else:
+        plan = mpirun_plan(program, tools, env, hosts, is_remote=launcher != "local")
+    return replace(plan, note="; ".join(filter(None, [*notes, plan.note])))
 
 
 def choose(command: str, config: Config, options: LaunchOptions, environ: Mapping[str, str]) -> Choice:
@@ -102,34 +92,30 @@ def choose(command: str, config: Config, options: LaunchOptions, environ: Mappin
     Raises:
         ConfigError: unknown launcher, one that cannot start this command, options that contradict each other, or hosts
             that do not fit them.
-        WorldError: a name that means another machine on each host.
     """
     _require_fitting(command, options)
-    ranks = options.ranks or config.launch.ranks
-    if options.launcher == "srun" or (options.launcher == "auto" and options.hostfile is None and _has_srun(environ)):
-        found = slurm_hosts(environ, config.slurm.ranks_per_node)
-        hosts = _limited(found, options, ranks)
-        gpus = slurm_gpus(environ) * len(found)
-        is_small = num_slots(hosts) < max(num_slots(found), gpus)
-        note = f"{num_slots(hosts)} rank(s), where the allocation has {num_slots(found)} task(s) and {gpus} GPU(s)"
-        return Choice("srun", hosts, note if is_small else "")
-    found = _listed_hosts(options, environ, ranks)
-    if not found:
-        if options.include or options.exclude:
-            raise ConfigError("--include and --exclude choose among the hosts of a hostfile.", todo="give --hostfile")
-        if options.launcher.startswith("deepspeed-"):
-            raise ConfigError(f"The launcher `{options.launcher}` needs hosts.", todo="give --hostfile")
-        nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1"))
-        note = f"this is a step of srun: 1 of {nodes} nodes is used (`nd` works under salloc, sbatch or `nd submit`)"
-        host = Host("localhost", ranks or max(1, num_local_gpus()))
-        return Choice("local", (host,), note if nodes > 1 and options.launcher == "auto" else "")
-    hosts = _limited(found, options, ranks)
-    _require_names(hosts)
-    if options.launcher != "auto":
-        return Choice(options.launcher, hosts)
-    if len(hosts) == 1 and (hosts[0].is_local or options.hostfile is None):
-        return Choice("local", hosts)
-    return Choice("deepspeed-pdsh" if command in DEEPSPEED else "mpirun", hosts)
+    launcher, ranks, note = options.launcher, options.ranks or config.launch.ranks, ""
+    has_srun = is_slurm_head(environ) and shutil.which("srun", path=environ.get("PATH")) is not None
+    if launcher == "srun" or (launcher == "auto" and options.hostfile is None and has_srun):
+        launcher, found = "srun", slurm_hosts(environ, config.slurm.ranks_per_node)
+    elif not (found := listed_hosts(options, environ, ranks)):
+        if launcher.startswith("deepspeed-") or options.include or options.exclude:
+            raise ConfigError("There are no hosts to choose from.", todo="give --hostfile")
+        if launcher == "auto" and (nodes := int(environ.get("SLURM_JOB_NUM_NODES", "1"))) > 1:
+            note = (
+                f"this is a step of srun: 1 of {nodes} nodes is used (salloc, sbatch and `nd submit` use all)"
+            )
+        return Choice("local", (Host("localhost", ranks or max(1, num_local_gpus())),), note)
+    hosts = filter_hosts(found, options.include, options.exclude)
+    hosts = limit_slots(hosts, ranks) if ranks else hosts
+    tasks, gpus = num_slots(found), slurm_gpus(environ) * len(found)
+    if launcher == "srun" and num_slots(hosts) < max(tasks, gpus):
+        note = f"{num_slots(hosts)} rank(s), where the allocation has {tasks} task(s) and {gpus} GPU(s)"
+    if launcher == "auto" and len(hosts) == 1 and (hosts[0].is_local or options.hostfile is None):
+        launcher = "local"
+    elif launcher == "auto":
+        launcher = "deepspeed-pdsh" if command in DEEPSPEED else "mpirun"
+    return Choice(launcher, hosts, note)
 
 
 def _require_fitting(command: str, options: LaunchOptions) -> None:
@@ -147,11 +133,7 @@ def _require_fitting(command: str, options: LaunchOptions) -> None:
         raise ConfigError(f"The launcher `{launcher}` takes no hostfile.", todo="leave --hostfile or --launcher out")
 
 
-def _has_srun(environ: Mapping[str, str]) -> bool:
-    return is_slurm_head(environ) and shutil.which("srun", path=environ.get("PATH")) is not None
-
-
-def _listed_hosts(options: LaunchOptions, environ: Mapping[str, str], ranks: int | None) -> tuple[Host, ...]:
+def listed_hosts(options: LaunchOptions, environ: Mapping[str, str], ranks: int | None) -> tuple[Host, ...]:
     """Return the hosts of the hostfile, else those that a batch system lists; none where this machine is meant.
 
     A batch system counts cores, so a host takes no more ranks than this machine has GPUs, where it has any.
@@ -163,26 +145,6 @@ def _listed_hosts(options: LaunchOptions, environ: Mapping[str, str], ranks: int
         return ()
     gpus = 0 if ranks else num_local_gpus()
     return tuple(replace(host, slots=min(host.slots, gpus or host.slots)) for host in hosts)
-
-
-def _limited(hosts: tuple[Host, ...], options: LaunchOptions, ranks: int | None) -> tuple[Host, ...]:
-    """Return the hosts and slots that the options leave."""
-    left = filter_hosts(hosts, options.include, options.exclude)
-    return limit_slots(left, ranks) if ranks else left
-
-
-def _require_names(hosts: tuple[Host, ...]) -> None:
-    """Refuse several hosts of which one is ``localhost``, and several names of this machine.
-
-    Raises:
-        WorldError: names them.
-    """
-    own = [host.name for host in hosts if host.is_local]
-    if len(hosts) > 1 and (odd := [name for name in own if is_loopback(name)]):
-        todo = f"write the name by which the other hosts know it, such as {socket.gethostname()}"
-        raise WorldError("Other hosts cannot reach this machine by such a name.", found=", ".join(odd), todo=todo)
-    if len(own) > 1:
-        raise WorldError("One machine is named more than once.", found=", ".join(own), todo="keep one of the names")
 
 
 def require_head(command: str, environ: Mapping[str, str]) -> None:

@@ -11,14 +11,7 @@ from pathlib import Path
 from launch.plans.environment import DEVICES
 from launch.plans.hostfile import hostfile_text
 from launch.plans.hosts import Host, num_slots
-from launch.plans.plan import (
-    RANK_MODULE,
-    LaunchPlan,
-    RankProgram,
-    require_first_devices,
-    require_names,
-    require_plain,
-)
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_names, require_plain
 from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
@@ -83,13 +76,8 @@ def _pdsh(tools: Tools, hosts: tuple[Host, ...], env: Mapping[str, str]) -> tupl
     require_plain(tools.python, "the path of Python", "pdsh")
     require_plain(env.get("PYTHONPATH", "-"), "PYTHONPATH", "pdsh")
     chosen: tuple[str, ...] = ()
-    if any(host.devices for host in hosts):  # DeepSpeed's filter splits names at @ and :
-        if odd := [host.login for host in hosts if host.user or ":" in host.name]:
-            raise ConfigError(
-                "DeepSpeed cannot choose GPUs of hosts that are given as USER@NAME or by an IPv6 address.",
-                found=", ".join(odd),
-                todo="name the user in ~/.ssh/config and the address in /etc/hosts",
-            )
+    if any(host.devices for host in hosts):
+        require_names(hosts, "DeepSpeed's filter of GPUs", takes_gpus=True)  # it splits names at @ and :
         chosen = ("--include", "@".join(f"{host.name}:{','.join(map(str, host.device_ids))}" for host in hosts))
     return ("--launcher", "pdsh", *chosen), {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS}
 
@@ -104,7 +92,6 @@ def _openmpi(
     """
     if not tools.openmpi:
         raise ConfigError("There is no Open MPI on this machine.", todo="install one: apt-get install openmpi-bin")
-    require_first_devices(hosts, "deepspeed-openmpi")
     require_names(hosts, "deepspeed-openmpi")
     words = [word for name in ("MASTER_ADDR", "MASTER_PORT") for word in ("-x", f"{name}={env[name]}")]
     interface = env.get("GLOO_SOCKET_IFNAME", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launch.plans.hosts import Host, num_slots
-from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_first_devices, require_names
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_names
 from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
@@ -37,8 +37,7 @@ def mpirun_plan(
         words += ["--allow-run-as-root", "--oversubscribe", "-x", "PYTHONPATH"]
     interface = env.get("GLOO_SOCKET_IFNAME", "")
     if is_remote:
-        require_first_devices(hosts, "mpirun")
-        require_names(hosts, "Open MPI's mpirun" if is_openmpi else "mpirun")
+        require_names(hosts, "mpirun", takes_users=not is_openmpi)
         places = ",".join(f"{host.login}:{host.slots}" for host in hosts)
         words += ["--host" if is_openmpi else "-hosts", places]
         if interface:

@@ -122,29 +122,21 @@ def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note
     return LaunchPlan((tools.python, "-m", RANK_MODULE, *program.arguments), env, 1, note, program.is_leased)
 
 
-def require_first_devices(hosts: tuple[Host, ...], launcher: str) -> None:
-    """Refuse chosen GPUs where the launcher counts slots only.
+def require_names(hosts: tuple[Host, ...], launcher: str, takes_users: bool = False, takes_gpus: bool = False) -> None:
+    """Refuse hosts that a launcher would misread, and chosen GPUs where it counts slots only.
 
     Raises:
-        ConfigError: a host is to use other GPUs than its first ones.
+        ConfigError: a host is given by an IPv6 address, with a user, or with other GPUs than its first ones.
     """
-    if chosen := [host.describe() for host in hosts if host.devices]:
-        raise ConfigError(
-            f"{launcher} cannot choose GPUs of a host.",
-            found=", ".join(chosen),
-            todo="include the first slots of each host, or train with --launcher deepspeed-pdsh",
-        )
-
-
-def require_names(hosts: tuple[Host, ...], launcher: str) -> None:
-    """Refuse hosts whose form the launcher would misread.
-
-    Raises:
-        ConfigError: a host is given by an IPv6 address, or with a user that the launcher does not pass to ssh.
-    """
-    if odd := [host.login for host in hosts if ":" in host.name or (host.user and launcher != "mpirun")]:
+    if odd := [host.login for host in hosts if ":" in host.name or (host.user and not takes_users)]:
         raise ConfigError(
             f"{launcher} takes hosts by their names alone.",
             found=", ".join(odd),
             todo="name the user in ~/.ssh/config and the address in /etc/hosts",
+        )
+    if chosen := [host.describe() for host in hosts if host.devices and not takes_gpus]:
+        raise ConfigError(
+            f"{launcher} cannot choose GPUs of a host.",
+            found=", ".join(chosen),
+            todo="include the first slots of each host, or train with --launcher deepspeed-pdsh",
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.plans.hosts import Host, num_slots
-from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_first_devices
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_names
 from launch.plans.tools import Tools
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
@@ -24,7 +24,7 @@ NODES_ANSWER_WITHIN_S = 60
 
 def srun_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], hosts: tuple[Host, ...]) -> LaunchPlan:
     """Return the plan of one rank per slot under srun."""
-    require_first_devices(hosts, "srun")
+    require_names(hosts, "srun")
     ranks, files, own_env = num_slots(hosts), {}, {}
     names = [host.name for host in hosts for _ in range(host.slots)]
     nodes = ",".join(dict.fromkeys(names))

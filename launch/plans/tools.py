@@ -54,16 +54,18 @@ def find_tools(launch: LaunchConfig | None = None) -> Tools:
     mpirun = str(beside) if beside.is_file() else shutil.which("mpirun") or ""
     flavour = _mpi_flavour(mpirun)
     openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
+    mpirun = mpirun if flavour else ""
     python, first = (launch.python or sys.executable, launch.port) if launch else (sys.executable, 0)
     port = require_port(free_port_from(first), first)
-    return Tools(python, mpirun, flavour, port, "", openmpi, os.environ.get("PATH", ""))
+    return Tools(python, mpirun, flavour or "mpich", port, "", openmpi, os.environ.get("PATH", ""))
 
 
-def _mpi_flavour(mpirun: str) -> MpiFlavour:
-    """Return which MPI an mpirun belongs to."""
-    if not mpirun:
-        return "mpich"
-    answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+def _mpi_flavour(mpirun: str) -> MpiFlavour | None:
+    """Return which MPI an mpirun belongs to; none where there is none that can be run."""
+    try:
+        answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:  # a link to nowhere, a file of another processor
+        return None
     return "openmpi" if "Open MPI" in answer else "mpich"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -24,14 +25,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
-from launch.supervise.heartbeat import Heartbeat, launch_record_path
+from launch.supervise.heartbeat import Heartbeat, launch_record_path, read_record
 from launch.supervise.lock import hold_rank_lock
 from launch.supervise.stop import heeded
-from nd_dist.errors import ConfigError, DataError, NdDistError, RankFailure, Requeue, WorldError
+from nd_dist.errors import ConfigError, NdDistError, RankFailure, Requeue, WorldError
 from nd_dist.events import EventLog, log_path
-from nd_dist.files import read_json
 from nd_dist.world import World
-from shards.reading.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
     from nd_dist.config import Config
@@ -103,9 +102,8 @@ def refuse_to_run(module: str) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank and end the process with its exit code."""
     start = _parse(arguments)
-    try:
-        record = read_json(launch_record_path(start.run_dir))
-    except DataError:
+    record = read_record(launch_record_path(start.run_dir))
+    if not record:
         refuse_to_run(start.module)
     os.chdir(record["cwd"])
     os.environ.update(record["env"])
@@ -116,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if pid:
         code = _guard(pid, start, world, events)
     else:
-        code = _run(start, world, events, record.get("size") or world.size)
+        code = _run(start, world, events, record["size"] or world.size)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
@@ -146,39 +144,29 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
 
 
 def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
-    """Do the rank's work in a launch of so many ranks; return its exit code."""
-    stop = threading.Event()
+    """Do the rank's work in a launch of so many ranks, and write to the events how it ended; return the exit code."""
+    stop, host = threading.Event(), socket.gethostname()
     for number in heeded((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
         signal.signal(number, lambda *_: stop.set())
     if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-    def work() -> None:
+    try:
         from launch.recipe import load_recipe
+        from shards.reading.records import allow_more_open_files
 
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("nd_dist").setLevel(logging.INFO)
         allow_more_open_files()
-        lock = hold_rank_lock(start.run_dir)
-        host, pid = socket.gethostname(), os.getpid()
+        lock, pid = hold_rank_lock(start.run_dir), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
         if world.size != size:
-            raise WorldError(
-                "The launcher has started another number of ranks than this launch has.",
-                expected=size,
-                found=f"{world.size} ({world.family})",
-                todo="`nd doctor` names the launchers that are here; report this with the launcher's log",
-            )
-        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
-        program: Work = importlib.import_module(start.module).work
-        program(rank)
+            what, found = "The launcher has started another number of ranks than this launch has.", f"{world.size}"
+            raise WorldError(what, expected=size, found=f"{found} ({world.family})", todo="look at launcher.log")
+        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        rank = Rank(config, world, events, stop.is_set, start.options)
+        work: Work = importlib.import_module(start.module).work
+        work(rank)
         os.close(lock)
-
-    return _guarded(work, events, start.launch_id)
-
-
-def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
-    """Return the exit code of the rank's work, after writing how it ended to the events."""
-    try:
-        work()
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
@@ -188,11 +176,10 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
         kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     else:
-        events.write("rank_done", launch=launch)
+        events.write("rank_done", launch=start.launch_id)
         return 0
-    host = socket.gethostname()
     with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
-        events.write("rank_failed", launch=launch, kind=kind, exit_code=code, message=message, host=host)
+        events.write("rank_failed", launch=start.launch_id, kind=kind, exit_code=code, message=message, host=host)
     return code
 
 

@@ -1,8 +1,7 @@
-"""How ranks that somebody else's launcher has started find their launch: each knocks, rank 0's process lets it in.
+"""How ranks that somebody else's launcher has started find their launch: each knocks, rank 0's process answers.
 
-A knock is a file with a word that nobody else knows; a rank is in when the launch record repeats its word, and it then
-takes its knock away. So no file that a killed launch left behind misleads anybody, and no launcher's variables have to
-name a launch.
+A knock is a file with a word that nobody else knows; the answer is put beside the word, and the rank takes both away.
+So no file that a killed launch left behind misleads anybody, and no launcher's variables have to name a launch.
 """
 
 from __future__ import annotations
@@ -11,16 +10,20 @@ import socket
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
-from launch.supervise.heartbeat import launch_record_path
+from launch.supervise.heartbeat import read_record
 from launch.supervise.lock import RunFolder
-from nd_dist.errors import DataError, NdDistError, WorldError
-from nd_dist.files import read_json, write_json
+from nd_dist.errors import NdDistError, WorldError
+from nd_dist.files import write_json
 from nd_dist.world import World
 
 POLL_S = 0.2
 REFUSED_FOR_S = 10.0
+TODO = "let every rank run the same command, on hosts that see this folder under the same path"
+
+
+def _path(run_dir: Path, rank: int) -> Path:
+    return run_dir / ".state" / "door" / f"rank-{rank:04d}.json"
 
 
 def knock(run_dir: Path, world: World, within_s: float) -> str:
@@ -28,43 +31,37 @@ def knock(run_dir: Path, world: World, within_s: float) -> str:
 
     Raises:
         WorldError: rank 0 has not answered in time.
-        NdDistError: rank 0 did not start the launch; with the exit code of its reason.
+        NdDistError: rank 0 does not start; with the exit code of its reason.
     """
-    word, own = uuid.uuid4().hex, _knock_path(run_dir, world.rank)
-    write_json(own, {"word": word, "host": socket.gethostname()})
-    deadline = time.monotonic() + within_s
+    own, word, deadline = _path(run_dir, world.rank), uuid.uuid4().hex, time.monotonic() + within_s
     try:
         while time.monotonic() < deadline:
-            record = _read(launch_record_path(run_dir))
-            if record.get("joined", {}).get(str(world.rank)) == word:
-                return str(record["launch"])
-            answer = _read(_refusal_path(run_dir))
-            if word in answer.get("words", ()):
-                error = NdDistError(f"Rank 0 did not start: {answer['error']}")
-                error.exit_code = answer["exit_code"]
+            said = read_record(own)
+            if said.get("word") != word:
+                write_json(own, {"word": word, "host": socket.gethostname()})
+            elif "launch" in said:
+                return str(said["launch"])
+            elif "error" in said:
+                error = NdDistError(f"Rank 0 does not start: {said['error']}")
+                error.exit_code = said["exit_code"]
                 raise error
             time.sleep(POLL_S)
     finally:
         own.unlink(missing_ok=True)
-    raise WorldError(
-        f"Rank 0 has not let rank {world.rank} of {world.size} in.",
-        where=str(run_dir),
-        todo="let every rank run the same command, on hosts that see this folder under the same path",
-    )
+    raise WorldError(f"Rank 0 has not let rank {world.rank} of {world.size} in.", where=str(run_dir), todo=TODO)
 
 
 class Door:
     """Rank 0's side.
 
     Args:
-        folder: The run folder, which rank 0's process holds.
-        run_dir: Its path.
+        run_dir: Folder of the run.
         size: Ranks of the world.
     """
 
-    def __init__(self, folder: RunFolder, run_dir: Path, size: int) -> None:
-        self.folder, self._run_dir, self._outside = folder, run_dir, set(range(1, size))
-        self._words: dict[int, str] = {}
+    def __init__(self, run_dir: Path, size: int) -> None:
+        self._run_dir, self._outside, self._answered = run_dir, set(range(1, size)), set[int]()
+        self.folder: RunFolder | None = None  # the run folder, once rank 0's process holds it
 
     def wait(self, within_s: float) -> list[str]:
         """Wait until every other rank has knocked; return the hosts of ranks 1, 2, ...
@@ -73,58 +70,29 @@ class Door:
             WorldError: some did not in time.
         """
         deadline = time.monotonic() + within_s
-        while len(knocks := _knocks(self._run_dir, self._outside)) < len(self._outside):
-            if time.monotonic() > deadline:
-                raise WorldError(
-                    f"Ranks {sorted(self._outside - set(knocks))} have not come within {within_s:.0f} s.",
-                    where=str(self._run_dir),
-                    todo="let every rank run the same command, on hosts that see this folder under the same path",
-                )
+        while True:
+            knocks = {rank: read_record(_path(self._run_dir, rank)) for rank in self._outside}
+            if missing := sorted(rank for rank, said in knocks.items() if not said):
+                if time.monotonic() > deadline:
+                    what = f"Ranks {missing} have not come within {within_s:.0f} s."
+                    raise WorldError(what, where=str(self._run_dir), todo=TODO)
+                time.sleep(POLL_S)
+            else:
+                return [str(knocks[rank]["host"]) for rank in sorted(knocks)]
+
+    def answer(self, **answer: object) -> None:
+        """Answer whoever knocks; a rank that has taken its answer away is in, and looked after no more."""
+        for rank in sorted(self._outside):
+            said = read_record(_path(self._run_dir, rank))
+            if not said and rank in self._answered:
+                self._outside.remove(rank)
+            elif said and not answer.items() <= said.items():
+                write_json(_path(self._run_dir, rank), {**said, **answer})
+                self._answered.add(rank)
+
+    def refuse(self, error: NdDistError) -> None:
+        """Tell the others why there is no launch, for as long as it takes them to come, but not for ever."""
+        deadline = time.monotonic() + REFUSED_FOR_S
+        while self._outside and time.monotonic() < deadline:
+            self.answer(error=str(error), exit_code=error.exit_code)
             time.sleep(POLL_S)
-        return [str(knocks[rank]["host"]) for rank in sorted(knocks)]
-
-    def admit(self) -> None:
-        """Let in whoever knocks; nothing is looked at any more once everybody is in."""
-        knocks = _knocks(self._run_dir, self._outside)
-        words = {**self._words, **{rank: said["word"] for rank, said in knocks.items()}}
-        if words != self._words:
-            self.folder.note(joined=words)
-        self._words = words
-        self._outside = {rank for rank in self._outside if rank in knocks or rank not in words}
-
-
-def refuse(run_dir: Path, size: int, error: NdDistError) -> None:
-    """Tell the other ranks why there is no launch, for as long as it takes them to ask, but not for ever."""
-    outside, told = set(range(1, size)), set[str]()
-    deadline = time.monotonic() + REFUSED_FOR_S
-    while time.monotonic() < deadline:
-        knocks = _knocks(run_dir, outside)
-        words = {said["word"] for said in knocks.values()}
-        if len(told) >= size - 1 and not words - told:
-            return
-        if words - told:
-            told |= words
-            write_json(_refusal_path(run_dir), {"words": [*told], "error": str(error), "exit_code": error.exit_code})
-        time.sleep(POLL_S)
-
-
-def _knock_path(run_dir: Path, rank: int) -> Path:
-    return run_dir / ".state" / "door" / f"rank-{rank:04d}.json"
-
-
-def _refusal_path(run_dir: Path) -> Path:
-    return run_dir / ".state" / "door" / "refused.json"
-
-
-def _knocks(run_dir: Path, ranks: set[int]) -> dict[int, Any]:
-    """Return what the ranks that knock have said."""
-    found = {rank: _read(_knock_path(run_dir, rank)) for rank in ranks}
-    return {rank: said for rank, said in found.items() if said}
-
-
-def _read(path: Path) -> Any:  # Any: JSON
-    """Return what a file says; nothing where it is not there (any more)."""
-    try:
-        return read_json(path)
-    except (DataError, OSError):
-        return {}

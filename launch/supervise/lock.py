@@ -5,24 +5,34 @@ One launcher works in a run folder at a time, and a new one waits until the rank
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path
-from nd_dist.errors import WorldError
+from launch.supervise.heartbeat import (
+    BEAT_INTERVAL_S,
+    WISHES,
+    Wanted,
+    ask_launcher,
+    asked_of_launcher,
+    describe_launcher,
+    launch_record_path,
+    process_identity,
+)
+from launch.supervise.stop import StopSignal
+from nd_dist.errors import StorageError, WorldError
 from nd_dist.files import atomic_path, json_text
 
 RANKS_GONE_WITHIN_S = 60.0
 
 
 def state_dir(run_dir: Path) -> Path:
-    """Return the folder of the liveness files."""
+    """Return the folder of the locks and of the launch record."""
     path = run_dir / ".state"
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -58,6 +68,8 @@ def hold_rank_lock(run_dir: Path) -> int:
 class RunFolder:
     """The launcher's hold on a run folder: an exclusive lock, and a heartbeat that its ranks watch.
 
+    What others ask of the launch (`nd stop`) is passed on to the ranks and to ``stop``.
+
     Args:
         run_dir: Folder of the run.
         launch_id: This launch.
@@ -86,43 +98,61 @@ class RunFolder:
                 todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
             )
         os.close(leftover)
-        self._path = launch_record_path(run_dir)
+        self._run_dir, self._path, self.stop = run_dir, launch_record_path(run_dir), StopSignal()
         self._record: dict[str, Any] = {
+            **process_identity(),
             "launch": launch_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
             "cwd": os.getcwd(),
             "env": dict(env or {}),
             "size": size,
             "wanted": "run",
         }
-        self._stop = threading.Event()
+        self._released = threading.Event()
         self._writing = threading.Lock()
+        ask_launcher(run_dir, launch_id, "run")  # a file that is there is read anew on every host when it changes
         self.tell("run")
         self._thread = threading.Thread(target=self._beat_forever, daemon=True)
         self._thread.start()
 
     def tell(self, wanted: Wanted) -> None:
-        """Say what the ranks shall do from now on."""
-        self.note(wanted=wanted)
-
-    def note(self, **facts: object) -> None:
-        """Put facts into the launch record."""
+        """Say what the ranks shall do from now on; nobody can take back what was said."""
         with self._writing:
-            self._record |= facts
-            with atomic_path(self._path) as part:
-                part.touch(0o600)  # the variables may hold a password
-                part.write_text(json_text(self._record), encoding="utf-8")
+            self._record["wanted"] = max(self._record["wanted"], wanted, key=WISHES.index)
+            self._write()
+
+    def give(self, env: Mapping[str, str]) -> None:
+        """Give every rank further variables."""
+        with self._writing:
+            self._record["env"] |= env
+            self._write()
+
+    def _write(self) -> None:
+        with atomic_path(self._path) as part:
+            part.touch(0o600)  # a variable may hold a password
+            part.write_text(json_text(self._record), encoding="utf-8")
+
+    def keep_wish(self, wanted: Wanted) -> None:
+        """Keep that a signal asked the launcher to stop, as `nd stop` would have, where nobody asked for more."""
+        launch_id = self._record["launch"]
+        if WISHES.index(wanted) > WISHES.index(asked_of_launcher(self._run_dir, launch_id)):
+            ask_launcher(self._run_dir, launch_id, wanted)
 
     def _beat_forever(self) -> None:
-        while not self._stop.wait(BEAT_INTERVAL_S):
+        asked: Wanted = "run"
+        while not self._released.wait(BEAT_INTERVAL_S):
             with self._writing:
                 os.utime(self._path)
+            before, asked = asked, asked_of_launcher(self._run_dir, self._record["launch"])
+            if asked in (before, "run"):
+                continue
+            self.stop.ask(asked)
+            with contextlib.suppress(StorageError):  # a full disk: whoever holds the folder meets it too, and says so
+                self.tell(asked)
 
     def release(self) -> None:
         """End the heartbeat and give the folder back; a second time does nothing."""
         if self._lock is not None:
-            self._stop.set()
+            self._released.set()
             self._thread.join()
             self._path.unlink(missing_ok=True)
             os.close(self._lock)

@@ -74,20 +74,20 @@ def run_plan(
         watcher: Shows the events of rank 0.
         environ: The environment to start from.
         agents: Of the other hosts, where there are any.
-        door: Lets in the ranks that somebody else's launcher started; the plan then starts rank 0 alone.
+        door: Lets in the ranks that somebody else's launcher has started; the plan starts rank 0 alone.
 
     Raises:
         RankFailure: a rank or a host failed, was killed, or never said that it was done.
         Requeue: the launcher was asked to stop (SIGTERM, SIGINT) and the ranks saved their state.
         NdDistError: the error that a rank reported (its own class of exit code).
     """
-    folder = door.folder if door else RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, launch.plan.ranks)
-    stopped_by = StopSignal()
+    folder = door.folder if door else None
+    folder = folder or RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, launch.plan.ranks)
     try:
         launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
         for path, text in launch.plan.files.items():
             write_text(path, text)
-        with open(launch.launcher_log, "ab") as log, stopped_by, watcher, ProcessTree() as tree:
+        with open(launch.launcher_log, "ab") as log, folder.stop, watcher, ProcessTree() as tree:
             process = subprocess.Popen(
                 launch.plan.argv,
                 env={**environ, **launch.plan.env, **launch.plan.own_env},
@@ -99,7 +99,7 @@ def run_plan(
             )
             following = _Following(launch, process, folder, agents, door)
             try:
-                following.follow(watcher, stopped_by)
+                following.follow(watcher, folder.stop)
             finally:
                 folder.tell("end")
                 following.end_process()
@@ -131,12 +131,16 @@ class _Following:
         """Feed events to the watcher until the starting process ends, or the ranks had their time to."""
         stop_at: float | None = None
         end_at: float | None = None
+        wanted = stop.wanted
         while True:
             has_ended = self._process.poll() is not None
             self._read(watcher)
+            if wanted != stop.wanted:
+                wanted = stop.wanted
+                self._folder.keep_wish(wanted)
             if stop.name and not self.outcome.has_failed:  # a signal after a failure is no reason to hide it
                 self.stopped_by = stop.name
-            if has_ended and (self._door is None or not self._others_work()):
+            if has_ended and not self._others_work():
                 return
             now = time.monotonic()
             if stop_at is None and (stop.name or self.outcome.has_failed):
@@ -147,8 +151,7 @@ class _Following:
             elif stop_at is None and has_ended and not self._launch.plan.is_leased:
                 stop_at = now + self._launch.stop_grace_s
             is_over, is_late = not self.outcome.open_ranks, stop_at is not None and now > stop_at
-            is_pressed = stop.count > 1 and self._door is None  # other launchers send several signals for one ctrl-C
-            if end_at is None and (is_over or is_late or is_pressed or self._hangs(now)):
+            if end_at is None and (is_over or is_late or stop.count > 1 or self._hangs(now)):
                 if not is_over:
                     self._folder.tell("end")
                 end_at = now + (FAILURE_GRACE_S if is_over else END_GRACE_S)
@@ -157,19 +160,12 @@ class _Following:
             time.sleep(POLL_S)
 
     def _others_work(self) -> bool:
-        """Return whether other ranks still work when rank 0's process, the only one started here, has ended."""
-        if 0 in self.outcome.open_ranks:
+        """Return whether ranks of another launcher still work when rank 0's process has ended."""
+        if self._door is not None and 0 in self.outcome.open_ranks:
             cause = f"its process ended with exit code {self._process.returncode} and said nothing"
-            self.outcome.note(
-                {
-                    "event": "rank_lost",
-                    "rank": 0,
-                    "launch": self._launch.launch_id,
-                    "host": gethostname(),
-                    "cause": cause,
-                }
-            )
-        return bool(self.outcome.open_ranks)
+            lost = {"event": "rank_lost", "rank": 0, "launch": self._launch.launch_id, "host": gethostname()}
+            self.outcome.note({**lost, "cause": cause})
+        return self._door is not None and bool(self.outcome.open_ranks)
 
     def _hangs(self, now: float) -> bool:
         """Return whether nobody says anything any more, or a rank does not leave although all work is done."""
@@ -177,9 +173,9 @@ class _Following:
         return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
 
     def _read(self, watcher: Watcher) -> None:
-        """Take in who has joined, what the ranks wrote and which hosts were lost."""
+        """Let in whoever knocks; take in what the ranks wrote and which hosts were lost."""
         if self._door is not None:
-            self._door.admit()
+            self._door.answer(launch=self._launch.launch_id)
         for rank, tail in enumerate(self._tails):
             for event in tail.read():
                 self._heard_at = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Cluster
-from tests.cluster.jobs import LIMIT_S, hostfile, require_launcher
+from tests.cluster.jobs import hostfile, require_launcher
 from tests.support.environments import SECRETS, SHELL, SLURM, WORDS, assert_as_planned, rank_environments
 
 # of the rank, of its host, or of the way to it; everything else must be equal
@@ -32,7 +32,7 @@ def test_ranks_on_two_hosts_have_the_same_variables(
     words = [command, str(folder / "run"), "environment", *WORDS, f"--hostfile={hosts}", f"--launcher={launcher}"]
     shell = {**healthy.environment(), **SHELL, **SLURM, "CUDA_VISIBLE_DEVICES": "4,5"}
     program = [sys.executable, "-m", "tests.support.launch_program", *words]
-    result = healthy.run("node1", program, LIMIT_S, env=shell)
+    result = healthy.run("node1", program, env=shell)
     assert result.returncode == 0, result.stdout + result.stderr
     for name in (*SECRETS, "CUDA_VISIBLE_DEVICES"):
         assert result.stdout.count(name) == 1, result.stdout

@@ -10,7 +10,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from tests.cluster.hosts import Cluster
-from tests.cluster.jobs import LIMIT_S, losses, metrics_points, record_start, require_launcher, run_nd, words_of
+from tests.cluster.jobs import losses, metrics_points, record_start, require_launcher, run_nd, words_of
 
 THREE_HOSTS = ["node1 slots=1", "node2 slots=2", "node3 slots=1"]
 
@@ -100,7 +100,7 @@ def test_the_users_own_deepspeed_command_trains_the_same_over_two_hosts(
     """deepspeed --hostfile hosts --module launch.join train RECIPE key=value ..."""
     deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(broken / "hosts")]
     words = ["--module", "launch.join", "train", "demo", *words_of(broken)]
-    result = healthy.run("node1", [*deepspeed, *words], LIMIT_S)
+    result = healthy.run("node1", [*deepspeed, *words])
     assert result.returncode == 0, result.stdout + result.stderr
     assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
     assert curve(broken / "run") == curve(trained / "run")

@@ -15,18 +15,8 @@ from pathlib import Path
 import pytest
 
 from nd_dist.events import events_path, read_events
-from tests.cluster.hosts import Cluster, cluster, wait_until
-from tests.cluster.jobs import (
-    LIMIT_S,
-    ND,
-    losses,
-    metrics_points,
-    record,
-    record_start,
-    run_nd,
-    wait_until_clear,
-    words_of,
-)
+from tests.cluster.hosts import Cluster, cluster
+from tests.cluster.jobs import ND, losses, metrics_points, record, record_start, run_nd, wait_until_clear, words_of
 from tests.cluster.slurm import (
     job_state,
     query,
@@ -38,6 +28,7 @@ from tests.cluster.slurm import (
     write_slurm,
 )
 from tests.support.environments import SHELL, WORDS, assert_as_planned, rank_environments
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
 NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time_min=10"]
@@ -184,8 +175,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
         events = read_events(events_path(folder / "run", 0))
         return [event["step"] for event in events if event["event"] == "checkpoint_loaded"]
 
-    wait_until(loaded, 600, "a loaded checkpoint")
-    assert loaded()[0] >= 8
+    assert wait_until(loaded, "a loaded checkpoint")[0] >= 8
     wait_for_step(folder, max(step for _, step in before) + 2)
     query(slurm, ["scancel", job])
     wait_for_state(slurm, job, "CANCELLED", "FAILED", "COMPLETED")
@@ -195,7 +185,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, 600, f"step {step}")
+    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, f"step {step}")
 
 
 def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slurm: Cluster, folder: Path) -> None:
@@ -204,14 +194,14 @@ def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slu
         "connect(World.from_env(os.environ))\n"
     )
     words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", ND[0], "-c", code]
-    result = slurm.run("node1", ["timeout", "180", *words], 240)
+    result = slurm.run("node1", words)
     assert result.returncode != 0
     assert "MPI does not see the ranks that the launcher started" in result.stderr
 
 
 def in_allocation(slurm: Cluster, options: list[str], words: list[str]) -> str:
     """Run a command in an allocation as a user does; require success and return its output."""
-    result = slurm.run("node1", ["salloc", "--quiet", *options, *words], LIMIT_S)
+    result = slurm.run("node1", ["salloc", "--quiet", *options, *words])
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -265,7 +255,7 @@ def test_in_a_shell_on_a_node_ranks_start_on_that_node(slurm: Cluster, trained: 
     """`srun --pty bash`: mpirun would ask Slurm for what the shell's own step holds, and wait for ever."""
     shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
     words = ["srun", "-N1", "-n1", "-c2", *ND, "evaluate", "demo", *words_of(folder), "--ranks", "2"]
-    result = slurm.run("node1", words, LIMIT_S)
+    result = slurm.run("node1", words)
     assert result.returncode == 0, result.stdout + result.stderr
     assert hosts_of(folder, 2) == ["node1", "node1"]
 
@@ -274,7 +264,7 @@ def test_ranks_under_srun_get_what_the_shell_of_the_allocation_has(slurm: Cluste
     command = [sys.executable, "-m", "tests.support.launch_program", "train", str(folder / "run"), "environment"]
     shell = {**slurm.environment(), **SHELL, "CUDA_VISIBLE_DEVICES": "4,5", "SLURM_EXPORT_ENV": "NONE"}
     words = ["salloc", "--quiet", "-N2", "-n2", *command, *WORDS]
-    result = slurm.run("node1", words, LIMIT_S, env=shell)
+    result = slurm.run("node1", words, env=shell)
     assert result.returncode == 0, result.stdout + result.stderr
     environments = rank_environments(folder / "run", 2)
     assert [found["SLURM_PROCID"] for found in environments] == ["0", "1"]
