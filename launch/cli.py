@@ -141,19 +141,22 @@ def train(
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers
+    from nd_dist.errors import ConfigError
 
     more = ["training.profile=true"] if profile else []
     wanted = numbers(stages, "--stages")
     if not (all_targets or subjects):
+        if at_once is not None:
+            raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets or --subjects")
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe
 
-    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once)
+    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once)
     config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
-    (dry_run_grid if words.dry_run else grid_command)(config, request, words.hostfile)
+    (dry_run_grid if words.dry_run else grid_command)(config, request, words.options)
 
 
 @_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")

@@ -229,8 +229,12 @@ def changed_settings(config: Config) -> dict[str, Any]:  # Any: goes to YAML
     return found
 
 
+def config_path(config: Config) -> Path:
+    """Return where a run keeps its recipe: ``run_dir/config.yaml``."""
+    return config.run_dir / "config.yaml"
+
+
 def write_config(config: Config) -> Path:
     """Write ``run_dir/config.yaml`` and return its path."""
-    path = config.run_dir / "config.yaml"
-    write_text(path, config_yaml(config))
-    return path
+    write_text(config_path(config), config_yaml(config))
+    return config_path(config)

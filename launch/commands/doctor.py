@@ -18,7 +18,7 @@ from rich.text import Text
 from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
-from launch.plans.hosts import read_hostfile
+from launch.plans.hostfile import read_hostfile
 from launch.plans.tools import find_tools
 from nd_dist.comm import load_mpi
 from nd_dist.versions import CODE_DIR

@@ -2,13 +2,12 @@
 
 It reads one JSON request from standard input and answers with what the host has (Python, packages, this code, whether
 it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it
-kills whatever the launch left on its host: a cut-off host is cleared by its own agent. Standard library only.
+kills whatever the launch left on its host: a cut-off host is cleared by its own agent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,11 +15,13 @@ import platform
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from typing import Any
+
+import psutil
 
 from launch.plans.tools import free_port_from
 from nd_dist.versions import CODE_DIR, installed_versions
@@ -29,7 +30,6 @@ CODE = "nd_dist code"
 LOOK_S = 1.0
 LOST_LOOKS = 30  # looks without a beat: the link is cut, or the launching machine is gone
 _MPI_HELPERS = ("orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy")
-_SIOCGIFADDR = 0x8915
 
 
 def main() -> None:
@@ -149,6 +149,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
     """
     return {
         "host": socket.gethostname(),
+        "addresses": sorted(_addresses()),
         "versions": versions(request["packages"]),
         "shared": _shared(Path(request["token_path"]), request["token"]),
         "address": _address(request["interface"]),
@@ -186,12 +187,15 @@ def _address(interface: str) -> str:
     if not interface:
         words = os.environ.get("SSH_CONNECTION", "").split()
         return words[2] if len(words) == 4 else ""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            return f"no interface {interface}"
-    return socket.inet_ntoa(answer[20:24])
+    return next(iter(_addresses(interface)), f"no interface {interface}")
+
+
+def _addresses(interface: str = "") -> list[str]:
+    """Return the addresses of a network interface, or of all but the loopback one; IPv4 first, no link-local ones."""
+    cards = psutil.net_if_addrs()
+    named = [interface] if interface else [name for name in cards if name != "lo"]
+    found = [card for name in named for card in cards.get(name, ()) if card.family in (AF_INET, AF_INET6)]
+    return [card.address for card in sorted(found, key=lambda card: card.family) if "%" not in card.address]
 
 
 def _own_address() -> str:

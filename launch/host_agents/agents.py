@@ -126,7 +126,13 @@ class HostAgents:
         if self._inquiry.python != sys.executable and first.facts:
             wanted, where = {**first.facts["versions"], CODE: wanted[CODE]}, f"on {first.host.name}"
         is_alone = len(self._agents) == 1 or not self._inquiry.ranks_meet
-        return tuple(agent.host_facts(wanted, where, is_alone, self._inquiry.interface) for agent in self._agents)
+        names: dict[str, str] = {}
+        for agent in reversed(self._agents):  # the first of several names of a machine is the one that counts
+            names[agent.machine] = agent.host.name
+        return tuple(
+            agent.host_facts(wanted, where, is_alone, self._inquiry.interface, names[agent.machine])
+            for agent in self._agents
+        )
 
     def lost(self) -> tuple[str, ...]:
         """Return the names of the hosts that do not answer any more."""
@@ -138,7 +144,7 @@ class HostAgents:
         if host.is_local and not self._always_ssh:
             return python
         path = f"PYTHONPATH={self._environ.get('PYTHONPATH', '')}"
-        return ["ssh", *shlex.split(SSH_OPTIONS), host.name, f"exec {shlex.join(['env', path, *python])}"]
+        return ["ssh", *shlex.split(SSH_OPTIONS), host.login, f"exec {shlex.join(['env', path, *python])}"]
 
     def _keep_beating(self) -> None:
         """Ask every host for a sign of life until the launch is over."""

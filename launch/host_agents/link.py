@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.plans.hosts import Host
+from launch.plans.hosts import Host, is_loopback
 
 LOST_BEATS = 15  # beats without an answer: half a minute; a link that is away for twenty seconds is sat out
 
@@ -116,7 +116,14 @@ class AgentLink:
         if isinstance(answer, dict) and "versions" in answer:
             self.facts = answer
 
-    def host_facts(self, wanted: Mapping[str, str], where: str, is_alone: bool, interface: str) -> HostFacts:
+    @property
+    def machine(self) -> str:
+        """What tells the machine from others, by whatever name it is reached."""
+        return f"{self.facts['host']} {self.facts['addresses']}" if self.facts else self.host.name
+
+    def host_facts(
+        self, wanted: Mapping[str, str], where: str, is_alone: bool, interface: str, first_name: str
+    ) -> HostFacts:
         """Return what the host answered and what is wrong there.
 
         Args:
@@ -124,6 +131,7 @@ class AgentLink:
             where: Who has these versions, for messages.
             is_alone: Whether its ranks meet none of other hosts.
             interface: The chosen network interface, if one was.
+            first_name: The first of the hosts that are this machine.
         """
         if not self.facts:
             said = " ".join(line for line in self._said if line)[-300:]
@@ -136,6 +144,12 @@ class AgentLink:
         ]
         if found["shared"]:
             problems.append(f"does not see the shared folder ({found['shared']})")
+        if first_name != self.host.name:
+            problems.append(f"is the same machine as {first_name}")
+        if not is_alone and is_loopback(found["address"] or self.host.name):
+            problems.append(
+                f"other hosts cannot reach it by this name: write one that they know, such as {found['host']}"
+            )
         if found["address"].startswith("no interface"):
             problems.append(found["address"])
         if not is_alone and not interface and found["own_address"].startswith("127."):

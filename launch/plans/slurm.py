@@ -1,7 +1,8 @@
 """Plans under Slurm: ``srun`` inside an allocation, and the text of an sbatch script around it.
 
-DeepSpeed's own Slurm launcher is not used: it ignores which hosts were allocated and sets no rendezvous. Here one srun
-task per node starts DeepSpeed's per-node launcher, so Slurm is the transport and ends everything; no ssh is needed.
+srun starts every rank itself, of training as well: Slurm is the transport and ends everything, no ssh is needed, and a
+rank keeps the GPUs that Slurm gave its task. The ranks meet at the first host and need no MPI: which of Slurm's MPI
+plugins works with which library differs by site.
 """
 
 from __future__ import annotations
@@ -11,66 +12,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.plans.hosts import Host, expand_nodelist, hostfile_text, num_slots
-from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, equal_slots, require_first_devices
+from launch.plans.hosts import Host, num_slots
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram, require_names
 from launch.plans.tools import Tools
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 
-# the node's number is known on the node only: the one word that a shell there has to fill in
-NODE_SCRIPT = 'exec "$@" --node_rank "$SLURM_NODEID" --module'
 REQUEUE_CODE, FAILURE_CODE = 5, 4
 NODES_ANSWER_WITHIN_S = 60
 
 
-def allocated_hosts(environ: Mapping[str, str], ranks_per_node: int) -> tuple[Host, ...]:
-    """Return the hosts of the Slurm allocation that this process runs in.
-
-    Args:
-        environ: The process's environment.
-        ranks_per_node: Ranks on a node, where the allocation does not say.
-
-    Raises:
-        ConfigError: this process runs in no allocation.
-    """
-    nodes = environ.get("SLURM_JOB_NODELIST", "")
-    if not nodes:
-        raise ConfigError(
-            "The launcher `srun` works inside a Slurm allocation.",
-            todo="use `nd submit`, or run the command under sbatch or salloc",
-        )
-    slots = environ.get("SLURM_NTASKS_PER_NODE", "")
-    return tuple(Host(name, int(slots or ranks_per_node)) for name in expand_nodelist(nodes))
-
-
 def srun_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], hosts: tuple[Host, ...]) -> LaunchPlan:
-    """Return the plan of one MPI rank per slot under srun (PMI2, which MPICH and Intel MPI speak)."""
-    require_first_devices(hosts, "srun")
-    slots, ranks = equal_slots(hosts, "srun"), num_slots(hosts)
-    where = ("--nodes", str(len(hosts)), "--ntasks", str(ranks), "--ntasks-per-node", str(slots))
+    """Return the plan of one rank per slot under srun."""
+    require_names(hosts, "srun")
+    ranks, files, own_env = num_slots(hosts), {}, {}
+    names = [host.name for host in hosts for _ in range(host.slots)]
+    nodes = ",".join(dict.fromkeys(names))
+    layout: tuple[str, ...] = ("--nodelist", nodes, "--ntasks-per-node", str(hosts[0].slots), "--distribution=block")
+    if len({host.slots for host in hosts}) > 1:
+        order = program.config_path.parent / ".state" / "ranks-by-host"
+        files, own_env = {order: "".join(f"{name}\n" for name in names)}, {"SLURM_HOSTFILE": str(order)}
+        layout = ("--distribution=arbitrary",)
+    where = ("--nodes", str(len(hosts)), "--ntasks", str(ranks))
     kill = "0" if program.is_leased else "1"  # leased work goes on without a rank that died
-    options = ("--mpi=pmi2", f"--kill-on-bad-exit={kill}", "--cpu-bind=none", "--overlap")
-    argv = ("srun", *where, *options, tools.python, "-m", RANK_MODULE, *program.arguments)
-    return LaunchPlan(argv, env, ranks, is_leased=program.is_leased, hosts=hosts)
-
-
-def srun_deepspeed_plan(
-    program: RankProgram, tools: Tools, env: Mapping[str, str], hosts: tuple[Host, ...]
-) -> LaunchPlan:
-    """Return the plan of DeepSpeed's per-node launcher, started once on every node by srun."""
-    require_first_devices(hosts, "srun")
-    equal_slots(hosts, "srun")
-    address = tools.address or hosts[0].name
-    nodes = str(len(hosts))
-    where = ("--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1")
-    options = ("--mpi=none", "--kill-on-bad-exit=1", "--cpu-bind=none", "--overlap")
-    runner = (tools.python, "-m", "deepspeed.launcher.runner", "--hostfile", str(program.hostfile_path), "--no_ssh")
-    meeting = ("--master_addr", address, "--master_port", str(tools.port), "--no_local_rank")
-    words = (RANK_MODULE, *program.arguments)
-    script = f"{NODE_SCRIPT} {' '.join(words)}"
-    argv = ("srun", *where, *options, "bash", "-c", script, "node", *runner, *meeting)
-    files = {program.hostfile_path: hostfile_text(hosts)}
-    return LaunchPlan(argv, env, num_slots(hosts), hosts=hosts, files=files)
+    options = ("--mpi=none", f"--kill-on-bad-exit={kill}", "--cpu-bind=none", "--overlap")
+    argv = ("srun", *where, *layout, *options, tools.python, "-m", RANK_MODULE, *program.arguments)
+    meeting = {"MASTER_ADDR": tools.address or hosts[0].name, "MASTER_PORT": str(tools.port)}
+    leased = program.is_leased
+    return LaunchPlan(argv, {**env, **meeting}, ranks, is_leased=leased, hosts=hosts, own_env=own_env, files=files)
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
-from launch.supervise.heartbeat import Heartbeat, launch_record_path
+from launch.supervise.heartbeat import Heartbeat, launch_record_path, read_record
 from launch.supervise.lock import hold_rank_lock
-from nd_dist.errors import NdDistError, RankFailure, Requeue
+from launch.supervise.stop import heeded
+from nd_dist.errors import ConfigError, NdDistError, RankFailure, Requeue, WorldError
 from nd_dist.events import EventLog, log_path
-from nd_dist.files import read_json
 from nd_dist.world import World
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _Start:
 
 def interrupt_on_stop() -> None:
     """Let a stop end this rank at once: for work that is kept piece by piece and has nothing to save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGINT)):
         signal.signal(number, _raise_exit)
 
 
@@ -89,10 +89,22 @@ def _raise_exit(*_: object) -> None:
     raise SystemExit(Requeue.exit_code)
 
 
+def refuse_to_run(module: str) -> NoReturn:
+    """End a process that was started as a rank, but by nobody whom a rank can report to."""
+    command = module.rpartition(".")[2]
+    sys.stderr.write(
+        f"{module} is no program of its own.\n"
+        f"  next: `nd {command} RECIPE`, or under a launcher of your own `python -m launch.join {command} RECIPE`\n"
+    )
+    sys.exit(ConfigError.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank and end the process with its exit code."""
     start = _parse(arguments)
-    record = read_json(launch_record_path(start.run_dir))
+    record = read_record(launch_record_path(start.run_dir))
+    if not record:
+        refuse_to_run(start.module)
     os.chdir(record["cwd"])
     os.environ.update(record["env"])
     world = World.from_env(os.environ)
@@ -102,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if pid:
         code = _guard(pid, start, world, events)
     else:
-        code = _run(start, world, events)
+        code = _run(start, world, events, record["size"] or world.size)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
@@ -131,10 +143,10 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
     return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
 
 
-def _run(start: _Start, world: World, events: EventLog) -> int:
-    """Do the rank's work, and write to the events how it ended; return the exit code."""
+def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
+    """Do the rank's work in a launch of so many ranks, and write to the events how it ended; return the exit code."""
     stop, host = threading.Event(), socket.gethostname()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
         signal.signal(number, lambda *_: stop.set())
     if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -147,6 +159,9 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         allow_more_open_files()
         lock, pid = hold_rank_lock(start.run_dir), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
+        if world.size != size:
+            what, found = "The launcher has started another number of ranks than this launch has.", f"{world.size}"
+            raise WorldError(what, expected=size, found=f"{found} ({world.family})", todo="look at launcher.log")
         config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
         rank = Rank(config, world, events, stop.is_set, start.options)
         work: Work = importlib.import_module(start.module).work

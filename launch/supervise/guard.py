@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 
 from launch.supervise.heartbeat import LOOK_INTERVAL_S, Heartbeat
+from launch.supervise.stop import heeded
 from nd_dist.errors import RankFailure
 
 STOPPED_LOOKS = 10
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
-_WATCHED = {signal.SIGCHLD, *_FORWARDED}
 SIGNAL_HINTS = {
     signal.SIGKILL: "out of memory, or killed by the scheduler or by hand",
     signal.SIGSEGV: "a crash inside a library",
@@ -36,16 +36,20 @@ def fork_rank() -> int:
 
     The kernel kills the rank when its guard dies.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _watched())
     guard = os.getpid()
     pid = os.fork()
     if pid == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _watched())
         if sys.platform == "linux":
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != guard:  # it died before the kernel knew
                 os._exit(RankFailure.exit_code)
     return pid
+
+
+def _watched() -> set[signal.Signals]:
+    return {signal.SIGCHLD, *heeded(_FORWARDED)}
 
 
 class Guard:
@@ -81,7 +85,7 @@ class Guard:
                 if (code := self._look()) is not None:
                     return code
             else:
-                self._pass_on(signal.sigtimedwait(_WATCHED, LOOK_INTERVAL_S))
+                self._pass_on(signal.sigtimedwait(_watched(), LOOK_INTERVAL_S))
 
     def _look(self) -> int | None:
         """Look at the launcher and at a stopped rank once; return the exit code if the rank was ended."""

@@ -40,7 +40,7 @@ def request_path(run_dir: Path) -> Path:
 
 def describe_launcher(run_dir: Path) -> str:
     """Return who works in a run folder, as far as its record says."""
-    record = _read(launch_record_path(run_dir))
+    record = read_record(launch_record_path(run_dir))
     return f"launch {record['launch']} (pid {record['pid']} on {record['host']})" if record else "unknown"
 
 
@@ -52,7 +52,7 @@ def running_launch(run_dir: Path, now: float) -> Record:
         now: Seconds, the clock of the files; a record that was not kept fresh is that of a launcher that is gone.
     """
     path = launch_record_path(run_dir)
-    record = _read(path)
+    record = read_record(path)
     try:
         is_fresh = now - path.stat().st_mtime < STALE_S
     except OSError:
@@ -83,12 +83,12 @@ def ask_launcher(run_dir: Path, launch_id: str, wanted: Wanted) -> None:
 
 def asked_of_launcher(run_dir: Path, launch_id: str) -> Wanted:
     """Return what was asked of a launch so far."""
-    request = _read(request_path(run_dir))
+    request = read_record(request_path(run_dir))
     wanted: Wanted = request["wanted"] if request and request["launch"] == launch_id else "run"
     return wanted
 
 
-def _read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Return a record; empty while there is none that can be read."""
     try:
         record: Record = read_json(path)

@@ -11,9 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 from launch.host_agents.agents import HostAgents
 from launch.plans.plan import LaunchPlan
+from launch.supervise.door import Door
 from launch.supervise.lock import RunFolder
 from launch.supervise.outcome import Evidence, Outcome
 from launch.supervise.stop import StopSignal
@@ -57,7 +59,11 @@ class Launch:
 
 
 def run_plan(
-    launch: Launch, watcher: Watcher, environ: Mapping[str, str], agents: HostAgents | None = None
+    launch: Launch,
+    watcher: Watcher,
+    environ: Mapping[str, str],
+    agents: HostAgents | None = None,
+    door: Door | None = None,
 ) -> list[int]:
     """Start the ranks, follow them to the end, leave no process behind; return the ranks that were lost on the way.
 
@@ -68,20 +74,20 @@ def run_plan(
         watcher: Shows the events of rank 0.
         environ: The environment to start from.
         agents: Of the other hosts, where there are any.
+        door: Lets in the ranks that somebody else's launcher has started; the plan starts rank 0 alone.
 
     Raises:
         RankFailure: a rank or a host failed, was killed, or never said that it was done.
         Requeue: the launcher was asked to stop (SIGTERM, SIGINT) and the ranks saved their state.
         NdDistError: the error that a rank reported (its own class of exit code).
     """
-    folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env)
-    stopped_by = StopSignal()
-    folder.report_wishes_to(stopped_by)
-    launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in launch.plan.files.items():
-        write_text(path, text)
+    folder = door.folder if door else None
+    folder = folder or RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, launch.plan.ranks)
     try:
-        with open(launch.launcher_log, "ab") as log, stopped_by, watcher, ProcessTree() as tree:
+        launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in launch.plan.files.items():
+            write_text(path, text)
+        with open(launch.launcher_log, "ab") as log, folder.stop, watcher, ProcessTree() as tree:
             process = subprocess.Popen(
                 launch.plan.argv,
                 env={**environ, **launch.plan.env, **launch.plan.own_env},
@@ -91,9 +97,9 @@ def run_plan(
                 stderr=log,
                 start_new_session=True,
             )
-            following = _Following(launch, process, folder, agents)
+            following = _Following(launch, process, folder, agents, door)
             try:
-                following.follow(watcher, stopped_by)
+                following.follow(watcher, folder.stop)
             finally:
                 folder.tell("end")
                 following.end_process()
@@ -101,19 +107,25 @@ def run_plan(
     finally:
         folder.release()
     evidence = Evidence(lambda rank: log_path(launch.run_dir, launch.command, rank), launch.launcher_log, tail_of)
-    return following.outcome.judge(evidence, process.returncode, stopped_by.name)
+    return following.outcome.judge(evidence, process.returncode, following.stopped_by)
 
 
 class _Following:
     """Follows one launch from its start to the moment when nothing of it runs on this machine."""
 
     def __init__(
-        self, launch: Launch, process: subprocess.Popen[bytes], folder: RunFolder, agents: HostAgents | None
+        self,
+        launch: Launch,
+        process: subprocess.Popen[bytes],
+        folder: RunFolder,
+        agents: HostAgents | None,
+        door: Door | None,
     ) -> None:
-        self._launch, self._process, self._folder, self._agents = launch, process, folder, agents
+        self._launch, self._process, self._folder, self._agents, self._door = launch, process, folder, agents, door
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
         self._heard_at = self._done_at = time.monotonic()
         self.outcome = Outcome(launch.launch_id, launch.plan)
+        self.stopped_by = ""
 
     def follow(self, watcher: Watcher, stop: StopSignal) -> None:
         """Feed events to the watcher until the starting process ends, or the ranks had their time to."""
@@ -126,7 +138,9 @@ class _Following:
             if wanted != stop.wanted:
                 wanted = stop.wanted
                 self._folder.keep_wish(wanted)
-            if has_ended:
+            if stop.name and not self.outcome.has_failed:  # a signal after a failure is no reason to hide it
+                self.stopped_by = stop.name
+            if has_ended and not self._others_work():
                 return
             now = time.monotonic()
             if stop_at is None and (stop.name or self.outcome.has_failed):
@@ -134,6 +148,8 @@ class _Following:
                 stop_at = now + (FAILURE_GRACE_S if self.outcome.has_failed else self._launch.stop_grace_s)
             elif stop_at is not None and self.outcome.has_failed:
                 stop_at = min(stop_at, now + FAILURE_GRACE_S)
+            elif stop_at is None and has_ended and not self._launch.plan.is_leased:
+                stop_at = now + self._launch.stop_grace_s
             is_over, is_late = not self.outcome.open_ranks, stop_at is not None and now > stop_at
             if end_at is None and (is_over or is_late or stop.count > 1 or self._hangs(now)):
                 if not is_over:
@@ -143,13 +159,23 @@ class _Following:
                 return
             time.sleep(POLL_S)
 
+    def _others_work(self) -> bool:
+        """Return whether ranks of another launcher still work when rank 0's process has ended."""
+        if self._door is not None and 0 in self.outcome.open_ranks:
+            cause = f"its process ended with exit code {self._process.returncode} and said nothing"
+            lost = {"event": "rank_lost", "rank": 0, "launch": self._launch.launch_id, "host": gethostname()}
+            self.outcome.note({**lost, "cause": cause})
+        return self._door is not None and bool(self.outcome.open_ranks)
+
     def _hangs(self, now: float) -> bool:
         """Return whether nobody says anything any more, or a rank does not leave although all work is done."""
         is_done = self._launch.plan.is_leased and bool(self.outcome.done)
         return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
 
     def _read(self, watcher: Watcher) -> None:
-        """Take in what the ranks wrote and which hosts were lost."""
+        """Let in whoever knocks; take in what the ranks wrote and which hosts were lost."""
+        if self._door is not None:
+            self._door.answer(launch=self._launch.launch_id)
         for rank, tail in enumerate(self._tails):
             for event in tail.read():
                 self._heard_at = time.monotonic()

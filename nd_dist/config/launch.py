@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nd_dist.config.base import Count, Positive, Section
+
+
+def _text(value: object) -> object:
+    """Return a number as the text that a variable holds; YAML makes numbers of ``4``."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableText = Annotated[str, BeforeValidator(_text)]
 
 
 class LaunchConfig(Section):
@@ -27,6 +37,10 @@ class LaunchConfig(Section):
     """Network interface of the rendezvous and of gloo, NCCL and MPI, e.g. ib0 (empty: each chooses)."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """First port to try for the rendezvous on the first host; 0 takes any free one."""
+    env: Mapping[VariableName, VariableText] = Field(default_factory=dict)
+    """Variables of every rank on every host, e.g. {NCCL_IB_HCA: mlx5_0}; they are kept with the run."""
+    carry: tuple[VariableName, ...] = ()
+    """Further variables of the launching shell that the ranks on all hosts are given; their values are not kept."""
     python: str = ""
     """Interpreter of ranks and agents, e.g. a script that runs Python in a container (empty: the one `nd` runs in)."""
 

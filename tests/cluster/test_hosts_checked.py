@@ -62,3 +62,35 @@ def test_a_launch_on_hosts_that_differ_is_refused_before_ranks_start(
     assert not (broken / "run" / "events").exists()
     words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"), "--include", "node7"]
     assert healthy.run("node1", [*ND, *words]).returncode == 2
+
+
+def test_one_machine_under_two_names_is_refused_by_the_doctor_and_by_a_launch(healthy: Cluster, broken: Path) -> None:
+    (broken / "hosts").write_text(f"node2 slots=1\n{healthy.address('node2')} slots=1\n")
+    words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts")]
+    for command in (words, ["doctor", "--hostfile", str(broken / "hosts"), "--shared", str(broken)]):
+        result = healthy.run("node1", [*ND, *command])
+        assert result.returncode == 3, result.stdout
+        assert "is the same machine as node2" in result.stdout + result.stderr
+    assert not (broken / "run" / "events").exists()
+
+
+def test_a_name_by_which_other_hosts_cannot_reach_the_first_one_is_refused(healthy: Cluster, broken: Path) -> None:
+    table = healthy.folder / "own-hosts"
+    table.write_text(f"127.0.1.1 me\n{healthy.address('node2')} node2\n")
+    (broken / "hosts").write_text("me slots=1\nnode2 slots=1\n")
+    known = healthy.folder / "ssh" / "known_hosts"
+    assert healthy.run("node1", ["mount", "--bind", str(table), "/etc/hosts"]).returncode == 0
+    sshd = healthy.popen("node1", ["/usr/sbin/sshd", "-D", "-f", str(healthy.folder / "node1" / "sshd_config"),
+                                   "-o", "ListenAddress=127.0.1.1"])  # fmt: skip
+    line = next(line for line in known.read_text().splitlines() if line.startswith("node1,"))
+    trust = ["bash", "-c", f"echo 'me,127.0.1.1 {line.split(' ', 1)[1]}' >> /root/.ssh/known_hosts"]
+    assert healthy.run("node1", trust).returncode == 0
+    try:
+        words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts")]
+        result = healthy.run("node1", [*ND, *words])
+    finally:
+        sshd.kill()
+        healthy.run("node1", ["umount", "/etc/hosts"])
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "me: other hosts cannot reach it by this name" in result.stderr
+    assert "node1" in result.stderr

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.cluster.slurm import (
     wait_for_state,
     write_slurm,
 )
+from tests.support.environments import SHELL, WORDS, assert_as_planned, rank_environments
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
@@ -201,10 +203,80 @@ def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slu
         "import os\nfrom nd_dist.comm import connect\nfrom nd_dist.world import World\n"
         "connect(World.from_env(os.environ))\n"
     )
-    python = ND[0]
-    words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", python, "-c", code]
+    words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", ND[0], "-c", code]
     result = slurm.run("node1", words)
     assert result.returncode != 0
     assert "MPI does not see the ranks that the launcher started" in result.stderr
-    good = slurm.run("node1", [*words[:1], "--mpi=pmi2", *words[2:]])
-    assert good.returncode == 0, good.stderr
+
+
+def in_allocation(slurm: Cluster, options: list[str], words: list[str]) -> str:
+    """Run a command in an allocation as a user does; require success and return its output."""
+    result = slurm.run("node1", ["salloc", "--quiet", *options, *words])
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def hosts_of(folder: Path, ranks: int) -> list[str]:
+    events = [event for rank in range(ranks) for event in read_events(events_path(folder / "run", rank))]
+    return [event["host"] for event in events if event["event"] == "rank_start"]
+
+
+def test_nd_in_an_allocation_uses_every_node_by_itself(slurm: Cluster, trained: Path, folder: Path) -> None:
+    in_allocation(slurm, ["-N2", "-n2"], [*ND, "train", "demo", *words_of(folder)])
+    assert hosts_of(folder, 2) == ["node1", "node2"]
+    assert curve(folder) == curve(trained)
+    wait_until_clear(slurm)
+
+
+def test_nodes_with_different_numbers_of_tasks_evaluate_without_mpi(
+    slurm: Cluster, hosts: Cluster, trained: Path, folder: Path
+) -> None:
+    run_nd(hosts, "node3", "evaluate", "demo", *words_of(trained), "--ranks", "1")
+    shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
+    in_allocation(slurm, ["-N2", "-n4"], [*ND, "evaluate", "demo", *words_of(folder)])  # Slurm gives 3 and 1
+    assert hosts_of(folder, 4) == ["node1", "node1", "node1", "node2"]
+    assert metrics_points(folder / "run") == metrics_points(trained / "run")
+    wait_until_clear(slurm)
+
+
+@pytest.mark.parametrize("option", ["--mpi=none", pytest.param("--mpi=pmi2", marks=pytest.mark.slow)])
+def test_the_users_own_srun_trains_the_same(option: str, slurm: Cluster, trained: Path, folder: Path) -> None:
+    words = ["srun", option, sys.executable, "-m", "launch.join", "train", "demo", *words_of(folder)]
+    text = in_allocation(slurm, ["-N2", "-n2"], words)
+    assert "train: done by 2 rank(s)" in text
+    assert hosts_of(folder, 2) == ["node1", "node2"]
+    assert curve(folder) == curve(trained)
+
+
+@pytest.mark.slow
+def test_torchrun_and_mpirun_below_srun_train_the_same(slurm: Cluster, trained: Path, folder: Path) -> None:
+    beside = Path(sys.executable).parent
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29400", "--rdzv-id", "1"]
+    torchrun = ["srun", str(beside / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1", *meeting, "-m"]
+    mpirun = [str(beside / "mpirun"), "-n", "2", sys.executable, "-m"]
+    for launcher in (torchrun, mpirun):
+        words = ["launch.join", "train", "demo", *words_of(folder)]
+        in_allocation(slurm, ["-N2", "--ntasks-per-node=1"], [*launcher, *words])
+        assert curve(folder) == curve(trained)
+        shutil.rmtree(folder / "run")
+
+
+def test_in_a_shell_on_a_node_ranks_start_on_that_node(slurm: Cluster, trained: Path, folder: Path) -> None:
+    """`srun --pty bash`: mpirun would ask Slurm for what the shell's own step holds, and wait for ever."""
+    shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
+    words = ["srun", "-N1", "-n1", "-c2", *ND, "evaluate", "demo", *words_of(folder), "--ranks", "2"]
+    result = slurm.run("node1", words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert hosts_of(folder, 2) == ["node1", "node1"]
+
+
+def test_ranks_under_srun_get_what_the_shell_of_the_allocation_has(slurm: Cluster, folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.launch_program", "train", str(folder / "run"), "environment"]
+    shell = {**slurm.environment(), **SHELL, "CUDA_VISIBLE_DEVICES": "4,5", "SLURM_EXPORT_ENV": "NONE"}
+    words = ["salloc", "--quiet", "-N2", "-n2", *command, *WORDS]
+    result = slurm.run("node1", words, env=shell)
+    assert result.returncode == 0, result.stdout + result.stderr
+    environments = rank_environments(folder / "run", 2)
+    assert [found["SLURM_PROCID"] for found in environments] == ["0", "1"]
+    assert_as_planned(environments)
+    assert [found["CUDA_VISIBLE_DEVICES"] for found in environments] == ["4,5", "4,5"]

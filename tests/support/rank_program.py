@@ -34,7 +34,8 @@ def work(rank: Rank) -> None:
             time.sleep(0.05)
         raise Requeue("saved")
     if behaviour == "environment":
-        rank.events.write("environment", cwd=os.getcwd(), variables={k: os.environ.get(k) for k in rank.options[1:]})
+        names = rank.options[1:] or os.environ
+        rank.events.write("environment", cwd=os.getcwd(), variables={name: os.environ.get(name) for name in names})
     if behaviour == "meet":
         comm = connect(rank.world)
         rank.events.write("met", ranks=comm.gather(comm.rank))

@@ -24,6 +24,7 @@ from launch.grid.plan import (
 )
 from launch.grid.process import command_of
 from launch.grid.run import make_grid
+from launch.plans.choose import LaunchOptions
 from launch.plans.hosts import Host
 from launch.recipe import load_recipe
 from nd_dist.config import Config
@@ -107,7 +108,7 @@ def test_the_table_has_a_row_for_every_network_and_a_column_for_every_stage() ->
 def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("far slots=2\n")
-    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), hostfile)
+    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), LaunchOptions(hostfile=hostfile))
     environ = {"PYTHONPATH": "/code", "NCCL_DEBUG": "two words", "HF_TOKEN": "secret"}
     *ssh, host, remote = command_of(grid.slots[1], grid.words(grid.plan[0]), "grid-1-2", environ)
     assert ssh[:4] == ["ssh", "-tt", "-e", "none"]

@@ -133,3 +133,17 @@ def test_an_interface_is_looked_up_by_name(tmp_path: Path) -> None:
     assert facts({**request, "interface": "lo"})["address"] == "127.0.0.1"
     assert facts({**request, "interface": "nope0"})["address"] == "no interface nope0"
     assert "No such file" in facts({**request, "interface": ""})["shared"]
+
+
+def problems_of(folder: Path, *names: str) -> list[str]:
+    """Return what is wrong with hosts that all are this machine, asked without ssh."""
+    hosts = [Host(name, 1) for name in names]
+    with HostAgents(hosts, Inquiry("", folder), folder, environment()) as agents:
+        return ["; ".join(facts.problems) for facts in agents.facts()]
+
+
+def test_a_name_that_means_another_machine_on_each_host_is_a_problem_where_there_are_several(tmp_path: Path) -> None:
+    first, second = problems_of(tmp_path, "localhost", socket.gethostname())
+    assert f"write one that they know, such as {socket.gethostname()}" in first
+    assert "is the same machine as localhost" in second
+    assert problems_of(tmp_path, "localhost") == [""]

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.commands.submit import submission_of
-from launch.plans.choose import LaunchOptions, make_plan
-from launch.plans.slurm import Submission, allocated_hosts, sbatch_text
-from launch.plans.tools import Tools
+from launch.plans.slurm import Submission, sbatch_text
 from launch.recipe import load_recipe
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
@@ -132,21 +130,3 @@ def test_each_task_of_a_sweep_array_takes_its_own_point_and_folder(tmp_path: Pat
         ("sweep.kappa=[100000]", "sweep.eta=[0.10000000000000001]"),
         ("sweep.kappa=[100000]", "sweep.eta=[1]"),
     ]
-
-
-def test_the_hosts_of_an_allocation_come_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    environ = {"SLURM_JOB_NODELIST": "gpu[08-10],login", "SLURM_NTASKS_PER_NODE": "4"}
-    assert [(host.name, host.slots) for host in allocated_hosts(environ, 1)] == [
-        ("gpu08", 4), ("gpu09", 4), ("gpu10", 4), ("login", 4),
-    ]  # fmt: skip
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    plan = make_plan("train", load_recipe("demo"), LaunchOptions(launcher="srun"), Tools("python"), "L")
-    assert plan.ranks == 16
-    evaluate = make_plan("evaluate", load_recipe("demo"), LaunchOptions(launcher="srun"), Tools("python"), "L")
-    assert "--kill-on-bad-exit=0" in evaluate.argv
-
-
-def test_srun_outside_an_allocation_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="nd submit"):
-        allocated_hosts({}, 1)
