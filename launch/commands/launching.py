@@ -59,7 +59,8 @@ def launch_command(
         if plan.note:
             console.print(f"  note: {plan.note}", highlight=False)
         wanted = config.launch
-        launch = Launch(command, config.run_dir, launch_id, plan, wanted.stop_grace_s, wanted.silence_s)
+        limits = (wanted.stop_grace_s, wanted.silence_s, wanted.start_s)
+        launch = Launch(command, config.run_dir, launch_id, plan, *limits)
         lost = run_plan(launch, Watcher(console), environment(), agents)
     if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
         write_pack_recipe(config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import mmap
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.plans.plan import text_of_word
-from launch.supervise.guard import Guard, fork_rank
+from launch.supervise.guard import Guard, fork_rank, last_line
 from launch.supervise.heartbeat import Heartbeat, launch_record_path
 from launch.supervise.lock import hold_rank_lock
 from nd_dist.errors import NdDistError, RankFailure, Requeue
@@ -98,11 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world = World.from_env(os.environ)
     events = EventLog(start.run_dir, world.rank, start.command)
     _redirect_output(log_path(start.run_dir, start.command, world.rank))
+    has_said_end = mmap.mmap(-1, 1)  # a byte that the rank and its guard share
     pid = fork_rank()
     if pid:
-        code = _guard(pid, start, world, events)
+        code = _guard(pid, start, world, events, lambda: has_said_end[0] == 1)
     else:
         code = _run(start, world, events)
+        has_said_end[0] = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
@@ -120,15 +123,18 @@ def _parse(arguments: Sequence[str] | None) -> _Start:
     return _Start(words.module, Path(text_of_word(words.config)), words.launch, options)
 
 
-def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
+def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end: Callable[[], bool]) -> int:
     """Watch the rank; return its exit code."""
+    log = log_path(start.run_dir, start.command, world.rank)
 
     def report(cause: str) -> None:
         with contextlib.suppress(OSError):
+            line = last_line(log)
+            cause += f"; its log ends with: {line}" if line else ""
             events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
 
-    heartbeat = Heartbeat(start.run_dir, start.launch_id)
-    return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
+    heartbeat = Heartbeat(start.run_dir, start.launch_id, world.size)
+    return Guard(pid, heartbeat, report, world.family != "pmi", has_said_end).watch()
 
 
 def _run(start: _Start, world: World, events: EventLog) -> int:
@@ -161,8 +167,11 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
         kind, code, message = Requeue.__name__, Requeue.exit_code, "the rank was asked to stop"
+        if isinstance(error, SystemExit) and error.code != code:
+            kind, code, message = "SystemExit", RankFailure.exit_code, f"the program left with sys.exit({error.code})"
+            traceback.print_exc()
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
         kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
         traceback.print_exc()

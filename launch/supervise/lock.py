@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path
+from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path, pids_of
 from nd_dist.errors import WorldError
 from nd_dist.files import write_json
 
@@ -90,6 +90,7 @@ class RunFolder:
             "launch": launch_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pids_of": pids_of(),
             "cwd": os.getcwd(),
             "env": dict(env or {}),
             "wanted": "run",

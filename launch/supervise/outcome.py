@@ -56,6 +56,8 @@ class Outcome:
     done: set[int] = field(default_factory=set)
     ends: list[dict[str, Any]] = field(default_factory=list)  # Any: events
     lost_hosts: list[str] = field(default_factory=list)
+    start_s: float = 0.0  # seconds that every rank had to start; 0: not over yet
+    _started: set[int] = field(default_factory=set)
     _last: dict[int, tuple[str, float]] = field(default_factory=dict)
     _units: dict[int, str] = field(default_factory=dict)  # what a rank of a leased plan took last
 
@@ -68,9 +70,11 @@ class Outcome:
             self._units[event["rank"]] = event["unit"]
         if event.get("launch") != self.launch_id:
             return
-        if event["event"] == "rank_done":
+        if event["event"] == "rank_start":
+            self._started.add(event["rank"])
+        elif event["event"] == "rank_done":
             self.done.add(event["rank"])
-        elif event["event"] in ("rank_failed", "rank_lost"):
+        elif event["event"] in ("rank_failed", "rank_lost") and event["rank"] not in self.done:
             self.ends.append(event)
 
     def lose(self, host: str) -> None:
@@ -86,10 +90,19 @@ class Outcome:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the work cannot be finished any more. Ranks of a leased plan may be lost."""
-        if self.plan.is_leased:
+        """Whether the work cannot be finished any more. Ranks of a leased plan may be lost once work has begun.
+
+        Before that they meet, and MPI lets nobody meet without all.
+        """
+        if self.plan.is_leased and (self._units or self.done):
             return any(event["exit_code"] in NAMED_CODES for event in self.ends if event["event"] == "rank_failed")
-        return bool(self.ends) or any(self._is_cut_off(rank) for rank in range(self.plan.ranks))
+        return bool(self.ends or self.late) or any(self._is_cut_off(rank) for rank in range(self.plan.ranks))
+
+    @property
+    def late(self) -> list[int]:
+        """Ranks that had their time to start and did not."""
+        ended = {event["rank"] for event in self.ends}
+        return [rank for rank in range(self.plan.ranks) if self.start_s and rank not in self._started | ended]
 
     def _host(self, rank: int) -> str:
         return host_of_rank(self.plan.hosts, rank) if self.plan.hosts else "this machine"
@@ -138,6 +151,8 @@ class Outcome:
             return self._failure(causes[0]["rank"], causes[0]["host"], causes[0]["cause"], evidence)
         if causes:
             return self._reported(causes[0], evidence)
+        if self.late:
+            return self._not_started(evidence)
         silent = [rank for rank in missing if rank not in {event["rank"] for event in self.ends}]
         if silent:
             return self._silent(silent, echoes, evidence, returncode)
@@ -173,6 +188,19 @@ class Outcome:
             where=str(log),
             found="\n" + evidence.tail_of(log),
             todo=f"repair {host} or leave it out with --exclude {host}; {AGAIN}",
+        )
+
+    def _not_started(self, evidence: Evidence) -> RankFailure:
+        """Return the error of ranks that did not start in time."""
+        by_host: dict[str, list[str]] = {}
+        for rank in self.late:
+            by_host.setdefault(self._host(rank), []).append(str(rank))
+        where = "; ".join(f"rank(s) {', '.join(ranks)} on {host}" for host, ranks in by_host.items())
+        return RankFailure(
+            f"{len(self.late)} of {self.plan.ranks} ranks did not start within {self.start_s:.0f} s: {where}.",
+            where=str(evidence.launcher_log),
+            found="\n" + evidence.tail_of(evidence.launcher_log),
+            todo="see what keeps them there; where they only need more time, set launch.start_s",
         )
 
     def _silent(

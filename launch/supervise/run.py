@@ -22,7 +22,8 @@ from launch.supervise.watch import EventTail, Watcher
 from nd_dist.events import events_path, log_path
 from nd_dist.files import write_text
 
-POLL_S = 0.2
+POLL_S, POLL_S_PER_RANK = 0.2, 0.002  # between two looks at the ranks' event files
+OPENED_PER_LOOK = 16  # of the files that look unchanged, in turn; the size alone tells of the others
 STOP_GRACE_S = 45.0
 FAILURE_GRACE_S = 8.0  # after a failure nobody can finish; the others get a moment to say what they met
 LATE_S = 30.0  # leased work is done when one rank says so; the others look for work every moment and follow at once
@@ -41,6 +42,7 @@ class Launch:
         plan: What to start.
         stop_grace_s: Seconds that ranks get to save after a stop was asked for.
         silence_s: Seconds without an event of any rank after which the ranks count as hung.
+        start_s: Seconds within which every rank must have started.
     """
 
     command: str
@@ -49,6 +51,7 @@ class Launch:
     plan: LaunchPlan
     stop_grace_s: float = STOP_GRACE_S
     silence_s: float = math.inf
+    start_s: float = math.inf
 
     @property
     def launcher_log(self) -> Path:
@@ -111,7 +114,8 @@ class _Following:
     ) -> None:
         self._launch, self._process, self._folder, self._agents = launch, process, folder, agents
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
-        self._heard_at = self._done_at = time.monotonic()
+        self._begun_at = self._heard_at = self._done_at = time.monotonic()
+        self._looks = 0
         self.outcome = Outcome(launch.launch_id, launch.plan)
 
     def follow(self, watcher: Watcher, stop: StopSignal) -> None:
@@ -120,10 +124,12 @@ class _Following:
         end_at: float | None = None
         while True:
             has_ended = self._process.poll() is not None
-            self._read(watcher)
+            self._read(watcher, has_ended)
             if has_ended:
                 return
             now = time.monotonic()
+            if now - self._begun_at > self._launch.start_s:
+                self.outcome.start_s = self._launch.start_s
             if stop_at is None and (stop.name or self.outcome.has_failed):
                 self._folder.tell("stop")
                 stop_at = now + (FAILURE_GRACE_S if self.outcome.has_failed else self._launch.stop_grace_s)
@@ -136,22 +142,24 @@ class _Following:
                 end_at = now + (FAILURE_GRACE_S if is_over else END_GRACE_S)
             if end_at is not None and now > end_at:
                 return
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, POLL_S_PER_RANK * len(self._tails)))
 
     def _hangs(self, now: float) -> bool:
         """Return whether nobody says anything any more, or a rank does not leave although all work is done."""
         is_done = self._launch.plan.is_leased and bool(self.outcome.done)
         return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
 
-    def _read(self, watcher: Watcher) -> None:
-        """Take in what the ranks wrote and which hosts were lost."""
+    def _read(self, watcher: Watcher, has_ended: bool) -> None:
+        """Take in what the ranks wrote and which hosts were lost; look into every file when all have left."""
         for rank, tail in enumerate(self._tails):
-            for event in tail.read():
+            turn = (rank - self._looks * OPENED_PER_LOOK) % len(self._tails)
+            for event in tail.read(must_open=turn < OPENED_PER_LOOK or has_ended):
                 self._heard_at = time.monotonic()
                 self._done_at = self._heard_at if event["event"] == "rank_done" else self._done_at
                 self.outcome.note(event)
                 if rank == 0:
                     watcher.show(event)
+        self._looks += 1
         for host in self._agents.lost() if self._agents is not None else ():
             self.outcome.lose(host)
 

@@ -32,13 +32,20 @@ class EventTail:
         self._offset = path.stat().st_size if path.exists() else 0
         self._rest = b""
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events that were completed since the last call."""
-        if not self._path.exists():
+    def read(self, must_open: bool = True) -> list[dict[str, Any]]:
+        """Return the events that were completed since the last call.
+
+        Args:
+            must_open: Open the file even if it looks unchanged: a network file system then asks its server.
+        """
+        try:
+            if not must_open and self._path.stat().st_size == self._offset:
+                return []
+            with open(self._path, "rb") as stream:
+                stream.seek(self._offset)
+                fresh = stream.read()
+        except FileNotFoundError:
             return []
-        with open(self._path, "rb") as stream:
-            stream.seek(self._offset)
-            fresh = stream.read()
         self._offset += len(fresh)
         *lines, self._rest = (self._rest + fresh).split(b"\n")
         return [event for line in lines for event in parse_event(line)]

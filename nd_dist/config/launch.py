@@ -21,6 +21,9 @@ class LaunchConfig(Section):
     silence_s: Annotated[int, Field(ge=5)] = 3600
     """Seconds without progress after which work counts as hung: an evaluation's unit in which no picture is done for
     that long goes to another rank, and a launch ends whose ranks all say nothing for that long."""
+    start_s: Annotated[int, Field(ge=5)] = 600
+    """Seconds within which every rank must have started its program; then the launch ends and names those that have
+    not."""
     stop_grace_s: Annotated[int, Field(ge=5)] = 45
     """Seconds that ranks get to save after a stop was asked for; then they are killed."""
     interface: str = ""
