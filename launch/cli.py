@@ -68,6 +68,9 @@ def _common(
 
 @app.command()
 def doctor(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of a launch, e.g. launch.interface=ib0.")
+    ] = None,
     hostfile: Hostfile = None,
     shared: Annotated[
         Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
@@ -78,7 +81,7 @@ def doctor(
 
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared, Console()))
+    raise typer.Exit(run_doctor(hostfile, shared, Console(), overrides or []))
 
 
 @app.command()

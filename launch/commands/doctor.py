@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
 from launch.plans.hosts import read_hostfile
 from launch.plans.tools import find_tools
+from launch.recipe import load_settings
 from nd_dist.comm import load_mpi
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.versions import CODE_DIR
 
 REQUIRED = (
@@ -53,17 +55,19 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console) -> int:
+def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console, overrides: Sequence[str] = ()) -> int:
     """Print every check as a table; return 0, or 3 if something required is missing.
 
     Args:
-        hostfile: Hosts to check as well, all in parallel.
+        hostfile: Hosts to check as well, all in parallel, in the way in which a launch would.
         shared_dir: A folder that all hosts must see (runs and shards lie below it).
         console: Where to print.
+        overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
     """
+    config = load_settings(Config, None, overrides)
     checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
     if hostfile is not None:
-        checks += _hosts(hostfile, shared_dir)
+        checks += _hosts(hostfile, shared_dir, config.launch)
     table = Table(title="nd doctor", title_justify="left")
     for heading in ("what", "state", "found", "what to do"):
         table.add_column(heading, overflow="fold")
@@ -74,12 +78,15 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console) -> int
     return 3 if any(check.state == "missing" for check in checks) else 0
 
 
-def _hosts(hostfile: Path, shared_dir: Path) -> Iterator[Check]:
+def _hosts(hostfile: Path, shared_dir: Path, launch: LaunchConfig) -> Iterator[Check]:
     """Yield a check for each host: ssh, Python, packages, this code, the shared folder, GPUs for its slots."""
     hosts = read_hostfile(hostfile)
-    inquiry = Inquiry("", shared_dir.resolve())
-    with tempfile.TemporaryDirectory() as logs, HostAgents(hosts, inquiry, Path(logs), environment()) as agents:
-        for facts in agents.facts():
+    inquiry = Inquiry("", shared_dir.resolve(), launch)
+    is_alone = len(hosts) == 1 and hosts[0].is_local
+    with tempfile.TemporaryDirectory() as logs:
+        with HostAgents(hosts, inquiry, Path(logs), environment(), always_ssh=not is_alone) as agents:  # as pdsh does
+            answers = agents.facts()
+        for facts in answers:
             name = f"host {facts.host.name}"
             todo = "see docs/operations.md, messages about hosts"
             for problem in facts.problems:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,9 +73,8 @@ def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -
     """Return agents for the hosts of a plan that ssh reaches; under Slurm and on this machine none are needed."""
     if not plan.hosts or plan.argv[0] == "srun":
         return None
-    wanted = config.launch
     shared_dir = state_dir(config.run_dir).resolve()
-    inquiry = Inquiry(launch_id, shared_dir, wanted.interface, wanted.port, wanted.python or sys.executable)
+    inquiry = Inquiry(launch_id, shared_dir, config.launch)
     logs = config.run_dir / "logs" / command
     return HostAgents(plan.hosts, inquiry, logs, environment(), always_ssh="pdsh" in plan.argv)
 
