@@ -224,18 +224,30 @@ def sweep(
 
 @app.command()
 def submit(
-    command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.")],
+    command: Annotated[
+        str, typer.Argument(help="pack, train, evaluate or sweep; several joined by commas run one after the other.")
+    ],
     recipe: Recipe,
     overrides: Overrides = None,
     array: Annotated[
         bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
     ] = False,
+    all_targets: Annotated[
+        bool, typer.Option("--all-targets", help="train: the whole grid of trainings, an array for each stage.")
+    ] = False,
+    subjects: Annotated[str, typer.Option("--subjects", help="Target subjects of the grid, e.g. 1,2,5,7.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
-    """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
-    from launch.commands.submit import submit_command
+    """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    from rich.console import Console
 
-    submit_command(command, recipe, overrides or [], array, dry_run)
+    from launch.commands.submit import submit_command
+    from launch.grid.plan import GridRequest, numbers
+    from launch.recipe import load_recipe
+
+    chosen = numbers(subjects, "--subjects")
+    grid = GridRequest(chosen, all_targets=all_targets) if all_targets or chosen else None
+    submit_command(command, load_recipe(recipe, overrides or []), array, grid, dry_run, Console(soft_wrap=True))
 
 
 @app.command()

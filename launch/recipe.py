@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from nd_dist.files import write_text
 RECIPES_DIR = Path(__file__).parent / "recipes"
 RETIRED = ("phantom_networks",)
 """Sections that configurations written by earlier versions hold."""
+_TIME = re.compile(r"\d+(:\d+)+")
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -73,14 +75,24 @@ def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[
     if bad := [word for word in overrides if "=" not in word]:
         raise ConfigError("An override is not of the form key=value.", where=" ".join(bad))
     try:
-        text = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        text = OmegaConf.create(_quoted_times(path.read_text(encoding="utf-8")) if path is not None else "")
         defaults = OmegaConf.create(model().model_dump(mode="json"))
-        given = OmegaConf.merge(text, OmegaConf.from_dotlist(list(overrides)))
+        words = (f"{key}={_quoted_times(value)}" for key, _, value in (w.partition("=") for w in overrides))
+        given = OmegaConf.merge(text, OmegaConf.from_dotlist(list(words)))
         merged = OmegaConf.to_container(OmegaConf.merge(defaults, given), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError("A recipe or an override cannot be read.", where=where, found=str(error)) from error
     known = {key: value for key, value in merged.items() if key not in RETIRED} if isinstance(merged, dict) else merged
     return validated(model, known, where)
+
+
+def _quoted_times(text: str) -> str:
+    """Return YAML with times such as 24:00:00 in quotes: YAML 1.1 takes them for numbers to the base of 60."""
+    tokens = [token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken) and token.plain]
+    for token in reversed([token for token in tokens if _TIME.fullmatch(token.value)]):
+        first, last = token.start_mark.index, token.end_mark.index
+        text = f"{text[:first]}'{text[first:last]}'{text[last:]}"
+    return text
 
 
 def validated(model: type[Settings], values: Any, where: str) -> Settings:  # Any: comes from YAML

@@ -18,7 +18,7 @@ from rich.table import Table
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
 from launch.plans.hosts import read_hostfile
-from launch.plans.tools import find_tools
+from launch.plans.tools import find_tools, slurm_mpi
 from launch.recipe import load_settings
 from nd_dist.comm import load_mpi
 from nd_dist.config import Config, LaunchConfig
@@ -65,7 +65,7 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console, overri
         overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
     """
     config = load_settings(Config, None, overrides)
-    checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
+    checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_slurm(config), *_accelerator(), *_tools()]
     if hostfile is not None:
         checks += _hosts(hostfile, shared_dir, config.launch)
     table = Table(title="nd doctor", title_justify="left")
@@ -142,6 +142,17 @@ def _mpi() -> Iterator[Check]:
         yield Check("mpirun", "missing", f"{tools.mpirun} ({tools.mpi_flavour}) does not fit {library}", todo)
     else:
         yield Check("mpirun", "ok", f"{tools.mpirun} ({tools.mpi_flavour})")
+
+
+def _slurm(config: Config) -> Iterator[Check]:
+    """Yield the check of how srun starts MPI ranks, where there is a Slurm."""
+    if shutil.which("srun") is None:
+        return
+    chosen = config.slurm.mpi if config.slurm.mpi != "auto" else slurm_mpi(config.launch.python or sys.executable)
+    if chosen:
+        yield Check("Slurm", "ok", f"srun --mpi={chosen} starts ranks of pack, evaluate and sweep")
+    else:
+        yield Check("Slurm", "note", "`srun --mpi=list` names no plugin for mpi4py's library", "pip install mpich")
 
 
 def _accelerator() -> Iterator[Check]:

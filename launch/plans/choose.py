@@ -47,7 +47,7 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     env = rank_environment(config, environment())
     is_train = command in DEEPSPEED
     if launcher == "srun":
-        return srun_deepspeed_plan(program, tools, env, hosts) if is_train else srun_plan(program, tools, env, hosts)
+        return (srun_deepspeed_plan if is_train else srun_plan)(program, tools, env, hosts, config.slurm)
     if launcher == "local" and num_slots(hosts) == 1 and not hosts[0].devices:
         return single_plan(program, tools, env)
     if is_train:

@@ -30,6 +30,8 @@ def mpirun_plan(
     require_first_devices(hosts, "mpirun")
     ranks, is_openmpi = num_slots(hosts), tools.mpi_flavour == "openmpi"
     words = [tools.mpirun, "-n", str(ranks)]
+    if not is_openmpi:  # hydra would ask a scheduler to start its helpers, even on this machine, and wait for ever
+        words += ["-launcher", "ssh" if is_remote else "fork", "-rmk", "user"]
     if program.is_leased:  # the other ranks live on when one dies
         words.append("--enable-recovery" if is_openmpi else "-disable-auto-cleanup")
     if is_openmpi:

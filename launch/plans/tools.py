@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MpiFlavour = Literal["mpich", "openmpi"]
 PORTS_TRIED = 50
+ANSWER_WITHIN_S = 60
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Tools:
         address: Address of the first host for the rendezvous; empty: its name.
         openmpi: Path of an Open MPI mpirun, for DeepSpeed's launcher of that name; empty if there is none.
         path: The PATH to search programs in.
+        slurm_mpi: Which of Slurm's MPI plugins starts ranks of mpi4py's library; empty if none does.
     """
 
     python: str
@@ -42,6 +45,7 @@ class Tools:
     address: str = ""
     openmpi: str = ""
     path: str = ""
+    slurm_mpi: str = "pmi2"
 
 
 def find_tools(launch: LaunchConfig | None = None) -> Tools:
@@ -56,7 +60,8 @@ def find_tools(launch: LaunchConfig | None = None) -> Tools:
     openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
     python, first = (launch.python or sys.executable, launch.port) if launch else (sys.executable, 0)
     port = require_port(free_port_from(first), first)
-    return Tools(python, mpirun, flavour, port, "", openmpi, os.environ.get("PATH", ""))
+    plugin = slurm_mpi(python) if "SLURM_JOB_ID" in os.environ and shutil.which("srun") else "pmi2"
+    return Tools(python, mpirun, flavour, port, "", openmpi, os.environ.get("PATH", ""), plugin)
 
 
 def _mpi_flavour(mpirun: str) -> MpiFlavour:
@@ -72,6 +77,22 @@ def _find_openmpi() -> str:
     known = shutil.which("ompi_info")
     beside = str(Path(known).with_name("mpirun")) if known else ""
     return beside if beside and _mpi_flavour(beside) == "openmpi" else ""
+
+
+def slurm_mpi(python: str) -> str:
+    """Return the plugin of Slurm that starts ranks of the MPI library that an interpreter's mpi4py loads."""
+    library = _answer(python, "-m", "mpi4py", "--mpi-lib-version")
+    plugins = set(re.findall(r"[\w-]+", _answer("srun", "--mpi=list")))
+    wanted = ("pmix",) if "Open MPI" in library else ("cray_shasta", "pmi2") if "CRAY" in library else ("pmi2",)
+    return next((name for name in wanted if name in plugins), "")
+
+
+def _answer(*words: str) -> str:
+    """Return what a command prints, an empty text if it does not answer."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ANSWER_WITHIN_S)
+        return answer.stdout + answer.stderr
+    return ""
 
 
 def free_port_from(first: int) -> int:

@@ -16,7 +16,7 @@ from launch.plans.slurm import srun_deepspeed_plan, srun_plan
 from launch.plans.tools import Tools
 from launch.recipe import load_recipe
 from launch.supervise.preflight import _check_metrics, require_starters
-from nd_dist.config import EvaluationConfig
+from nd_dist.config import EvaluationConfig, SlurmConfig
 from nd_dist.errors import ConfigError, DataError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
@@ -25,6 +25,7 @@ HOSTILE_PROGRAM = RankProgram("launch.ranks.train", HOSTILE, "L1")
 RANK = ["launch.ranks.rank", "launch.ranks.train", "/runs/a/config.yaml", "L1"]
 TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501, "10.0.0.1", "/usr/bin/mpirun", "/usr/bin:/bin")
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/code"}
+SLURM = SlurmConfig()
 TWO_HOSTS = (Host("node1", 2), Host("node2", 2))
 DEEPSPEED = ["/env/bin/python", "-m", "deepspeed.launcher.runner"]
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
@@ -93,7 +94,8 @@ def test_deepspeeds_own_parser_reads_every_plan_back(launcher: str) -> None:
 def test_mpich_and_openmpi_get_their_own_flags() -> None:
     mpich = mpirun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, is_remote=True)
     assert mpich.argv == (
-        "/env/bin/mpirun", "-n", "4", "-hosts", "node1:2,node2:2", "/env/bin/python", "-m", *RANK,
+        "/env/bin/mpirun", "-n", "4", "-launcher", "ssh", "-rmk", "user", "-hosts", "node1:2,node2:2",
+        "/env/bin/python", "-m", *RANK,
     )  # fmt: skip
     openmpi = mpirun_plan(PROGRAM, Tools("python", "mpirun", "openmpi"), ENV, TWO_HOSTS, is_remote=True)
     assert openmpi.argv == (
@@ -112,14 +114,14 @@ def test_a_chosen_interface_reaches_mpi_gloo_and_nccl() -> None:
 
 
 def test_srun_starts_one_mpi_rank_per_slot() -> None:
-    assert srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS).argv == (
+    assert srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, SLURM).argv == (
         "srun", "--nodes", "2", "--ntasks", "4", "--ntasks-per-node", "2", "--mpi=pmi2", "--kill-on-bad-exit=1",
         "--cpu-bind=none", "--overlap", "/env/bin/python", "-m", *RANK,
     )  # fmt: skip
 
 
 def test_srun_starts_deepspeeds_launcher_once_per_node_and_the_node_fills_in_its_number() -> None:
-    plan = srun_deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS)
+    plan = srun_deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, SLURM)
     assert plan.argv[:11] == (
         "srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--mpi=none", "--kill-on-bad-exit=1",
         "--cpu-bind=none", "--overlap",
@@ -162,7 +164,7 @@ def test_unequal_hosts_and_chosen_gpus_are_refused_where_the_launcher_cannot_exp
     with pytest.raises(ConfigError, match="same number of slots"):
         deepspeed_plan(PROGRAM, TOOLS, ENV, unequal, "deepspeed-mpich")
     with pytest.raises(ConfigError, match="same number of slots"):
-        srun_plan(PROGRAM, TOOLS, ENV, unequal)
+        srun_plan(PROGRAM, TOOLS, ENV, unequal, SLURM)
     for launcher in ("deepspeed-openmpi", "deepspeed-mpich"):
         with pytest.raises(ConfigError, match="cannot choose GPUs"):
             deepspeed_plan(PROGRAM, TOOLS, ENV, chosen, launcher)
@@ -217,7 +219,7 @@ def test_ranks_come_from_the_option_then_from_the_recipe(tmp_path: Path) -> None
     assert make_plan("pack", load_recipe("demo"), LaunchOptions(hostfile=hostfile), TOOLS, "L").ranks == 8
     assert make_plan("pack", config, LaunchOptions(ranks=5, hostfile=hostfile), TOOLS, "L").ranks == 5
     left = LaunchOptions(hostfile=hostfile, exclude="a")
-    assert make_plan("pack", load_recipe("demo"), left, TOOLS, "L").argv[4] == "b:4"
+    assert "b:4" in make_plan("pack", load_recipe("demo"), left, TOOLS, "L").argv
 
 
 def test_auto_takes_pdsh_for_training_and_mpirun_for_the_rest_where_there_are_hosts() -> None:
@@ -259,8 +261,8 @@ def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: 
     plans = [
         *(deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, launcher) for launcher in DEEPSPEED_LAUNCHERS),
         mpirun_plan(PROGRAM, TOOLS, ENV, hosts, is_remote=True),
-        srun_plan(PROGRAM, TOOLS, ENV, hosts),
-        srun_deepspeed_plan(PROGRAM, TOOLS, ENV, hosts),
+        srun_plan(PROGRAM, TOOLS, ENV, hosts, SLURM),
+        srun_deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, SLURM),
     ]
     for plan in plans:
         assert plan.ranks == ranks

@@ -1,123 +1,26 @@
-import shlex
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch.commands.submit import submission_of
 from launch.plans.choose import LaunchOptions, make_plan
-from launch.plans.slurm import Submission, allocated_hosts, sbatch_text
-from launch.plans.tools import Tools
+from launch.plans.slurm import allocated_hosts
+from launch.plans.tools import Tools, slurm_mpi
 from launch.recipe import load_recipe
-from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 
-TRAIN = Submission(
-    "train", Path("/runs/a/config.yaml"), "/env/bin/python", Path("/code"), Path("/runs/a/slurm/train-%j.out")
-)
-GOLDEN = """\
-#!/bin/bash
-#SBATCH --job-name=nd-train
-#SBATCH --nodes=4
-#SBATCH --ntasks-per-node=8
-#SBATCH --time=720
-#SBATCH --signal=B:TERM@300
-#SBATCH --open-mode=append
-#SBATCH --output=/runs/a/slurm/train-%j.out
-#SBATCH --requeue
-#SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=12
-#SBATCH --partition=gpu
-#SBATCH --account=brain
-#SBATCH --constraint=a100
-module load cuda/12.4
-export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
-/env/bin/python -m launch.cli train /runs/a/config.yaml --launcher srun &
-nd=$!
-trap 'kill -TERM $nd' TERM USR1
-while :; do
-  wait $nd; code=$?
-  kill -0 $nd 2>/dev/null || break
-done
-again=no
-[ $code = 5 ] && again=yes
-[ $code = 4 ] && ! NODES_ANSWER && echo "a node of this job does not answer" && again=yes
-[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] || again=no
-[ $again = yes ] && scontrol requeue "$SLURM_JOB_ID"
-exit $code
-""".replace(
-    "NODES_ANSWER",
-    "timeout 60 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --mpi=none --cpu-bind=none --overlap true",
-)
+
+@pytest.fixture
+def allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[08-10],login")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
 
 
-def test_the_script_of_a_training_is_the_documented_one() -> None:
-    slurm = SlurmConfig(
-        nodes=4, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=12, time_min=720, signal_s=300, partition="gpu",
-        account="brain", options=("--constraint=a100",), setup=("module load cuda/12.4",),
-    )  # fmt: skip
-    assert sbatch_text(TRAIN, slurm) == GOLDEN
-
-
-def test_without_requeue_the_job_does_not_put_itself_back() -> None:
-    text = sbatch_text(TRAIN, SlurmConfig(requeue=False))
-    assert "#SBATCH --no-requeue" in text
-    assert "scontrol" not in text
-
-
-@pytest.mark.parametrize("command", ["pack", "train", "evaluate", "sweep"])
-@pytest.mark.parametrize("name", ["plain", "two words", "it's $HOME #1 `x`"])
-def test_every_script_is_valid_shell_and_passes_the_config_path_on_unchanged(
-    command: str, name: str, tmp_path: Path
-) -> None:
-    config_path = tmp_path / name / "config.yaml"
-    words = (command, config_path, "/env/bin/python", Path("/code"), Path("/runs/out-%j"))
-    text = sbatch_text(Submission(*words), SlurmConfig())
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    line = next(line for line in text.splitlines() if line.endswith(" &"))
-    assert shlex.split(line)[4] == str(config_path)
-
-
-def test_an_output_path_that_sbatch_cannot_be_given_is_refused() -> None:
-    odd = Submission("train", Path("/c"), "python", Path("/code"), Path("/it's/out-%j"))
-    with pytest.raises(ConfigError, match="run_dir"):
-        sbatch_text(odd, SlurmConfig())
-
-
-def test_each_task_of_a_sweep_array_takes_its_own_point_and_folder(tmp_path: Path) -> None:
-    config = load_recipe("demo", [f"run_dir={tmp_path / 'my run'}", "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]"])
-    text = sbatch_text(submission_of("sweep", config, is_array=True), config.slurm)
-    assert "#SBATCH --array=0-3" in text
-    lines = text.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith("kappas="))
-    end = next(n for n, line in enumerate(lines) if line.endswith(" &"))
-    (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
-    seen = []
-    for task in range(4):
-        shown = lines[end].removesuffix(" &").replace(lines[end].split(" ")[0], "printf '%s\\n'", 1)
-        script = "\n".join([*lines[start:end], shown])
-        environ = {"SLURM_ARRAY_TASK_ID": str(task), "PATH": "/usr/bin:/bin"}
-        answer = subprocess.run(["bash", "-uc", script], env=environ, capture_output=True, text=True, check=True)
-        words = answer.stdout.splitlines()
-        seen.append(tuple(words[-2:]))
-        part = Path(words[-3].removeprefix("run_dir="))
-        assert part.parent == tmp_path / "my run" / "sweep"
-        assert (part / "checkpoints").resolve() == tmp_path / "my run" / "checkpoints"
-    assert seen == [
-        ("sweep.kappa=[1]", "sweep.eta=[0.10000000000000001]"),
-        ("sweep.kappa=[1]", "sweep.eta=[1]"),
-        ("sweep.kappa=[100000]", "sweep.eta=[0.10000000000000001]"),
-        ("sweep.kappa=[100000]", "sweep.eta=[1]"),
-    ]
-
-
-def test_the_hosts_of_an_allocation_come_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hosts_of_an_allocation_come_from_slurm(allocation: None) -> None:
     environ = {"SLURM_JOB_NODELIST": "gpu[08-10],login", "SLURM_NTASKS_PER_NODE": "4"}
     assert [(host.name, host.slots) for host in allocated_hosts(environ, 1)] == [
         ("gpu08", 4), ("gpu09", 4), ("gpu10", 4), ("login", 4),
     ]  # fmt: skip
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
     plan = make_plan("train", load_recipe("demo"), LaunchOptions(launcher="srun"), Tools("python"), "L")
     assert plan.ranks == 16
     evaluate = make_plan("evaluate", load_recipe("demo"), LaunchOptions(launcher="srun"), Tools("python"), "L")
@@ -127,3 +30,49 @@ def test_the_hosts_of_an_allocation_come_from_slurm(monkeypatch: pytest.MonkeyPa
 def test_srun_outside_an_allocation_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="nd submit"):
         allocated_hosts({}, 1)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_srun_is_given_the_recipes_own_words(command: str, allocation: None) -> None:
+    words = ["slurm.srun_options=[--container-image=/images/nd.sqsh,--container-mounts=/scratch]"]
+    argv = make_plan(command, load_recipe("demo", words), LaunchOptions(launcher="srun"), Tools("python"), "L").argv
+    program = argv.index("python") if command == "evaluate" else argv.index("bash")
+    assert argv[program - 2 : program] == ("--container-image=/images/nd.sqsh", "--container-mounts=/scratch")
+
+
+def test_mpi_ranks_are_started_by_the_plugin_that_the_recipe_names_or_the_one_that_was_found(allocation: None) -> None:
+    def plan(found: str, *words: str) -> tuple[str, ...]:
+        tools = Tools("python", slurm_mpi=found)
+        return make_plan("evaluate", load_recipe("demo", words), LaunchOptions(launcher="srun"), tools, "L").argv
+
+    assert "--mpi=pmix" in plan("pmix")
+    assert "--mpi=pmi2" in plan("pmix", "slurm.mpi=pmi2")
+    assert "--mpi=none" in plan("", "slurm.mpi=none")
+    with pytest.raises(ConfigError, match="slurm.mpi="):
+        plan("")
+
+
+@pytest.mark.parametrize(
+    ("library", "plugins", "expected"),
+    [
+        ("MPICH Version: 5.0.2", "pmix none cray_shasta pmi2", "pmi2"),
+        ("Intel(R) MPI Library 2021.18", "none pmi2", "pmi2"),
+        ("Open MPI v5.0.11", "none pmi2 pmix pmix_v4", "pmix"),
+        ("Open MPI v4.1.4", "none pmi2", ""),
+        ("MPI VERSION : CRAY MPICH version 8", "none cray_shasta", "cray_shasta"),
+        ("MPICH Version: 5.0.2", "none pmix", ""),
+    ],
+)
+def test_the_plugin_fits_the_library_of_mpi4py(
+    library: str, plugins: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("srun", f"MPI plugin types are...\n{plugins}"), ("python", library)):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat >&2 <<END\n{text}\nEND\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slurm_mpi(str(tmp_path / "python")) == expected
+
+
+def test_without_an_answer_of_srun_there_is_no_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm_mpi(sys.executable) == ""
