@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -26,36 +27,26 @@ SBATCH_WITHIN_S = 60
 def submit_command(
     commands: str, config: Config, is_array: bool, grid: GridRequest | None, dry_run: bool, console: Console
 ) -> None:
-    """Write config and scripts of commands and submit them, each after the one before it, or print the scripts.
-
-    Args:
-        commands: One, or several joined by commas.
-        config: The recipe.
-        is_array: Whether a sweep is an array with a task for each point.
-        grid: Which trainings, where the whole grid is asked for.
-        dry_run: Print only.
-        console: Where to print.
+    """Submit commands joined by commas, each after the one before it, or print their scripts (see `nd submit --help`).
 
     Raises:
-        ConfigError: a command that cannot be submitted, an array of something else than a sweep, no sbatch.
+        ConfigError: a command or an option that comes to nothing, or no sbatch.
         RankFailure: sbatch refused a script.
     """
-    jobs = plan_jobs(commands.split(","), config, is_array, grid)
-    note = memory_note(config.slurm)
+    jobs, note = plan_jobs(commands.split(","), config, is_array, grid), memory_note(config.slurm)
     if dry_run:
         for job in jobs:
             waits = f"# sbatch --dependency={job.after}:JOB, the job above\n" if job.after else ""
             console.print(waits + sbatch_text(job), end="", highlight=False, markup=False)
-        console.print(f"# note: {note}" if note else "", highlight=False, end="\n" if note else "")
+        console.print(f"# note: {note}\n" if note else "", end="", highlight=False)
         return
     if shutil.which("sbatch") is None:
         raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")
-    for path in {job.config_path for job in jobs}:
-        write_text(path, config_yaml(config))
-    if is_array:
-        _link_checkpoints(config)
     numbers: list[str] = []
     for job in jobs:
+        write_text(job.config_path, config_yaml(config))
+        if is_array and job.command == "sweep":
+            _link_checkpoints(config)
         numbers.append(_submit(job, numbers))
         waits = f", {job.after} the one before" if job.after else ""
         console.print(f"  submitted job {numbers[-1]} ({job.name}{waits}) -> {job.script_path}", highlight=False)
@@ -94,8 +85,7 @@ def _jobs_of(command: str, config: Config, is_array: bool, grid: GridRequest | N
         words = ((f"run_dir={subject_dir(config, s)}", f"training.target_subject={s}") for s in subjects)
         return [replace(job, tasks=tuple(words))]
     if is_array and command == "sweep":
-        points = ((part, f"sweep.kappa=[{k}]", f"sweep.eta=[{e}]") for part, k, e in _parts(config))
-        return [replace(job, tasks=tuple((f"run_dir={part}", *words) for part, *words in points))]
+        return [replace(job, tasks=tuple((f"run_dir={part}", *words) for part, words in _points(config)))]
     return [job]
 
 
@@ -121,17 +111,17 @@ def _trainings(job: Submission, config: Config, grid: GridRequest) -> list[Submi
     return [*arrays, replace(job, name="train-merge", words=(*chosen, "--launcher", "local"), slurm=small)]
 
 
-def _parts(config: Config) -> Iterator[tuple[Path, str, str]]:
-    """Yield run folder, kappa and eta of each point of a sweep."""
-    for kappa in config.sweep.kappa:
-        for eta in config.sweep.eta:
-            point = [repr(value).removesuffix(".0") for value in (kappa, eta)]
-            yield config.run_dir / "sweep" / "kappa-{}-eta-{}".format(*point), point[0], point[1]
+def _points(config: Config) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Yield the run folder and the words of each point of a sweep."""
+    for point in itertools.product(config.sweep.kappa, config.sweep.eta):
+        kappa, eta = (repr(value).removesuffix(".0") for value in point)
+        part = config.run_dir / "sweep" / f"kappa-{kappa}-eta-{eta}"
+        yield part, (f"sweep.kappa=[{kappa}]", f"sweep.eta=[{eta}]")
 
 
 def _link_checkpoints(config: Config) -> None:
     """Give the run folders of a sweep's points the trained decoder."""
-    for part, _, _ in _parts(config):
+    for part, _ in _points(config):
         part.mkdir(parents=True, exist_ok=True)
         if not (part / "checkpoints").is_symlink():
             (part / "checkpoints").symlink_to("../../checkpoints")

@@ -37,7 +37,7 @@ from launch.plans.environment import environment
 from launch.plans.hosts import Host, num_local_gpus, read_hostfile
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
-from launch.supervise.run import tail_of
+from launch.supervise.outcome import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure, Requeue

@@ -52,11 +52,6 @@ class Inquiry:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     ranks_meet: bool = True
 
-    @property
-    def python(self) -> str:
-        """Interpreter of the agents."""
-        return self.launch.python or sys.executable
-
 
 @dataclass(frozen=True)
 class HostFacts:
@@ -112,6 +107,21 @@ class _Agent:
         self.ended.set()
         self.answered.set()
 
+    def _take(self, line: bytes) -> None:
+        """Take in one line."""
+        try:
+            answer = json.loads(line)
+        except ValueError:  # what ssh or a login script prints
+            answer = None
+            self._said.append(line.decode(errors="replace").strip())
+        if answer is not None:
+            self._unanswered = 0
+        if answer != {"beat": True}:
+            self._note(line)
+        if isinstance(answer, dict) and "versions" in answer:
+            self.facts = answer
+            self.answered.set()
+
     def send(self, text: str) -> None:
         """Send a line; a host that takes none will be found lost."""
         if self._process is not None and self._process.stdin is not None and not self.is_lost:
@@ -131,21 +141,6 @@ class _Agent:
             self._process.wait()
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-    def _take(self, line: bytes) -> None:
-        """Take in one line."""
-        try:
-            answer = json.loads(line)
-        except ValueError:  # what ssh or a login script prints
-            self._said.append(line.decode(errors="replace").strip())
-            self._note(line)
-            return
-        self._unanswered = 0
-        if answer != {"beat": True}:
-            self._note(line)
-        if isinstance(answer, dict) and "versions" in answer:
-            self.facts = answer
-            self.answered.set()
 
     def _note(self, text: bytes) -> None:
         with contextlib.suppress(OSError), open(self._log, "ab") as log:  # a full disk must not end the beats
@@ -215,15 +210,12 @@ class HostAgents:
             "interface": inquiry.launch.interface, "port": inquiry.launch.port,
         }  # fmt: skip
         write_text(token_path, token)
-        with contextlib.ExitStack() as at_an_error:
-            at_an_error.callback(self._close)
-            try:
-                for agent in self._agents:
-                    agent.start(*self._command(agent.host), json.dumps(request))
-                _wait_for([agent.answered for agent in self._agents], FACTS_WITHIN_S)
-            finally:
-                token_path.unlink(missing_ok=True)
-            at_an_error.pop_all()
+        try:
+            for agent in self._agents:
+                agent.start(*self._command(agent.host), json.dumps(request))
+            _wait_for([agent.answered for agent in self._agents], FACTS_WITHIN_S)
+        finally:
+            token_path.unlink(missing_ok=True)
         self._beats.start()
         return self
 
@@ -240,10 +232,6 @@ class HostAgents:
         for agent in self._agents:
             agent.send("end")
         _wait_for([agent.ended for agent in self._agents if not agent.is_lost], END_WITHIN_S)
-        self._close()
-
-    def _close(self) -> None:
-        """End every connection."""
         for agent in self._agents:
             agent.close()
 
@@ -255,7 +243,7 @@ class HostAgents:
         """
         wanted, where = versions(list(PACKAGES)), "here"
         first, inquiry = self._agents[0], self._inquiry
-        if inquiry.python != sys.executable and first.facts:
+        if inquiry.launch.python and first.facts:
             wanted, where = {**first.facts["versions"], CODE: wanted[CODE]}, f"on {first.host.name}"
         must_meet = len(self._agents) > 1 and inquiry.ranks_meet and not inquiry.launch.interface
         machines: dict[str, str] = {}
@@ -274,7 +262,7 @@ class HostAgents:
 
     def _command(self, host: Host) -> tuple[list[str], Mapping[str, str]]:
         """Return the words that start the agent of a host, and their environment."""
-        python = [self._inquiry.python, "-m", "launch.host_agents.agent"]
+        python = [self._inquiry.launch.python or sys.executable, "-m", "launch.host_agents.agent"]
         if host.is_local and not self._always_ssh:  # how the user reached this machine says nothing
             return python, {name: value for name, value in self._environ.items() if name != "SSH_CONNECTION"}
         path = f"PYTHONPATH={self._environ.get('PYTHONPATH', '')}"

@@ -68,8 +68,7 @@ def _mpi_flavour(mpirun: str) -> MpiFlavour:
     """Return which MPI an mpirun belongs to."""
     if not mpirun:
         return "mpich"
-    answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
-    return "openmpi" if "Open MPI" in answer else "mpich"
+    return "openmpi" if "Open MPI" in _answer(mpirun, "--version") else "mpich"
 
 
 def _find_openmpi() -> str:

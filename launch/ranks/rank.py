@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.plans.plan import text_of_word
-from launch.supervise.guard import Guard, fork_rank, last_line
+from launch.supervise.guard import Guard, fork_rank
 from launch.supervise.heartbeat import Heartbeat, launch_record_path
 from launch.supervise.lock import hold_rank_lock
+from launch.supervise.outcome import tail_of
 from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog, log_path
 from nd_dist.files import read_json
@@ -129,8 +130,8 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end
 
     def report(cause: str) -> None:
         with contextlib.suppress(OSError):
-            line = last_line(log)
-            cause += f"; its log ends with: {line}" if line else ""
+            if line := tail_of(log, 1).strip(" |"):
+                cause += f"; its log ends with: {line[:200]}"
             events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
 
     heartbeat = Heartbeat(start.run_dir, start.launch_id, world.size)

@@ -13,13 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from launch.supervise.heartbeat import LOOK_INTERVAL_S, Heartbeat
 from nd_dist.errors import RankFailure
 
 STOPPED_LOOKS = 10
-LOG_TAIL_BYTES, LAST_LINE_CHARS = 4096, 200
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 _WATCHED = {signal.SIGCHLD, *_FORWARDED}
@@ -133,11 +131,3 @@ def killed_sentence(number: int) -> str:
     name = signal.Signals(number).name
     hint = SIGNAL_HINTS.get(signal.Signals(number), "")
     return f"it was killed by {name}" + (f" ({hint})" if hint else "")
-
-
-def last_line(log: Path) -> str:
-    """Return the last line of a log, cut to a readable length; of a progress bar only what it shows last."""
-    with open(log, "rb") as stream:
-        stream.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-        lines = stream.read().decode("utf-8", errors="replace").split("\n")
-    return next((line for raw in reversed(lines) if (line := raw.rpartition("\r")[2].strip())), "")[:LAST_LINE_CHARS]

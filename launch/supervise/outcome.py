@@ -24,6 +24,7 @@ ECHO = re.compile(
     r"closed by peer|[Cc]onnection (reset|refused|closed|was likely closed)|[Tt]imed? ?out|Broken pipe|NCCL|"
     r"DistBackendError|DistNetworkError|remote process exited"
 )
+LOG_TAIL_LINES = 20
 AGAIN = "run the same command again; it goes on from what is valid"
 
 
@@ -151,9 +152,9 @@ class Outcome:
             return self._failure(causes[0]["rank"], causes[0]["host"], causes[0]["cause"], evidence)
         if causes:
             return self._reported(causes[0], evidence)
-        if self.late:
-            return self._not_started(evidence)
         silent = [rank for rank in missing if rank not in {event["rank"] for event in self.ends}]
+        if unstarted := [rank for rank in silent if rank not in self._started]:
+            return self._never_started(unstarted, evidence, returncode)
         if silent:
             return self._silent(silent, echoes, evidence, returncode)
         return self._reported((echoes or stopped)[0], evidence)
@@ -190,16 +191,17 @@ class Outcome:
             todo=f"repair {host} or leave it out with --exclude {host}; {AGAIN}",
         )
 
-    def _not_started(self, evidence: Evidence) -> RankFailure:
-        """Return the error of ranks that did not start in time."""
+    def _never_started(self, ranks: list[int], evidence: Evidence, returncode: int | None) -> RankFailure:
+        """Return the error of ranks that did not start: in time, or before the starting process left."""
         by_host: dict[str, list[str]] = {}
-        for rank in self.late:
+        for rank in ranks:
             by_host.setdefault(self._host(rank), []).append(str(rank))
-        where = "; ".join(f"rank(s) {', '.join(ranks)} on {host}" for host, ranks in by_host.items())
+        where = "; ".join(f"rank(s) {', '.join(numbers)} on {host}" for host, numbers in by_host.items())
+        within = f" within {self.start_s:.0f} s" if self.start_s else ""
         return RankFailure(
-            f"{len(self.late)} of {self.plan.ranks} ranks did not start within {self.start_s:.0f} s: {where}.",
+            f"{len(ranks)} of {self.plan.ranks} ranks never started{within}: {where}.",
             where=str(evidence.launcher_log),
-            found="\n" + evidence.tail_of(evidence.launcher_log),
+            found=f"exit code {returncode} of the launcher\n{evidence.tail_of(evidence.launcher_log)}",
             todo="see what keeps them there; where they only need more time, set launch.start_s",
         )
 
@@ -208,21 +210,27 @@ class Outcome:
     ) -> RankFailure:
         """Return the error of ranks that said nothing about their end, with what the others met."""
         rank = silent[0]
-        log = evidence.log_of(rank)
-        facts = [f"exit code {returncode} of the launcher"]
-        if rank in self._last:
-            name, at = self._last[rank]
-            facts.append(f"its last event was {name}, {time.monotonic() - at:.0f} s ago")
+        log, (name, at) = evidence.log_of(rank), self._last[rank]
+        facts = [
+            f"exit code {returncode} of the launcher",
+            f"its last event was {name}, {time.monotonic() - at:.0f} s ago",
+        ]
         if echoes:
             first = echoes[0]
             facts.append(f"rank {first['rank']} on {first['host']} then met: {first['message'].splitlines()[0][:300]}")
         others = f" (and ranks {silent[1:]})" if len(silent) > 1 else ""
-        verb = "went silent" if rank in self._last else "never started"
-        used = log if log.exists() else evidence.launcher_log
         return RankFailure(
-            f"Rank {rank} on {self._place(rank, self._host(rank))}{others} {verb}: hung, killed, or without a way to "
-            "report.",
-            where=str(used),
-            found="; ".join(facts) + "\n" + (evidence.tail_of(used) or evidence.tail_of(evidence.launcher_log)),
+            f"Rank {rank} on {self._place(rank, self._host(rank))}{others} went silent: "
+            "hung, killed, or without a way to report.",
+            where=str(log),
+            found="; ".join(facts) + "\n" + evidence.tail_of(log),
             todo=AGAIN,
         )
+
+
+def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """Return the last lines of a text file, indented; empty if there is none."""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return "\n".join(f"    | {line}" for line in text[-lines:])

@@ -15,7 +15,7 @@ from pathlib import Path
 from launch.host_agents.agents import HostAgents
 from launch.plans.plan import LaunchPlan
 from launch.supervise.lock import RunFolder
-from launch.supervise.outcome import Evidence, Outcome
+from launch.supervise.outcome import Evidence, Outcome, tail_of
 from launch.supervise.stop import StopSignal
 from launch.supervise.tree import ProcessTree
 from launch.supervise.watch import EventTail, Watcher
@@ -28,7 +28,6 @@ STOP_GRACE_S = 45.0
 FAILURE_GRACE_S = 8.0  # after a failure nobody can finish; the others get a moment to say what they met
 LATE_S = 30.0  # leased work is done when one rank says so; the others look for work every moment and follow at once
 END_GRACE_S = 4.0  # from "end at once" until the starting process itself is killed
-LOG_TAIL_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -168,11 +167,3 @@ class _Following:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-
-def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """Return the last lines of a text file, indented; empty if there is none."""
-    if not path.is_file():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"    | {line}" for line in text[-lines:])

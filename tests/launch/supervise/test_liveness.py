@@ -14,9 +14,10 @@ from rich.console import Console
 
 from launch.plans.environment import environment
 from launch.plans.plan import LaunchPlan
-from launch.supervise.guard import Guard, fork_rank, last_line
+from launch.supervise.guard import Guard, fork_rank
 from launch.supervise.heartbeat import Heartbeat, launch_record_path
 from launch.supervise.lock import RunFolder
+from launch.supervise.outcome import tail_of
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import EventTail, Watcher
 from nd_dist.config import Config
@@ -80,7 +81,7 @@ def test_a_library_that_calls_sys_exit_fails_its_rank_and_is_no_stop_on_request(
 
 def test_ranks_that_do_not_start_in_time_are_named_in_one_message(config: Config) -> None:
     with pytest.raises(
-        RankFailure, match=r"3 of 3 ranks did not start within 1 s: rank\(s\) 0, 1, 2 on this machine"
+        RankFailure, match=r"3 of 3 ranks never started within 1 s: rank\(s\) 0, 1, 2 on this machine"
     ) as caught:
         run(config, LaunchPlan(("sh", "-c", "echo waiting for resources; sleep 600"), {}, 3), start_s=1)
     assert "waiting for resources" in str(caught.value)
@@ -90,9 +91,9 @@ def test_ranks_that_do_not_start_in_time_are_named_in_one_message(config: Config
 def test_of_a_progress_bar_only_what_it_shows_last_is_the_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"first\nLoading: 0%\rLoading: 100%\n\n")
-    assert last_line(log) == "Loading: 100%"
+    assert tail_of(log, 1) == "    | Loading: 100%"
     log.write_bytes(b"")
-    assert last_line(log) == ""
+    assert tail_of(log, 1) == ""
 
 
 OPENS = """

@@ -70,7 +70,7 @@ def test_ranks_that_did_not_start_in_time_are_named_by_host() -> None:
     made.start_s = 600
     assert made.has_failed
     error = error_of(made)
-    assert "3 of 4 ranks did not start within 600 s: rank(s) 0, 1 on node1; rank(s) 3 on node2" in str(error)
+    assert "3 of 4 ranks never started within 600 s: rank(s) 0, 1 on node1; rank(s) 3 on node2" in str(error)
     assert "launch.start_s" in str(error)
 
 
