@@ -5,16 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-full claims test test-slow test-cluster check bench clean
+.PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench clean
 
 help:
 	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
 	@echo "make demo-full  the same with a larger world and a longer training: about half an hour"
 	@echo "make claims  what the method claims, measured on the larger world: about three quarters of an hour"
-	@echo "make test   the test suite"
+	@echo "make test   the test suite: five minutes on two cores"
+	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, kills, the whole line"
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
-	@echo "make check  what CI runs: format, lint, types, layers, tests"
+	@echo "make check  format, lint, types, layers, make test and make test-launch"
 	@echo "make bench  the benchmarks (ratios against a baseline in the same run)"
 
 setup: $(STAMP)
@@ -35,8 +36,12 @@ demo-full: $(STAMP)
 claims: $(STAMP)
 	$(BIN)/python -m pytest tests/claims -m claims
 
+# two processes; a file's tests stay in one of them, where they share what they build
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-launch: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'launch and not slow'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not cluster and not claims'
@@ -49,7 +54,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(MAKE) test test-launch
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

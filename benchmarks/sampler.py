@@ -122,6 +122,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--batch", type=int, nargs="+", help="samples per call: the throughput table (a GPU's default)"
     )
     parser.add_argument("--compile", choices=sorted(COMPILED), default="both", help="in the throughput table")
+    parser.add_argument("--matmul-side", type=int, help="of the product that gives the floor; 2048, on a GPU 8192")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="runs of every variant; the table has medians")
@@ -137,6 +138,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     on_gpu = arguments.device == "cuda"
     arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     arguments.batch = arguments.batch or (GPU_BATCHES if on_gpu else None)
+    arguments.matmul_side = arguments.matmul_side or (8192 if on_gpu else 2048)
     return arguments
 
 
@@ -157,6 +159,7 @@ def main(words: list[str] | None = None) -> None:
                     batches=tuple(arguments.batch),
                     compiled=COMPILED[arguments.compile],
                     rounds=arguments.rounds,
+                    matmul_side=arguments.matmul_side,
                     config=_config(arguments).model_copy(update={"sag_scale": sag_scale}),
                 )
             )

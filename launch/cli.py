@@ -1,51 +1,44 @@
-"""The command line `nd`. Parses words, calls ``launch.commands.launching``, turns errors into messages and exit codes.
+"""The command line `nd`. Parses words and calls ``launch.commands``.
 
 Heavy imports stay inside the commands: `nd --help` answers at once.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
-if TYPE_CHECKING:
-    from launch.plans.choose import LaunchOptions
+from launch.boundary import guarded
+from launch.options import (
+    Hostfile,
+    LaunchWords,
+    Overrides,
+    Ranks,
+    Recipe,
+    RecipeOption,
+    RunDir,
+    commands_like,
+    launching,
+)
 
+Command = TypeVar("Command", bound=Callable[..., None])
 app = typer.Typer(
     name="nd",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Distributed NeuralDiffuser: reconstruct seen pictures from fMRI.\n\n"
     "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole line on made-up data.",
 )
+config_app = typer.Typer(no_args_is_help=True, help="Look at settings and recipes: keys, show, recipes, schema.")
+app.add_typer(config_app, name="config")
 
-Recipe = Annotated[str, typer.Argument(help="Recipe: a name (demo, paper) or the path of a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value overrides, e.g. shards_dir=shards sampler.kappa=1e5.")
-]
-Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
-Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
-LauncherName = Annotated[
-    str,
-    typer.Option(
-        "--launcher",
-        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
-    ),
-]
-Include = Annotated[
-    str, typer.Option("--include", help="Use only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
-]
-Exclude = Annotated[str, typer.Option("--exclude", help="Leave these hosts and slots out (same form).")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print configuration, hosts and the exact command; run nothing.")
-]
+
+def _command(*examples: str, of: typer.Typer = app) -> Callable[[Command], Command]:
+    """Return what makes a function a command whose help ends with examples."""
+    return of.command(epilog="\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]))
 
 
 def _version(wanted: bool) -> None:
@@ -66,7 +59,7 @@ def _common(
     """Options of `nd` itself."""
 
 
-@app.command()
+@_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
 def doctor(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of a launch, e.g. launch.interface=ib0.")
@@ -77,18 +70,16 @@ def doctor(
     ] = Path(),
 ) -> None:
     """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
-    from rich.console import Console
-
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared, Console(), overrides or []))
+    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
 
 
-@app.command()
+@_command("nd phantom demo/nsd phantom.num_subjects=2")
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
     overrides: Overrides = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe whose `phantom` section is used.")] = "demo",
+    recipe: RecipeOption = "demo",
 ) -> None:
     """Write a small made-up NSD in NSD's own files and layout."""
     from launch.commands.demo import make_phantom
@@ -96,26 +87,16 @@ def phantom(
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
 
-@app.command()
-def pack(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    launcher: LauncherName = "auto",
-    include: Include = "",
-    exclude: Exclude = "",
-    dry_run: DryRun = False,
-) -> None:
+@_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
+@launching
+def pack(words: LaunchWords) -> None:
     """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
-    from launch.plans.choose import LaunchOptions
-
-    _launch("pack", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+    words.launch("pack")
 
 
-@app.command()
+@_command("nd verify shards", "nd verify shards --repair nsd_root=/data/nsd")
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
     repair: Annotated[
         bool,
@@ -124,35 +105,30 @@ def verify(
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
-    from nd_dist.errors import ConfigError
 
-    if overrides and not repair:
-        raise ConfigError("Only a repair takes key=value words.", found=" ".join(overrides), todo="add --repair")
-    run_repair(Path(shards_dir), overrides or []) if repair else run_verify(shards_dir)
+    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
 
 
-@app.command()
+@_command("nd export shards mindeye2_files --subject 1 --subject 2")
 def export(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or a URL of a copy (http, https, s3).")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     out_dir: Annotated[Path, typer.Argument(help="New folder for files in MindEye2's published layout.")],
+    overrides: Overrides = None,
     subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
 ) -> None:
     """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
     from launch.commands.packed_shards import run_export
 
-    run_export(shards_dir, out_dir, subjects)
+    run_export(shards_dir, out_dir, subjects, overrides or [])
 
 
-@app.command()
+@_command(
+    "nd train paper shards_dir=shards run_dir=runs/subj01 --hostfile hosts",
+    "nd train paper shards_dir=shards run_dir=runs/all --all-targets --subjects 1,2,5,7",
+)
+@launching
 def train(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    launcher: LauncherName = "auto",
-    include: Include = "",
-    exclude: Exclude = "",
-    dry_run: DryRun = False,
+    words: LaunchWords,
     stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
     subjects: Annotated[
         str, typer.Option("--subjects", help="Train the whole grid for these target subjects, e.g. 1,2,5,7.")
@@ -167,65 +143,52 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    from launch.plans.choose import LaunchOptions
-
-    words = [*(overrides or []), *(["training.profile=true"] if profile else [])]
-    if not (all_targets or subjects):
-        words += [f"training.stages=[{stages}]"] if stages else []
-        _launch("train", recipe, words, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
-        return
     from launch.grid.plan import GridRequest, numbers
+
+    more = ["training.profile=true"] if profile else []
+    wanted = numbers(stages, "--stages")
+    if not (all_targets or subjects):
+        words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
+        return
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe
 
-    request = GridRequest(
-        numbers(subjects, "--subjects"), numbers(stages, "--stages"), all_targets, ranks or 1, at_once
-    )
-    grid_command(load_recipe(recipe, words), request, hostfile, dry_run)
+    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once)
+    config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+    grid_command(config, request, words.hostfile, words.dry_run)
 
 
-@app.command()
-def evaluate(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    launcher: LauncherName = "auto",
-    include: Include = "",
-    exclude: Exclude = "",
-    dry_run: DryRun = False,
-) -> None:
+@_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")
+@launching
+def evaluate(words: LaunchWords) -> None:
     """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
-    from launch.plans.choose import LaunchOptions
-
-    _launch("evaluate", recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+    words.launch("evaluate")
 
 
-@app.command()
+@_command("nd sweep paper shards_dir=shards run_dir=runs/subj01 sweep.kappa=[1e5,3e5] sweep.eta=[0.2] --estimate")
+@launching
 def sweep(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    hostfile: Hostfile = None,
-    launcher: LauncherName = "auto",
-    include: Include = "",
-    exclude: Exclude = "",
-    dry_run: DryRun = False,
+    words: LaunchWords,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Time a few units, print what the sweep costs, and stop.")
     ] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
-    from launch.plans.choose import LaunchOptions
-
-    command = "estimate" if estimate else "sweep"
-    _launch(command, recipe, overrides, LaunchOptions(ranks, hostfile, launcher, include, exclude), dry_run)
+    words.launch("estimate" if estimate else "sweep")
 
 
-@app.command()
+@_command(
+    "nd submit train paper run_dir=/scratch/me/run slurm.nodes=4 slurm.ranks_per_node=8 slurm.gpus_per_node=8",
+    "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
+    "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
+)
 def submit(
     command: Annotated[
-        str, typer.Argument(help="pack, train, evaluate or sweep; several joined by commas run one after the other.")
+        str,
+        typer.Argument(
+            help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
+            autocompletion=commands_like,
+        ),
     ],
     recipe: Recipe,
     overrides: Overrides = None,
@@ -239,26 +202,52 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
     """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
-    from rich.console import Console
-
     from launch.commands.submit import submit_command
     from launch.grid.plan import GridRequest, numbers
-    from launch.recipe import load_recipe
 
     chosen = numbers(subjects, "--subjects")
     grid = GridRequest(chosen, all_targets=all_targets) if all_targets or chosen else None
-    submit_command(command, load_recipe(recipe, overrides or []), array, grid, dry_run, Console(soft_wrap=True))
+    submit_command(command, recipe, overrides or [], array, grid, dry_run)
 
 
-@app.command()
-def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+@_command("nd status runs/subj01 --watch", "nd status runs")
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, or of several.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Keep it up to date until the launch ends.")] = False,
+) -> None:
     """Say where a run stands: stage, step, speed, hosts, last error, age of the last event."""
-    from launch.commands.status import print_status
+    from launch.commands.status import status_command
 
-    print_status(run_dir)
+    status_command(run_dir, watch)
 
 
-@app.command()
+@_command("nd stop runs/subj01", "nd stop runs/subj01 --now")
+def stop(
+    run_dir: RunDir,
+    now: Annotated[bool, typer.Option("--now", help="End it at once, without saving.")] = False,
+) -> None:
+    """Ask a running launch, on whatever host, to save and stop; wait for it and say what happened."""
+    from launch.commands.stop import stop_command
+
+    stop_command(run_dir, now)
+
+
+@_command("nd logs runs/subj01 -f", "nd logs runs/subj01 --rank 3 --command train")
+def logs(
+    run_dir: RunDir,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
+    command: Annotated[str, typer.Option("--command", help="Of which command (default: the last one).")] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written, and the next commands', until the end.")
+    ] = False,
+) -> None:
+    """Print what a rank wrote."""
+    from launch.commands.logs import logs_command
+
+    logs_command(run_dir, rank, command, follow)
+
+
+@_command("nd merge runs/all runs/subj01 runs/subj02")
 def merge(
     out_dir: Annotated[Path, typer.Argument(help="Run folder to write; may not hold metrics yet.")],
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
@@ -269,7 +258,7 @@ def merge(
     run_merge(out_dir, run_dirs)
 
 
-@app.command()
+@_command("nd report runs/subj01 --figures figures --track tensorboard")
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")],
     track: Annotated[
@@ -285,11 +274,11 @@ def report(
     run_report(run_dir, track or [], figures)
 
 
-@app.command()
+@_command("nd demo --ranks 4")
 def demo(
     overrides: Overrides = None,
     ranks: Ranks = 2,
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to run.")] = "demo",
+    recipe: RecipeOption = "demo",
     full: Annotated[
         bool, typer.Option("--full", help="The recipe demo_full: a larger world, about half an hour.")
     ] = False,
@@ -300,7 +289,7 @@ def demo(
     run_demo("demo_full" if full else recipe, overrides or [], ranks)
 
 
-@app.command()
+@_command("nd conformance reference_cases")
 def conformance(
     directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
 ) -> None:
@@ -310,55 +299,45 @@ def conformance(
     raise typer.Exit(run_conformance_table(directory))
 
 
-def _launch(command: str, recipe: str, overrides: list[str] | None, options: LaunchOptions, dry_run: bool) -> None:
-    """Start a launching command, or show what it would start."""
-    from launch.commands.dry_run import dry_run_command
-    from launch.commands.launching import launch_command
-    from launch.recipe import load_recipe
+@_command("nd config keys", "nd config keys batch", of=config_app)
+def keys(word: Annotated[str, typer.Argument(help="Only settings with this word in key or meaning.")] = "") -> None:
+    """List settings: key, type, default, meaning with its unit."""
+    from launch.commands.config import print_settings
 
-    config = load_recipe(recipe, overrides or [])
-    if dry_run:
-        dry_run_command(command, config, options)
-    else:
-        launch_command(command, config, options)
+    print_settings(word)
+
+
+@_command("nd config show paper training.dtype=bfloat16 --diff", of=config_app)
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+) -> None:
+    """Print the configuration of a recipe with overrides, checked and resolved; the output is a recipe too."""
+    from launch.commands.config import print_config
+
+    print_config(recipe, overrides or [], diff)
+
+
+@_command("nd config recipes", of=config_app)
+def recipes() -> None:
+    """List the recipes that come with nd_dist."""
+    from launch.commands.config import print_recipes
+
+    print_recipes()
+
+
+@_command("nd config schema > nd.schema.json", of=config_app)
+def schema() -> None:
+    """Print the JSON schema of a recipe, with which an editor completes and checks YAML files."""
+    from launch.commands.config import print_schema
+
+    print_schema()
 
 
 def main() -> None:
     """Run `nd`."""
     guarded(app)
-
-
-def guarded(program: Callable[[], object]) -> None:
-    """Run a program: the other place (beside the rank boundary) where errors are caught; they become exit codes."""
-    from nd_dist.errors import NdDistError
-
-    try:
-        program()
-    except NdDistError as error:
-        _complain(type(error).__name__, str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("Interrupted", "Stopped; run the same command again to go on.")
-        sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, with its traceback on disk
-        _complain("Unexpected error", f"{type(error).__name__}: {error}\n  traceback: {_write_traceback()}")
-        sys.exit(1)
-
-
-def _write_traceback() -> str:
-    """Write the traceback of the current exception to a new file and return its path."""
-    with tempfile.NamedTemporaryFile("w", prefix="nd-traceback-", suffix=".txt", delete=False) as stream:
-        traceback.print_exc(file=stream)
-    return stream.name
-
-
-def _complain(title: str, message: str) -> None:
-    """Write an error to the terminal's standard error."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(Text(f"{title}: ", style="bold red") + Text(message))
 
 
 if __name__ == "__main__":

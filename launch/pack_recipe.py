@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launch.recipe import load_recipe
+from launch.recipe import load_recipe, yaml_text
 from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import write_text
@@ -44,10 +44,8 @@ def write_pack_recipe(config: Config) -> None:
         **{name: _network(getattr(config, name), shards_dir) for name in ("model", "guidance_model")},
         "data": {**data, "captions": below if is_inside else _beside(captions, shards_dir)},
         "frozen": config.frozen.model_dump(mode="json"),
-        "training": {"target_subject": config.training.target_subject},
     }
-    text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    write_text(pack_recipe_path(shards_dir), _HEADER + text)
+    write_text(pack_recipe_path(shards_dir), _HEADER + yaml_text(values))
 
 
 def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
@@ -64,7 +62,7 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
     path = pack_recipe_path(shards_dir)
     if not path.is_file():
         raise DataError(
-            "What was damaged is removed, but the folder does not keep the recipe that it was packed by.",
+            "The folder does not keep the recipe that it was packed by; nothing was changed.",
             where=str(path),
             todo="run `nd pack` with the same recipe: it packs just what is missing",
         )
@@ -76,13 +74,13 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
         folder = (shards_dir / value).resolve()
         if value == LEFT_OUT or not folder.exists():
             raise DataError(
-                "What was damaged is removed, but what it was packed from is not known here.",
+                "What the shards were packed from is not known here; nothing was changed.",
                 where=f"{name} in {path}",
                 expected="a folder" if value == LEFT_OUT else f"the folder {folder}",
                 todo=f"`nd verify {shards_dir} --repair {name}=FOLDER`",
             )
         words.append(f"{name}={folder}")
-    return load_recipe(str(path), words)
+    return load_recipe(str(path), words, "pack")
 
 
 def _kept_places(path: Path) -> dict[str, str]:
@@ -96,7 +94,7 @@ def _kept_places(path: Path) -> dict[str, str]:
         return {**{name: str(content[name]) for name in _PLACES}, "data.captions": str(content["data"]["captions"])}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(
-            "What was damaged is removed, but the recipe that the folder keeps cannot be read.",
+            "The recipe that the folder keeps cannot be read; nothing was changed.",
             where=str(path),
             found=str(error),
             todo="run `nd pack` with the same recipe: it packs just what is missing",

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import guarded
+from launch.boundary import guarded
 from launch.commands.dry_run import dry_run_command
 from launch.commands.launching import launch_command
 from launch.plans.choose import LaunchOptions
@@ -52,14 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def check(_command: str, _config: Config, ranks: int) -> None:
         settings.require_divisible(ranks)
-        write_text(options.out_dir / NETWORKS_YAML, config_yaml(settings))
+        if not options.dry_run:
+            write_text(options.out_dir / NETWORKS_YAML, config_yaml(settings))
 
     if options.export:
         from shards.phantom.networks.export import export  # heavy: torch and the networks
 
         export(options.out_dir, settings, options.export)
     elif options.dry_run:
-        dry_run_command(COMMAND, config, wanted)
+        dry_run_command(COMMAND, config, wanted, check)
     else:
         launch_command(COMMAND, config, wanted, check=check)
 

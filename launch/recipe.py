@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from launch.keys import did_you_mean, nearest, nearest_keys
 from nd_dist.config import Config
 from nd_dist.config.base import Section
 from nd_dist.errors import ConfigError
@@ -23,6 +27,8 @@ RETIRED = ("phantom_networks",)
 """Sections that configurations written by earlier versions hold."""
 _TIME = re.compile(r"\d+(:\d+)+")
 Settings = TypeVar("Settings", bound=Section)
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError)
+"""What OmegaConf raises for text that it cannot read or merge."""
 
 
 def recipe_names() -> list[str]:
@@ -45,19 +51,27 @@ def recipe_path(recipe: str) -> Path:
         "There is no such recipe.",
         where=recipe,
         expected=f"a path of a YAML file, or one of {', '.join(recipe_names())}",
+        todo=nearest(recipe, recipe_names()),
     )
 
 
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -> Config:
     """Return the configuration of a recipe with ``key=value`` overrides.
 
+    Args:
+        recipe: A name, or the path of a YAML file.
+        overrides: Words of the command line.
+        command: What it is for: keys that contradict each other are refused where this command uses them.
+
     Raises:
-        ConfigError: see ``load_settings``; or there is no such recipe.
+        ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
-    return load_settings(Config, recipe_path(recipe), overrides)
+    return load_settings(Config, recipe_path(recipe), overrides, command)
 
 
-def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(
+    model: type[Settings], path: Path | None, overrides: Sequence[str] = (), command: str = ""
+) -> Settings:
     """Return the validated settings of a YAML file with ``key=value`` overrides.
 
     The defaults, the file and the overrides are merged in this order with OmegaConf, so ``${nsd_root}`` and
@@ -67,23 +81,27 @@ def load_settings(model: type[Settings], path: Path | None, overrides: Sequence[
         model: Class of the settings.
         path: The file; None: the defaults alone.
         overrides: Words of the command line.
+        command: See ``load_recipe``.
 
     Raises:
-        ConfigError: the file is no YAML mapping, an override has no ``=``, a key is unknown, a value out of range.
+        ConfigError: the file is no YAML mapping; or it names everything that is wrong: words that are not key=value,
+            unknown keys with the nearest ones, values out of range with what is allowed.
     """
-    where = "the command line" if path is None else str(path)
-    if bad := [word for word in overrides if "=" not in word]:
-        raise ConfigError("An override is not of the form key=value.", where=" ".join(bad))
     try:
-        text = OmegaConf.create(_quoted_times(path.read_text(encoding="utf-8")) if path is not None else "")
-        defaults = OmegaConf.create(model().model_dump(mode="json"))
-        words = (f"{key}={_quoted_times(value)}" for key, _, value in (w.partition("=") for w in overrides))
-        given = OmegaConf.merge(text, OmegaConf.from_dotlist(list(words)))
-        merged = OmegaConf.to_container(OmegaConf.merge(defaults, given), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError("A recipe or an override cannot be read.", where=where, found=str(error)) from error
-    known = {key: value for key, value in merged.items() if key not in RETIRED} if isinstance(merged, dict) else merged
-    return validated(model, known, where)
+        recipe = OmegaConf.create(_quoted_times(path.read_text(encoding="utf-8")) if path is not None else "")
+        base: Any = OmegaConf.merge(model().model_dump(mode="json"), recipe)  # Any: OmegaConf's types are unions
+    except (*_UNREADABLE, OSError) as error:
+        raise ConfigError("A recipe cannot be read.", where=str(path), found=str(error)) from error
+    attempt = partial(_attempt, model, base, command)
+    settings, problems = attempt(overrides)
+    if settings is not None:
+        return settings
+    blames = [(problem, _blamed(attempt, overrides, problem)) for problem in problems]
+    places = {"the command line" if words else str(path or "the defaults") for _, words in blames}
+    lines = [problem.line(words) for problem, words in blames]
+    raise ConfigError(
+        "The configuration is wrong.", where=" and ".join(sorted(places)), found="\n    ".join(["", *lines])
+    )
 
 
 def _quoted_times(text: str) -> str:
@@ -95,57 +113,135 @@ def _quoted_times(text: str) -> str:
     return text
 
 
-def validated(model: type[Settings], values: Any, where: str) -> Settings:  # Any: comes from YAML
-    """Return plain values as settings.
+@dataclass(frozen=True)
+class _Problem:
+    """One thing that is wrong with a configuration.
 
-    Raises:
-        ConfigError: names every wrong field with its value, what is allowed, and the nearest key.
+    Args:
+        key: The setting; empty for the configuration as a whole.
+        text: What is wrong.
+        word: The word of the command line that could not even be read.
     """
+
+    key: str
+    text: str
+    word: str = ""
+
+    def line(self, words: Sequence[str]) -> str:
+        """Return a line for the user, who wrote ``words`` or a file."""
+        if not words:
+            return f"{self.key or '(whole configuration)'}: {self.text}"
+        typed = [f"{word.partition('=')[0]}=..." if "://" in word else word for word in words]  # may hold a password
+        is_clear = any(word.startswith(self.key) for word in words)
+        return f"{' '.join(typed)}: " + (self.text if is_clear else f"{self.key}: {self.text}")
+
+
+def _attempt(
+    model: type[Settings], base: DictConfig, command: str, words: Sequence[str]
+) -> tuple[Settings | None, list[_Problem]]:
+    """Return the settings of a recipe with words, or none and everything that is wrong with them."""
+    merged = copy.deepcopy(base)
+    for word in words:
+        key, sign, value = word.partition("=")
+        try:
+            if not sign:
+                raise ValueError("not of the form key=value")
+            merged.merge_with_dotlist([f"{key}={_quoted_times(value)}"])
+            OmegaConf.select(merged, key)  # follows what its value refers to
+        except _UNREADABLE as error:
+            others = _attempt(model, base, command, [other for other in words if other is not word])[1]
+            related = [problem for problem in others if problem.key]  # not what only holds between settings
+            return None, [_Problem(key, _said_by(error), word), *related]
     try:
-        return model.model_validate(values)
+        values: Any = OmegaConf.to_container(merged, resolve=True)  # Any: comes from YAML
+        known = {key: values[key] for key in values if key not in RETIRED}
+        return model.model_validate(known, context={"command": command}), []
+    except OmegaConfBaseException as error:
+        return None, [_Problem(error.full_key or "", _said_by(error))]
     except ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
-        raise ConfigError("The configuration is wrong.", where=where, found="\n    ".join(["", *problems])) from error
+        return None, list(_problems(model, error))
 
 
-def _problem(model: type[Section], detail: Mapping[str, Any]) -> str:
-    """Return one line for one validation error."""
-    key = ".".join(str(part) for part in detail["loc"]) or "(whole configuration)"
+def _blamed(
+    attempt: Callable[[list[str]], Any], words: Sequence[str], problem: _Problem
+) -> list[str]:  # Any: settings
+    """Return the words without which there is no such problem; none where the recipe itself is wrong."""
+    if problem.word:
+        return [problem.word]
+    return [word for word in words if problem not in attempt([other for other in words if other is not word])[1]]
+
+
+def _said_by(error: Exception) -> str:
+    """Return what an error says, without a library's own place of it."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        return f"its value is no YAML ({error.problem})"
+    return str(error).partition("\n    full_key")[0]
+
+
+def _problems(model: type[Section], error: ValidationError) -> Iterator[_Problem]:
+    """Yield what a validation found, each fault once."""
+    details = error.errors()
+    for detail in details:
+        place = detail["loc"]
+        is_echo = detail["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place and other is not detail for other in details
+        )
+        if not is_echo:  # a list whose entries are wrong counts as empty as well
+            key = ".".join(map(str, place))
+            yield _Problem(key, _explained(model, key, detail))
+
+
+def _explained(model: type[Section], key: str, detail: ErrorDetails) -> str:
+    """Return what is wrong with a setting, and what would be right where that can be guessed."""
+    given = detail["input"]
     if detail["type"] == "extra_forbidden":
-        near = nearest_keys(key, model)
-        return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    message = detail["msg"].removeprefix("Value error, ")
-    value = "" if detail["type"] == "value_error" else f" (got {detail['input']!r})"
-    return f"{key}: {message}{value}"
-
-
-def all_keys(model: type[Section] = Config) -> Iterator[str]:
-    """Yield every settable key in dotted form, sections included."""
-    yield from _dotted(model().model_dump(), "")
-
-
-def _dotted(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Yield the keys of nested values."""
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
-def nearest_keys(key: str, model: type[Section] = Config) -> list[str]:
-    """Return up to three valid keys that look like ``key``: same last word first, then similar spelling."""
-    keys = list(all_keys(model))
-    last = key.rsplit(".", 1)[-1]
-    same_word = [known for known in keys if known.rsplit(".", 1)[-1] == last]
-    words = {known.rsplit(".", 1)[-1]: known for known in keys}
-    similar_words = [words[word] for word in difflib.get_close_matches(last, words, n=2, cutoff=0.7)]
-    similar = difflib.get_close_matches(key, keys, n=2, cutoff=0.7)
-    return list(dict.fromkeys(same_word + similar + similar_words))[:3]
+        return f"unknown key; {did_you_mean(nearest_keys(key, model))}".removesuffix("; ")
+    if detail["type"] == "tuple_type" and isinstance(given, str | int | float):
+        return f"a list is expected: {key}=[{given}]"
+    if detail["type"] == "model_type":
+        return f"a section, not a value; `nd config keys {key}.` lists its keys"
+    value = "" if detail["type"] == "value_error" else f" (got {given!r})"
+    return detail["msg"].removeprefix("Value error, ") + value
 
 
 def config_yaml(config: Section) -> str:
     """Return settings as YAML that ``load_settings`` reads back to an equal value."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return yaml_text(config.model_dump(mode="json"))
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:  # Any: goes to YAML
+    """Return sections of a recipe as YAML, in their order."""
+    return str(yaml.dump(values, Dumper=_ListsInLine, sort_keys=False, allow_unicode=True, width=119))
+
+
+class _ListsInLine(yaml.SafeDumper):
+    """Writes a list in one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        """Return the node of a list."""
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+
+def changed_settings(config: Section) -> dict[str, Any]:  # Any: goes to YAML
+    """Return the settings that differ from the defaults, as the sections of a recipe."""
+    values = config.model_dump(mode="json")
+
+    def meant(default: object) -> object:
+        """Return a default with what it refers to filled in."""
+        is_template = isinstance(default, str) and "${" in default
+        return OmegaConf.create({**values, "template": default})["template"] if is_template else default
+
+    def differing(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in given.items():
+            default = defaults.get(key)
+            if isinstance(value, dict) and isinstance(default, dict):
+                found |= {key: inner} if (inner := differing(value, default)) else {}
+            elif value not in (default, meant(default)):
+                found[key] = value
+        return found
+
+    return differing(values, type(config)().model_dump(mode="json"))
 
 
 def write_config(config: Config) -> Path:

@@ -1,7 +1,7 @@
 """Where a set of files lies: a local folder, or a URL below which a server holds the same files.
 
 A URL never carries credentials: it is written into configs, logs and messages. They come from the standard places of
-the protocol (``~/.netrc``; ``AWS_*`` variables and ``~/.aws``).
+the protocol (``~/.netrc``; ``AWS_*`` variables and ``~/.aws``; those of Google's and Azure's own tools).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-SCHEMES = ("http", "https", "s3")
+SCHEMES = ("http", "https", "s3", "gs", "az")
 
 
 def parse_location(value: object) -> Path | str:
@@ -40,5 +40,10 @@ def parse_location(value: object) -> Path | str:
     return value.rstrip("/")
 
 
-Location = Annotated[Path | str, PlainValidator(parse_location), PlainSerializer(str, return_type=str)]
+Location = Annotated[
+    Path | str,
+    PlainValidator(parse_location),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "format": "path or URL"}),
+]
 """A local folder (``Path``) or a URL (``str``)."""

@@ -65,8 +65,8 @@ class Batch:
 
     Args:
         step: Global step that this batch belongs to (0-based).
-        voxels: subject -> (B_s, V_s) float, z-scored betas.
-        targets: target name -> (B, *shape) float, rows in the order of ``voxels``' subjects.
+        voxels: subject -> (B_s, V_s) float16 or float32, z-scored betas.
+        targets: target name -> (B, *shape) float16 or float32, rows in the order of ``voxels``' subjects.
         subject, session, trial, image_id, repeat: (B,) int64, what each row is.
         sample_id: (B,) int64, position of the row in the *global* batch: keys its random draws on any world size.
         data_wait_s: Seconds that the consumer waited for this batch.

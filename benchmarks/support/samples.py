@@ -119,9 +119,8 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_rate(device: str, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Return the measured floating-point operations per second of a large matrix product."""
-    side = 8192 if device != "cpu" else 2048
+def matmul_rate(device: str, dtype: torch.dtype, side: int, rounds: int = 5) -> float:
+    """Return the measured floating-point operations per second of a product of two ``side`` x ``side`` matrices."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = [timed(lambda: a @ b, device)[1].wall_s for _ in range(rounds + 1)][1:]
     return 2.0 * side**3 / statistics.median(times)

@@ -1,9 +1,7 @@
-"""Made-up data in NSD's true shapes, and ways to measure reading: evicting, residency, a file server, a table."""
+"""Made-up data in NSD's true shapes, and ways to measure reading: a table, a file server."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import re
 import resource
@@ -103,28 +101,6 @@ def made_up_config(folder: Path, **data: object) -> Config:
         data=DataConfig(**settings),  # type: ignore[arg-type]
         frozen=FrozenConfig(batch_size=32),
     )
-
-
-def evict(paths: Sequence[Path]) -> float:
-    """Drop files from the page cache and return the share that is still in memory."""
-    for path in paths:
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    resident = [resident_pages(path) for path in paths]
-    return sum(pages for pages, _ in resident) / max(1, sum(total for _, total in resident))
-
-
-def resident_pages(path: Path) -> tuple[int, int]:
-    """Return how many pages of a file are in memory (``mincore``), and how many it has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, flags=mmap.MAP_PRIVATE) as memory:
-        count = -(-len(memory) // mmap.PAGESIZE)
-        vector = (ctypes.c_ubyte * count)()
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), vector):
-            raise OSError(ctypes.get_errno(), "mincore failed")
-        return sum(page & 1 for page in vector), count
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Settings:
         batches: Samples per call.
         compiled: Which of "plain" (False) and "compiled" (True) to run.
         rounds: Timed calls of each; the table has medians.
+        matmul_side: Side of the matrices whose product gives the floor: large, or the floor is too low.
         config: Scales.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     batches: tuple[int, ...]
     compiled: tuple[bool, ...]
     rounds: int
+    matmul_side: int
     config: SamplerConfig
 
 
@@ -61,7 +63,7 @@ def measure_throughput(settings: Settings) -> None:
         for networks in (wide, own):
             for network in (networks[0].unet, networks[0].vae):
                 network.to(memory_format=torch.channels_last)
-    costs, rate = pass_costs(width), matmul_rate(device, settings.dtype)
+    costs, rate = pass_costs(width), matmul_rate(device, settings.dtype, settings.matmul_side)
     name = torch.cuda.get_device_name() if device != "cpu" else "CPU"
     print(f"{settings.size} on {name}, torch {torch.__version__}, {settings.dtype}: {settings.config}")
     print(f"  matrix products {rate / 1e12:.2f} TFLOP/s; a picture needs {costs.sampler(settings.config) / 1e12:.4g}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
 from launch.commands.launching import launch_command
 from launch.commands.packed_shards import run_verify
 from launch.commands.results import run_report
+from launch.console import make_console
 from launch.plans.choose import LaunchOptions
 from launch.recipe import load_recipe
 
@@ -25,7 +24,7 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
     Raises:
         NdDistError: a step failed; the same command goes on from there.
     """
-    console = Console(soft_wrap=True)
+    console = make_console()
     config = load_recipe(recipe, overrides)
     options = LaunchOptions(ranks)
 
@@ -35,7 +34,7 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
     steps: list[tuple[str, Callable[[], object]]] = [
         ("phantom", lambda: make_phantom(recipe, overrides)),
         ("pack", launch("pack")),
-        ("verify", lambda: run_verify(config.shards_dir)),
+        ("verify", lambda: run_verify(str(config.shards_dir))),
         ("train", launch("train")),
         ("evaluate", launch("evaluate")),
         ("sweep", launch("sweep")),
@@ -43,18 +42,18 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
     ]
     started = time.monotonic()
     for number, (name, step) in enumerate(steps, start=1):
-        console.print(f"[{number}/{len(steps)}] {name}", highlight=False, markup=False)
+        console.print(f"[{number}/{len(steps)}] {name}")
         before = time.monotonic()
         step()
-        console.print(f"  {time.monotonic() - before:.1f} s", highlight=False)
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Open this page:", highlight=False)
-    console.print(str((config.run_dir / "report.html").resolve()), highlight=False)
+        console.print(f"  {time.monotonic() - before:.1f} s")
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Open this page:")
+    console.print(str((config.run_dir / "report.html").resolve()))
 
 
 def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
     """Write the phantom NSD of a recipe and say what is in it."""
     from shards.phantom.write import write_phantom
 
-    config = load_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides, "phantom")
     summary = write_phantom(config.nsd_root, config.phantom, config.seed)
-    Console(soft_wrap=True).print(f"  phantom: {summary.describe()} -> {config.nsd_root}", highlight=False)
+    make_console().print(f"  phantom: {summary.describe()} -> {config.nsd_root}")

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
 from launch.plans.hosts import read_hostfile
@@ -55,13 +56,12 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console, overrides: Sequence[str] = ()) -> int:
+def run_doctor(hostfile: Path | None, shared_dir: Path, overrides: Sequence[str] = ()) -> int:
     """Print every check as a table; return 0, or 3 if something required is missing.
 
     Args:
         hostfile: Hosts to check as well, all in parallel, in the way in which a launch would.
         shared_dir: A folder that all hosts must see (runs and shards lie below it).
-        console: Where to print.
         overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
     """
     config = load_settings(Config, None, overrides)
@@ -73,8 +73,8 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, console: Console, overri
         table.add_column(heading, overflow="fold")
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.state]}]{check.state}[/]", check.found, check.todo)
-    console.print(table)
+        table.add_row(check.name, Text(check.state, colours[check.state]), check.found, check.todo)
+    make_console().print(table, soft_wrap=False)
     return 3 if any(check.state == "missing" for check in checks) else 0
 
 

@@ -1,39 +1,55 @@
-"""`--dry-run`: prints what a command would run, and starts nothing."""
+"""`--dry-run`: prints what a command would run and whether it would start, and starts nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from launch.console import make_console
 from launch.plans.choose import LaunchOptions, choose_launcher, chosen_hosts, make_plan
 from launch.plans.tools import find_tools
-from launch.recipe import config_yaml
+from launch.recipe import changed_settings, yaml_text
+from launch.supervise.preflight import preflight, require_starters
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError
+from nd_dist.errors import CheckpointError, NdDistError
 from nd_dist.world import World
 
 if TYPE_CHECKING:
     from shards.packing.targets import TargetExtractor
 
 
-def dry_run_command(command: str, config: Config, options: LaunchOptions) -> None:
-    """Print what a command would run: configuration, hosts and the exact command line; start nothing."""
-    console = Console(soft_wrap=True)
+def dry_run_command(
+    command: str,
+    config: Config,
+    options: LaunchOptions,
+    check: Callable[[str, Config, int], None] = preflight,
+) -> None:
+    """Print what a command would run, and whether it would start; start nothing.
+
+    Raises:
+        NdDistError: it would be refused.
+    """
+    console = make_console()
     plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
-    console.print(f"# {config.run_dir / 'config.yaml'}", highlight=False)
-    console.print(config_yaml(config), highlight=False, markup=False)
+    console.print(f"# {config.run_dir / 'config.yaml'} where it differs from the defaults (nd config show: all of it)")
+    console.print(yaml_text(changed_settings(config)))
     hosts = ", ".join(host.describe() for host in chosen_hosts(config, options, choose_launcher(command, options)))
-    console.print(f"# hosts: {hosts}", highlight=False)
+    console.print(f"# hosts: {hosts}")
     for path, text in plan.files.items():
-        console.print(f"# file {path}:\n{text}", end="", highlight=False, markup=False)
+        console.print(f"# file {path}:\n{text}", end="")
     if plan.note:
-        console.print(f"# note: {plan.note}", highlight=False)
-    console.print(plan.shell(), highlight=False, markup=False)
-    if command == "pack":
-        for line in describe_pack(config, plan.ranks):
-            console.print(f"# {line}", highlight=False, markup=False)
+        console.print(f"# note: {plan.note}")
+    console.print(plan.shell())
+    try:
+        check(command, config, plan.ranks)
+        require_starters(plan, Path.home())
+        for line in describe_pack(config, plan.ranks) if command == "pack" else ():
+            console.print(f"# {line}")
+    except NdDistError as error:
+        console.print(f"# would be refused: {error.what}")
+        raise
+    console.print("# would start")
 
 
 def describe_pack(config: Config, ranks: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.pack_recipe import pack_recipe_path, write_pack_recipe
 from launch.plans.choose import DEEPSPEED, LaunchOptions, make_plan, new_launch_id
@@ -37,7 +38,7 @@ def launch_command(
     Raises:
         NdDistError: see ``run_plan``, ``preflight`` and ``HostAgents``.
     """
-    console = console or Console()
+    console = console or make_console()
     launch_id, tools = new_launch_id(command), find_tools(config.launch)
     plan = make_plan(command, config, options, tools, launch_id)
     check(command, config, plan.ranks)
@@ -56,7 +57,7 @@ def launch_command(
             tools = replace(tools, address=facts[0].address, port=port)
             plan = make_plan(command, config, options, tools, launch_id)
         if plan.note:
-            console.print(f"  note: {plan.note}", highlight=False)
+            console.print(f"  note: {plan.note}")
         wanted = config.launch
         limits = (wanted.stop_grace_s, wanted.silence_s, wanted.start_s)
         launch = Launch(command, config.run_dir, launch_id, plan, *limits)
@@ -64,7 +65,7 @@ def launch_command(
     if command == "pack":  # one that was refused leaves the recipe that the shards were packed by
         write_pack_recipe(config)
     if lost:
-        console.print(f"  note: ranks {lost} were lost on the way; the others did their work", highlight=False)
+        console.print(f"  note: ranks {lost} were lost on the way; the others did their work")
     seconds = time.monotonic() - started
     console.print(f"  {command}: done by {plan.ranks} rank(s) in {seconds:.1f} s -> {result_of(command, config)}")
 

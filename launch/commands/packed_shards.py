@@ -1,74 +1,115 @@
-"""What the commands about packed shards do: verify, repair, export."""
+"""What `nd` does with packed shards: verify, repair and export."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from launch.commands.launching import launch_command
+from launch.console import make_console
 from launch.pack_recipe import read_pack_recipe
 from launch.plans.choose import LaunchOptions
-from nd_dist.errors import DataError
+from launch.recipe import load_settings
+from nd_dist.config import Config, RemoteConfig
+from nd_dist.errors import ConfigError, DataError
+from nd_dist.frozen.folders import resolve_folder
+from nd_dist.location import parse_location
 
 
-def run_verify(shards_dir: Path | str) -> None:
+def run_verify(location: str, overrides: Sequence[str] = ()) -> None:
     """Verify packed shards and print each problem.
 
     Args:
-        shards_dir: Folder or URL.
+        location: Folder or URL.
+        overrides: ``remote.key=value`` words.
 
     Raises:
         DataError: there is a problem.
+        ConfigError: another word was given.
     """
     from shards.upkeep.verify import verify
 
-    console = Console(soft_wrap=True)
-    problems = verify(shards_dir)
+    console = make_console()
+    problems = verify(location, remote=_remote(overrides))
     for problem in problems:
-        console.print(f"  {problem}", highlight=False, markup=False)
+        console.print(f"  {problem}")
+    what = "the server's files" if "://" in location else "the folder"
     if problems:
         raise DataError(
             f"{len(problems)} problem(s) in the shards.",
-            where=str(shards_dir),
+            where=f"{location} ({what}, not a cache)" if "://" in location else location,
             todo="`nd verify --repair` on the folder that was packed makes what is damaged again",
         )
-    console.print(f"  verify: every shard and table of {shards_dir} is as its index says", highlight=False)
+    console.print(f"  verify: every shard and table of {location} is as its index says ({what})")
 
 
-def run_repair(shards_dir: Path, overrides: Sequence[str] = ()) -> None:
-    """Remove what is damaged, pack just that again with the recipe that the folder keeps, and verify.
+def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
+    """Pack what is damaged again, and just that, with the recipe that the folder keeps, and verify.
+
+    What it takes is looked for first; a damaged file goes only when it has been packed again.
 
     Args:
-        shards_dir: The folder.
+        location: The folder.
         overrides: ``key=value`` words for what lies elsewhere now, such as ``nsd_root``.
 
     Raises:
-        DataError: the folder keeps no recipe, or what packing needs is gone.
+        DataError: the folder keeps no recipe, or what packing needs is gone; nothing was changed then.
+        ConfigError: a URL.
     """
-    from shards.upkeep.repair import repair
+    from shards.sources.open import open_reader
+    from shards.upkeep.repair import find_damage, repair, restore
 
-    console = Console(soft_wrap=True)
-    removed = repair(shards_dir)
-    for path in removed:
-        console.print(f"  removed {path}", highlight=False, markup=False)
-    if not removed and (shards_dir / "index.json").is_file():
-        console.print("  repair: nothing was damaged", highlight=False)
+    shards_dir = parse_location(location)
+    if not isinstance(shards_dir, Path):
+        raise ConfigError(
+            "Shards on a server cannot be repaired from here; nothing was changed.",
+            where=location,
+            todo="`nd verify --repair` on the folder that was packed, then copy it again",
+        )
+    console = make_console()
+    restore(shards_dir)  # what a repair that was killed had set aside
+    damaged = find_damage(shards_dir)
+    if not damaged:
+        console.print("  repair: nothing was damaged")
         return
-    launch_command("pack", read_pack_recipe(shards_dir, overrides), LaunchOptions(), console)
-    run_verify(shards_dir)
+    config = read_pack_recipe(shards_dir, overrides)
+    open_reader(config)
+    if any(path.startswith("features/") and not path.startswith("features/img/") for path in damaged):
+        for network in (config.model, config.guidance_model):
+            resolve_folder(network)
+    for path in repair(shards_dir):
+        console.print(f"  removed {path} (set aside until it is packed again)")
+    try:
+        launch_command("pack", config, LaunchOptions(), console)
+    finally:
+        restore(shards_dir)
+    run_verify(location)
 
 
-def run_export(shards_dir: str, out_dir: Path, subjects: Sequence[int] | None) -> None:
+def run_export(location: str, out_dir: Path, subjects: Sequence[int] | None, overrides: Sequence[str] = ()) -> None:
     """Write MindEye2's files of packed shards and say what was written."""
     from shards.reading.reader import ShardReader
     from shards.upkeep.export_mindeye2 import export
 
-    console = Console(soft_wrap=True)
-    summary = export(ShardReader(shards_dir), out_dir, subjects)
+    console = make_console()
+    summary = export(ShardReader(location, _remote(overrides)), out_dir, subjects)
     for path in summary.files:
-        console.print(f"  {path}", highlight=False, markup=False)
+        console.print(f"  {path}")
     if not summary.has_pictures:
-        console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)", highlight=False)
-    console.print(f"  export: {len(summary.files)} files -> {out_dir}", highlight=False)
+        console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)")
+    console.print(f"  export: {len(summary.files)} files -> {out_dir}")
+
+
+def _remote(overrides: Sequence[str]) -> RemoteConfig:
+    """Return how a server is read.
+
+    Raises:
+        ConfigError: a word that says something else.
+    """
+    if others := [word for word in overrides if not word.startswith("remote.")]:
+        raise ConfigError(
+            "This command reads shards as they are and takes remote.key=value words only.",
+            found=" ".join(others),
+            todo="leave them out; a repair takes others (`nd verify`: add --repair)",
+        )
+    return load_settings(Config, None, overrides).remote

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from launch.console import make_console
 from nd_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | 
 
     if unknown := sorted(set(trackers) - set(TRACKERS)):
         raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))
-    console = Console(soft_wrap=True)
-    console.print(f"  report: {write_report(run_dir)}", highlight=False)
+    console = make_console()
+    console.print(f"  report: {write_report(run_dir)}")
     if figures_dir is not None:
         for path in write_figures(run_dir, figures_dir):
-            console.print(f"  figure: {path}", highlight=False)
+            console.print(f"  figure: {path}")
     for tracker in trackers:
-        console.print(f"  {tracker}: {log_run(run_dir, tracker)}", highlight=False)
+        console.print(f"  {tracker}: {log_run(run_dir, tracker)}")
 
 
 def run_conformance_table(directory: Path) -> int:
@@ -48,9 +48,7 @@ def run_conformance_table(directory: Path) -> int:
     from nd_dist.conformance import run_conformance
 
     rows = run_conformance(directory)
-    # in a file or a pipe every row is one line, however long its note is
-    width = None if Console().is_terminal else 200 + max(len(row.note) for row in rows)
-    Console(soft_wrap=False, width=width).print(_conformance_table(rows))
+    make_console().print(_conformance_table(rows), soft_wrap=False)
     return 0 if all(row.ok for row in rows) else 1
 
 
@@ -58,8 +56,8 @@ def run_merge(out_dir: Path, run_dirs: Sequence[Path]) -> None:
     """Join evaluated runs into one run folder and write its report."""
     from nd_dist.evaluation.merge import merge_runs
 
-    console = Console(soft_wrap=True)
-    console.print(f"  merge: {merge_runs(out_dir, run_dirs)} point(s) -> {out_dir / 'metrics.json'}", highlight=False)
+    console = make_console()
+    console.print(f"  merge: {merge_runs(out_dir, run_dirs)} point(s) -> {out_dir / 'metrics.json'}")
     run_report(out_dir)
 
 
@@ -75,7 +73,7 @@ def _conformance_table(rows: Sequence[Row]) -> Table:
     table.add_column("")
     table.add_column("note", overflow="fold")
     for row in rows:
-        mark = "[yellow]--[/]" if row.is_remark else "[green]ok[/]" if row.ok else "[red]FAILS[/]"
+        mark = Text("--", "yellow") if row.is_remark else Text("ok", "green") if row.ok else Text("FAILS", "red")
         error, tolerance = ("", "") if math.isnan(row.tolerance) else (f"{row.error:.1e}", f"{row.tolerance:.0e}")
-        table.add_row(row.case_file, row.quantity, error, tolerance, mark, escape(row.note))
+        table.add_row(row.case_file, row.quantity, error, tolerance, mark, row.note)
     return table

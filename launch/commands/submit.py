@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
+from launch.console import make_console
 from launch.grid.plan import GridRequest, plan_grid, subject_dir
+from launch.keys import nearest
 from launch.plans.sbatch import Submission, memory_note, sbatch_text
-from launch.recipe import config_yaml
+from launch.recipe import config_yaml, load_recipe
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
@@ -25,7 +25,7 @@ SBATCH_WITHIN_S = 60
 
 
 def submit_command(
-    commands: str, config: Config, is_array: bool, grid: GridRequest | None, dry_run: bool, console: Console
+    words: str, recipe: str, overrides: Sequence[str], is_array: bool, grid: GridRequest | None, dry_run: bool
 ) -> None:
     """Submit commands joined by commas, each after the one before it, or print their scripts (see `nd submit --help`).
 
@@ -33,12 +33,14 @@ def submit_command(
         ConfigError: a command or an option that comes to nothing, or no sbatch.
         RankFailure: sbatch refused a script.
     """
-    jobs, note = plan_jobs(commands.split(","), config, is_array, grid), memory_note(config.slurm)
+    commands = words.split(",")
+    config = [load_recipe(recipe, overrides, command) for command in commands][-1]
+    jobs, note, console = plan_jobs(commands, config, is_array, grid), memory_note(config.slurm), make_console()
     if dry_run:
         for job in jobs:
             waits = f"# sbatch --dependency={job.after}:JOB, the job above\n" if job.after else ""
-            console.print(waits + sbatch_text(job), end="", highlight=False, markup=False)
-        console.print(f"# note: {note}\n" if note else "", end="", highlight=False)
+            console.print(waits + sbatch_text(job), end="")
+        console.print(f"# note: {note}\n" if note else "", end="")
         return
     if shutil.which("sbatch") is None:
         raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")
@@ -49,9 +51,9 @@ def submit_command(
             _link_checkpoints(config)
         numbers.append(_submit(job, numbers))
         waits = f", {job.after} the one before" if job.after else ""
-        console.print(f"  submitted job {numbers[-1]} ({job.name}{waits}) -> {job.script_path}", highlight=False)
+        console.print(f"  submitted job {numbers[-1]} ({job.name}{waits}) -> {job.script_path}")
     if note:
-        console.print(f"  note: {note}", highlight=False)
+        console.print(f"  note: {note}")
 
 
 def plan_jobs(commands: Sequence[str], config: Config, is_array: bool, grid: GridRequest | None) -> list[Submission]:
@@ -65,6 +67,7 @@ def plan_jobs(commands: Sequence[str], config: Config, is_array: bool, grid: Gri
             "Such a command cannot be submitted.",
             found=", ".join(unknown),
             expected=f"some of {', '.join(SUBMITTED)}, joined by commas",
+            todo=nearest(unknown[0], SUBMITTED),
         )
     if is_array and ("sweep" not in commands or grid):
         raise ConfigError("Only the sweep of one decoder is an array.", todo="leave --array out")

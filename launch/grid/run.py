@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from launch.console import make_console
 from launch.grid.plan import (
     GridRequest,
     Slot,
@@ -101,10 +102,10 @@ def grid_command(config: Config, request: GridRequest, hostfile: Path | None, is
     Raises:
         NdDistError: see ``run_grid`` and ``launch.grid.plan``.
     """
-    console = Console()
+    console = make_console()
     grid = make_grid(config, request, hostfile)
     if is_dry:
-        show_grid(grid, Console(soft_wrap=True))
+        show_grid(grid, console)
     else:
         run_grid(grid, console)
 
@@ -122,12 +123,12 @@ def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Gr
 def show_grid(grid: Grid, console: Console) -> None:
     """Print the table and every command, and start nothing."""
     grid.states = dict.fromkeys(grid.plan, "waiting")
-    console.print(grid_table(grid.plan, grid.states, grid.shares()))
+    console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
     for training in grid.plan:
         command = command_of(grid.slots[0], grid.words(training), grid.launch_id, environment())
-        console.print(shlex.join(command), highlight=False, markup=False)
+        console.print(shlex.join(command))
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
-    console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}", highlight=False)
+    console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}")
 
 
 def run_grid(grid: Grid, console: Console) -> None:
@@ -141,16 +142,17 @@ def run_grid(grid: Grid, console: Console) -> None:
     """
     from shards.format.index import Index
 
-    folder = RunFolder(grid.config.run_dir, grid.launch_id)
+    stop = StopSignal()
+    folder = RunFolder(grid.config.run_dir, grid.launch_id, stop=stop)
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
-        index_id = Index.read(grid.config.shards_dir).id
-        grid.states = {training: state_on_disk(grid.config, training, index_id) for training in grid.plan}
-        with _agents_of(grid) as agents, StopSignal() as stop, _board(grid, console):
+        index = Index.read(grid.config.shards_dir, grid.config.remote)
+        grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
+        with _agents_of(grid) as agents, stop, _board(grid, console):
             if agents is not None:
                 require_hosts(agents.facts())
             _work(grid, agents, stop, console)
-        console.print(grid_table(grid.plan, grid.states, grid.shares()))
+        console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
         _judge(grid, stop)
         for subject in dict.fromkeys(training.subject for training in grid.plan):
             _merge(grid, subject, console)
@@ -175,15 +177,15 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
     while True:
         _lose(grid, agents.lost() if agents is not None else (), console)
         _reap(grid, console)
-        if stop.count > num_told:
-            num_told = stop.count
+        if stop.count > num_told:  # one at a time: signals that follow each other at once are one signal
+            num_told += 1
             for process in grid.running.values():
                 process.ask_to_stop()
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
                 where = " ".join([slot.host, *visible_devices(slot)])
-                console.print(f"  {training.name}: running on {where}", highlight=False)
+                console.print(f"  {training.name}: running on {where}")
         if not grid.running:
             return
         time.sleep(POLL_S)
@@ -192,7 +194,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
 def _lose(grid: Grid, lost: Iterable[str], console: Console) -> None:
     """Give up what runs on hosts that do not answer any more; their own agents clear them."""
     for host in set(lost) - grid.lost_hosts:
-        console.print(f"  host {host} does not answer any more", highlight=False)
+        console.print(f"  host {host} does not answer any more")
         grid.lost_hosts.add(host)
         for process in grid.running.values():
             if process.slot.host == host:
@@ -209,7 +211,7 @@ def _reap(grid: Grid, console: Console) -> None:
             if code == SSH_FAILED and not process.slot.is_local:
                 _lose(grid, [process.slot.host], console)
             grid.states[training] = outcome_of(training, code)
-            console.print(f"  {training.name}: {grid.states[training]}", highlight=False)
+            console.print(f"  {training.name}: {grid.states[training]}")
     for training in blocked(grid.plan, grid.states):
         grid.states[training] = "blocked"
 
@@ -247,7 +249,6 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
 def _merge(grid: Grid, subject: int, console: Console) -> None:
     """Write the decoder of all of a subject's networks where `nd evaluate run_dir=...` looks for it."""
     from nd_dist.models.decoder import Decoder
-    from nd_dist.models.statistics import FILE, read_z_statistics, write_z_statistics
 
     last = max(training.stage for training in grid.plan)
     parts = [t for t in grid.plan if (t.subject, t.stage) == (subject, last)]
@@ -255,10 +256,7 @@ def _merge(grid: Grid, subject: int, console: Console) -> None:
     target = stage_dir(subject_dir(grid.config, subject), last) / MODEL
     if folders != [target]:
         Decoder.merged(folders).save(target)
-        for folder in folders:
-            if (folder / FILE).exists():
-                write_z_statistics(target, read_z_statistics(folder))
-    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}", highlight=False)
+    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}")
 
 
 def _board(grid: Grid, console: Console) -> AbstractContextManager[object]:

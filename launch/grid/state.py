@@ -10,11 +10,13 @@ from nd_dist.config import Config
 from nd_dist.errors import Requeue
 from nd_dist.events import events_path
 from nd_dist.training.records import check_fingerprint, read_done, stage_dir, training_fingerprint
+from shards.format.codec import stores_of
+from shards.format.index import Index
 
 TAIL_BYTES = 4096
 
 
-def state_on_disk(config: Config, training: Training, index_id: str) -> State:
+def state_on_disk(config: Config, training: Training, index: Index) -> State:
     """Return how a training stands before anything runs.
 
     Raises:
@@ -24,8 +26,13 @@ def state_on_disk(config: Config, training: Training, index_id: str) -> State:
     record = read_done(folder)
     if not record:
         return "saved" if (folder / "latest.json").exists() else "waiting"
-    found = record["fingerprint"]
-    wanted = training_fingerprint(config_of(config, training), index_id, training.stage, found["start"])
+    from nd_dist.training.source import stage_request  # imports torch
+
+    found, own = record["fingerprint"], config_of(config, training)
+    request = stage_request(own, training.stage, world_size=1)
+    stores = stores_of(request.targets, own.training.int8_targets)
+    content_id = index.content_id(request.subjects, stores, request.sessions)
+    wanted = training_fingerprint(own, content_id, training.stage, found["start"])
     check_fingerprint(wanted, found, folder)
     return "done"
 

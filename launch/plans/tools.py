@@ -58,17 +58,17 @@ def find_tools(launch: LaunchConfig | None = None) -> Tools:
     mpirun = str(beside) if beside.is_file() else shutil.which("mpirun") or ""
     flavour = _mpi_flavour(mpirun)
     openmpi = mpirun if flavour == "openmpi" else _find_openmpi()
+    mpirun = mpirun if flavour else ""
     python, first = (launch.python or sys.executable, launch.port) if launch else (sys.executable, 0)
     port = require_port(free_port_from(first), first)
     plugin = slurm_mpi(python) if "SLURM_JOB_ID" in os.environ and shutil.which("srun") else "pmi2"
-    return Tools(python, mpirun, flavour, port, "", openmpi, os.environ.get("PATH", ""), plugin)
+    return Tools(python, mpirun, flavour or "mpich", port, "", openmpi, os.environ.get("PATH", ""), plugin)
 
 
-def _mpi_flavour(mpirun: str) -> MpiFlavour:
-    """Return which MPI an mpirun belongs to."""
-    if not mpirun:
-        return "mpich"
-    return "openmpi" if "Open MPI" in _answer(mpirun, "--version") else "mpich"
+def _mpi_flavour(mpirun: str) -> MpiFlavour | None:
+    """Return which MPI an mpirun belongs to; none where there is none that can be run."""
+    answer = _answer(mpirun, "--version")  # none of a link to nowhere, or of a file of another processor
+    return ("openmpi" if "Open MPI" in answer else "mpich") if answer else None
 
 
 def _find_openmpi() -> str:

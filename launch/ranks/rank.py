@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import mmap
 import os
 import signal
@@ -32,7 +33,6 @@ from nd_dist.errors import NdDistError, RankFailure, Requeue
 from nd_dist.events import EventLog, log_path
 from nd_dist.files import read_json
 from nd_dist.world import World
-from shards.reading.open_files import allow_more_open_files
 
 if TYPE_CHECKING:
     from nd_dist.config import Config
@@ -139,32 +139,26 @@ def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end
 
 
 def _run(start: _Start, world: World, events: EventLog) -> int:
-    """Do the rank's work; return its exit code."""
-    stop = threading.Event()
+    """Do the rank's work, and write to the events how it ended; return the exit code."""
+    stop, host = threading.Event(), socket.gethostname()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-    def work() -> None:
-        from launch.recipe import load_recipe
-
-        allow_more_open_files()
-        lock = hold_rank_lock(start.run_dir)
-        host, pid = socket.gethostname(), os.getpid()
-        events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
-        rank = Rank(load_recipe(str(start.config_path)), world, events, stop.is_set, start.options)
-        program: Work = importlib.import_module(start.module).work
-        program(rank)
-        os.close(lock)
-
-    return _guarded(work, events, start.launch_id)
-
-
-def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
-    """Return the exit code of the rank's work, after writing how it ended to the events."""
     try:
-        work()
+        from launch.recipe import load_recipe
+        from shards.reading.records import allow_more_open_files
+
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("nd_dist").setLevel(logging.INFO)
+        allow_more_open_files()
+        lock, pid = hold_rank_lock(start.run_dir), os.getpid()
+        events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
+        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        rank = Rank(config, world, events, stop.is_set, start.options)
+        work: Work = importlib.import_module(start.module).work
+        work(rank)
+        os.close(lock)
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
@@ -177,11 +171,10 @@ def _guarded(work: Callable[[], None], events: EventLog, launch: str) -> int:
         kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     else:
-        events.write("rank_done", launch=launch)
+        events.write("rank_done", launch=start.launch_id)
         return 0
-    host = socket.gethostname()
     with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
-        events.write("rank_failed", launch=launch, kind=kind, exit_code=code, message=message, host=host)
+        events.write("rank_failed", launch=start.launch_id, kind=kind, exit_code=code, message=message, host=host)
     return code
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from launch.ranks.rank import Rank
 from nd_dist.config import Config
-from nd_dist.schema import INITIAL, TargetSpec
+from nd_dist.schema import TargetSpec
 from nd_dist.training.run import train
 from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
+from shards.format.codec import stores_of
 from shards.reading.reader import ShardReader
 from shards.reading.stream import StreamConfig, TrialStream
-
-CHUNK_IMAGES = 64
 
 
 class ShardSource:
@@ -33,7 +32,11 @@ class ShardSource:
         self._world, self._training = world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
-        self.index_id: str = self._reader.index.id
+
+    def content_id(self, request: StageRequest) -> str:
+        """Return a hash of everything that a stage reads, and of nothing else that was packed."""
+        stores = stores_of(request.targets, self._training.int8_targets)
+        return self._reader.index.content_id(request.subjects, stores, request.sessions)
 
     def open_stream(self, request: StageRequest) -> Stream:
         """Return this rank's stream of a stage."""
@@ -49,6 +52,7 @@ class ShardSource:
             repeats=self._training.repeats,
             int8=self._training.int8_targets,
             heldout_fraction=self._training.heldout_fraction,
+            dtype="stored",
         )
         return TrialStream(self._reader, config)
 
@@ -71,16 +75,6 @@ class ShardSource:
     def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
         """Return pictures (B, H, W, 3), uint8."""
         return torch.from_numpy(self._reader.pictures(image_ids))
-
-    def training_rows(
-        self, subject: int, sessions: tuple[int, ...] | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (voxels (B, V), z (B, C, H, W)) of every training image of a subject, chunk by chunk."""
-        image_ids = self._reader.images(subject, "train", sessions)
-        for start in range(0, len(image_ids), CHUNK_IMAGES):
-            chunk = image_ids[start : start + CHUNK_IMAGES]
-            voxels_BV = self._reader.voxels(subject, chunk, sessions)
-            yield torch.from_numpy(voxels_BV), torch.from_numpy(self._reader.targets(INITIAL, chunk))
 
 
 def work(rank: Rank) -> None:

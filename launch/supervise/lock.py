@@ -5,24 +5,34 @@ One launcher works in a run folder at a time, and a new one waits until the rank
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.supervise.heartbeat import BEAT_INTERVAL_S, Wanted, describe_launcher, launch_record_path, pids_of
-from nd_dist.errors import WorldError
+from launch.supervise.heartbeat import (
+    BEAT_INTERVAL_S,
+    WISHES,
+    Wanted,
+    ask_launcher,
+    asked_of_launcher,
+    describe_launcher,
+    launch_record_path,
+    process_identity,
+)
+from launch.supervise.stop import StopSignal
+from nd_dist.errors import StorageError, WorldError
 from nd_dist.files import write_json
 
 RANKS_GONE_WITHIN_S = 60.0
 
 
 def state_dir(run_dir: Path) -> Path:
-    """Return the folder of the liveness files."""
+    """Return the folder of the locks and of the launch record."""
     path = run_dir / ".state"
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -58,16 +68,25 @@ def hold_rank_lock(run_dir: Path) -> int:
 class RunFolder:
     """The launcher's hold on a run folder: an exclusive lock, and a heartbeat that its ranks watch.
 
+    What others ask of the launch (`nd stop`) is passed on to the ranks and to ``stop``.
+
     Args:
         run_dir: Folder of the run.
         launch_id: This launch.
         env: Variables that every rank is given.
+        stop: Told of a wish to stop.
 
     Raises:
         WorldError: another launcher works in the folder, or ranks of an earlier one do not end.
     """
 
-    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        launch_id: str,
+        env: Mapping[str, str] | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
         state = state_dir(run_dir)
         self._lock = _lock(state / "launcher.lock", fcntl.LOCK_EX, wait_s=1.0)
         if self._lock is None:
@@ -85,36 +104,49 @@ class RunFolder:
                 todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
             )
         os.close(leftover)
-        self._path = launch_record_path(run_dir)
+        self._run_dir, self._path, self._stop = run_dir, launch_record_path(run_dir), stop
         self._record: dict[str, Any] = {
+            **process_identity(),
             "launch": launch_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "pids_of": pids_of(),
             "cwd": os.getcwd(),
             "env": dict(env or {}),
             "wanted": "run",
         }
-        self._stop = threading.Event()
+        self._released = threading.Event()
         self._writing = threading.Lock()
+        ask_launcher(run_dir, launch_id, "run")  # a file that is there is read anew on every host when it changes
         self.tell("run")
         self._thread = threading.Thread(target=self._beat_forever, daemon=True)
         self._thread.start()
 
     def tell(self, wanted: Wanted) -> None:
-        """Say what the ranks shall do from now on."""
+        """Say what the ranks shall do from now on; nobody can take back what was said."""
         with self._writing:
-            self._record["wanted"] = wanted
+            self._record["wanted"] = max(self._record["wanted"], wanted, key=WISHES.index)
             write_json(self._path, self._record)
 
+    def keep_wish(self, wanted: Wanted) -> None:
+        """Keep that a signal asked the launcher to stop, as `nd stop` would have, where nobody asked for more."""
+        launch_id = self._record["launch"]
+        if WISHES.index(wanted) > WISHES.index(asked_of_launcher(self._run_dir, launch_id)):
+            ask_launcher(self._run_dir, launch_id, wanted)
+
     def _beat_forever(self) -> None:
-        while not self._stop.wait(BEAT_INTERVAL_S):
+        asked: Wanted = "run"
+        while not self._released.wait(BEAT_INTERVAL_S):
             with self._writing:
                 os.utime(self._path)
+            before, asked = asked, asked_of_launcher(self._run_dir, self._record["launch"])
+            if asked in (before, "run"):
+                continue
+            if self._stop is not None:
+                self._stop.ask(asked)
+            with contextlib.suppress(StorageError):  # a full disk: whoever holds the folder meets it too, and says so
+                self.tell(asked)
 
     def release(self) -> None:
         """End the heartbeat and give the folder back."""
-        self._stop.set()
+        self._released.set()
         self._thread.join()
         self._path.unlink(missing_ok=True)
         if self._lock is not None:

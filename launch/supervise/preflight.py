@@ -88,10 +88,10 @@ def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> No
 
 def _check_training(config: Config, index: Index, ranks: int) -> None:
     """Refuse stages without subjects and batches that the ranks do not divide."""
-    from shards.format.codec import int8_store
+    from shards.format.codec import stores_of
 
     names = config.training.targets
-    _check_targets(config, index, tuple(map(int8_store, names)) if config.training.int8_targets else names)
+    _check_targets(config, index, stores_of(names, config.training.int8_targets))
     if config.training.teacher is not None and "z" in names:
         _check_teacher(config.training.teacher, index)
     if 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:

@@ -76,8 +76,8 @@ def run_plan(
         Requeue: the launcher was asked to stop (SIGTERM, SIGINT) and the ranks saved their state.
         NdDistError: the error that a rank reported (its own class of exit code).
     """
-    folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env)
     stopped_by = StopSignal()
+    folder = RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, stopped_by)
     launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
     for path, text in launch.plan.files.items():
         write_text(path, text)
@@ -121,9 +121,13 @@ class _Following:
         """Feed events to the watcher until the starting process ends, or the ranks had their time to."""
         stop_at: float | None = None
         end_at: float | None = None
+        wanted = stop.wanted
         while True:
             has_ended = self._process.poll() is not None
             self._read(watcher, has_ended)
+            if wanted != stop.wanted:
+                wanted = stop.wanted
+                self._folder.keep_wish(wanted)
             if has_ended:
                 return
             now = time.monotonic()

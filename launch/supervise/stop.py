@@ -1,4 +1,4 @@
-"""Remembers a signal to stop while something runs, so that it can be passed on and everything can save first."""
+"""Remembers a wish to stop while something runs, so that it can be passed on and everything can save first."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import signal
 from types import FrameType
 from typing import Any
 
+from launch.supervise.heartbeat import WISHES, Wanted
+
 
 class StopSignal:
     """Within its block, the signals of a user (ctrl-C), a scheduler or a closed terminal are noted, not obeyed.
 
-    ``name`` is the last one's name (empty: none came), ``count`` how many came.
+    ``name`` is the last one's name (empty: none came), ``count`` how many came; `nd stop` counts as one, with --now as
+    two: a second one does not wait until everything is saved.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -23,6 +26,15 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._remember) for number in self._NUMBERS}
         return self
+
+    @property
+    def wanted(self) -> Wanted:
+        """What a launch shall do after the signals so far."""
+        return "run" if self.count == 0 else "stop" if self.count == 1 else "end"
+
+    def ask(self, wanted: Wanted) -> None:
+        """Take note of `nd stop`, or with ``end`` of `nd stop --now`."""
+        self.name, self.count = self.name or "`nd stop`", max(self.count, WISHES.index(wanted))
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.name, self.count = signal.Signals(number).name, self.count + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +23,45 @@ from nd_dist.events import parse_event
 PLAIN_INTERVAL_S = 15.0
 
 
-class EventTail:
-    """Reads the lines that are appended to an event file from now on."""
+class FileTail:
+    """Reads what is appended to a file, which need not be there yet.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
-        self._rest = b""
+    Args:
+        path: The file.
+        offset: Bytes to leave out.
+    """
 
-    def read(self, must_open: bool = True) -> list[dict[str, Any]]:
-        """Return the events that were completed since the last call.
+    def __init__(self, path: Path, offset: int) -> None:
+        self._path, self._offset = path, offset
+
+    def read(self, must_open: bool = True) -> bytes:
+        """Return what was appended since the last call.
 
         Args:
             must_open: Open the file even if it looks unchanged: a network file system then asks its server.
         """
         try:
             if not must_open and self._path.stat().st_size == self._offset:
-                return []
+                return b""
             with open(self._path, "rb") as stream:
                 stream.seek(self._offset)
                 fresh = stream.read()
         except FileNotFoundError:
-            return []
+            return b""
         self._offset += len(fresh)
-        *lines, self._rest = (self._rest + fresh).split(b"\n")
+        return fresh
+
+
+class EventTail:
+    """Reads the events that are appended to an event file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._tail = FileTail(path, path.stat().st_size if path.exists() else 0)
+        self._rest = b""
+
+    def read(self, must_open: bool = True) -> list[dict[str, Any]]:
+        """Return the events that were completed since the last call (see ``FileTail.read``)."""
+        *lines, self._rest = (self._rest + self._tail.read(must_open)).split(b"\n")
         return [event for line in lines for event in parse_event(line)]
 
 
@@ -87,9 +101,10 @@ class Watcher:
     def show(self, event: dict[str, Any]) -> None:
         """Show one event of rank 0."""
         if event["event"] == "notice":
-            self._console.print(f"  note: {event['message']}", highlight=False, soft_wrap=True)
-        elif event["event"] in _ONCE:
-            self._console.print(f"  stage {event['stage']}: {_ONCE[event['event']](event)}", highlight=False)
+            self._console.print(f"  note: {event['message']}")
+        elif event["event"] == "model":
+            millions = sum(event["parameters"].values()) / 1e6
+            self._console.print(f"  stage {event['stage']}: {millions:.2f} million parameters")
         elif event["event"] == "progress":
             detail = f"loss {float(event['loss']):.4g}" if "loss" in event else ""
             left_s = float(event["left_s"]) if event.get("left_s") else None
@@ -109,31 +124,9 @@ class Watcher:
             self._last_line, self._last_shown = time.monotonic(), (task, done)
             left_s = self._seconds_left(task, done, total) if left_s is None else left_s
             detail = f"{detail} about {duration(left_s)} left".strip() if left_s else detail
-            self._console.print(f"  {task}: {done}/{total} {detail}".rstrip(), highlight=False)
+            self._console.print(f"  {task}: {done}/{total} {detail}".rstrip())
 
     def _seconds_left(self, task: str, done: int, total: int) -> float:
         """Return what the rest takes at the pace since this launch first heard of the task; 0 where none is known."""
         first, since = self._begun.setdefault(task, (done, time.monotonic()))
         return (time.monotonic() - since) / (done - first) * (total - done) if done > first else 0.0
-
-
-def _model_line(event: dict[str, Any]) -> str:
-    """Return how many parameters there are, and where: ``voxels.shared.*`` and every part of every head."""
-    parts = event["parameters"]
-    groups: dict[str, list[str]] = {}
-    for name, count in parts.items():
-        head, _, part = name.rpartition(".")
-        groups.setdefault(head, []).append(f"{part} {count / 1e6:.2f}")
-    listed = "".join(f"\n    {head}: {', '.join(counts)}" for head, counts in groups.items())
-    return f"{sum(parts.values()) / 1e6:.2f} million parameters{listed}"
-
-
-def _batch_line(event: dict[str, Any]) -> str:
-    """Return the shapes of the first batch of a rank."""
-    voxels = ", ".join(f"subject {subject} {shape}" for subject, shape in event["voxels"].items())
-    targets = ", ".join(f"{name} {shape}" for name, shape in event["targets"].items())
-    parts = (f"{event['rows']} rows", f"voxels {voxels}" if voxels else "", f"targets {targets}" if targets else "")
-    return f"a rank's batch: {'; '.join(filter(None, parts))}"
-
-
-_ONCE: dict[str, Callable[[dict[str, Any]], str]] = {"model": _model_line, "first_batch": _batch_line}

@@ -32,8 +32,9 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     """What is packed from NSD, and how."""
 
-    reader: Literal["nsd", "mindeye2"] = "nsd"
-    """Layout of `nsd_root`: NSD's own files or MindEye2's published ones."""
+    reader: Annotated[str, Field(pattern=r"^(nsd|mindeye2|[\w.]+:\w+)$")] = "nsd"
+    """Layout of `nsd_root`: NSD's own files (nsd), MindEye2's published ones (mindeye2), or one that a class of yours
+    reads, `package.module:Class` (docs/own-data.md)."""
     betas: str = "betas_fithrf_GLMdenoise_RR"
     """Version of the single-trial betas (folder name)."""
     betas_format: Literal["auto", "nifti", "hdf5"] = "auto"
@@ -43,7 +44,13 @@ class DataConfig(Section):
     subjects: tuple[SubjectId, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Subjects to pack and to train on."""
     max_sessions: Positive | None = None
-    """Take only the first sessions of every subject (37 = the early release); none takes all."""
+    """Take training trials of the first sessions of every subject only (1 = the "1 hour" setting); none takes all.
+    Test trials stay complete."""
+    max_test_sessions: Positive | None = None
+    """Take test trials of the first sessions only (37, with max_sessions: the early release); the result says so."""
+    accept: tuple[Literal["constant-trials", "equal-trials", "constant-voxels", "constant-pictures"], ...] = ()
+    """Keep what cannot be real data (a copy that broke off, a file delivered twice) instead of refusing it; the index
+    names each."""
     normalization: Literal["session-train", "mindeye1", "mindeye2", "brain-diffuser"] = "session-train"
     """Z-scoring: per session without the test images (session-train, and mindeye2 as its paper says), per session with
     all trials (mindeye1, and the notebook that MindEye2 published), or once over all sessions by the training images'

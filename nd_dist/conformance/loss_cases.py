@@ -17,9 +17,9 @@ from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare, isolate
 from nd_dist.metrics.identification import correlation_matrix
 from nd_dist.metrics.retrieval import cosine_matrix, image_hits
 from nd_dist.models.draws import Draws
-from nd_dist.training.gather import identity
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.mixco import BETA, mix_voxels
+from nd_dist.training.ranks import identity
 from nd_dist.training.schedule import MIXCO_TEMPERATURE, OneCycle, softclip_temperature
 
 Loss = Callable[[torch.Tensor], torch.Tensor]

@@ -25,10 +25,9 @@ from nd_dist.models.prior_network import PriorNetwork
 from nd_dist.models.released import (
     State,
     latent_head_state,
-    normalized_encoder_state,
     prior_state,
-    ridge_encoder_state,
     token_head_state,
+    voxel_encoder_state,
     without_prefix,
 )
 from nd_dist.models.voxels import NormalizedEncoder, RidgeEncoder
@@ -78,7 +77,7 @@ def _check_token_network(case: Case, settings: Settings, weights_path: Path) -> 
     else:
         sizes = dict(enumerate(settings["voxel_sizes"]))
         encoder = RidgeEncoder(sizes, settings["h"])
-        _load(encoder, ridge_encoder_state(without_prefix(released, "voxelenc."), tuple(sizes)), weights_path)
+        _load(encoder, voxel_encoder_state(without_prefix(released, "voxelenc."), tuple(sizes)), weights_path)
         shared_BSH = encoder(_voxels(case, sizes, torch.float64))[:, None]
         if "shared" in case:
             yield compare(case.file, "shared", shared_BSH, case["shared"], DOUBLE)
@@ -101,7 +100,7 @@ def _check_latent_network(case: Case, settings: Settings, weights_path: Path) ->
     spec = TargetSpec(INITIAL, "initial", case["z_pred"].shape[1:])
     head = LatentHead(config, spec, shared=False, student=bool(settings["use_cont"]))
     seed = int(case["seed"] if "seed" in case else settings.get("seed", 0))
-    encoder_state = normalized_encoder_state(_by_formula(settings["encoder_parameters"], seed), tuple(sizes))
+    encoder_state = voxel_encoder_state(_by_formula(settings["encoder_parameters"], seed), tuple(sizes))
     head_state = latent_head_state(_by_formula(settings["voxel2sd_parameters"], seed))
     _load(encoder, encoder_state, weights_path, torch.float32)
     _load(head, head_state, weights_path, torch.float32)

@@ -76,14 +76,6 @@ class Draws:
         """Return a (B, *shape) boolean mask that is false with probability ``drop``."""
         return self.uniform(purpose, *shape) >= drop
 
-    def dropout(self, values: torch.Tensor, drop: float, purpose: str) -> torch.Tensor:
-        """Return ``values`` (B, ...), zeroed at probability ``drop`` each and scaled by 1/(1-drop) elsewhere."""
-        if drop == 0.0:
-            return values
-        if drop == 1.0:
-            return values * 0.0
-        return values * self.keep(purpose, drop, *values.shape[1:]).to(values.dtype) / (1.0 - drop)
-
     def _bits(self, purpose: str, count: int) -> torch.Tensor:
         """Return (B, count) int64 random bit patterns."""
         key = unit_seed(self._seed, "draw", self._step, purpose)
@@ -93,5 +85,12 @@ class Draws:
 
 
 def dropout(values: torch.Tensor, drop: float, draws: Draws | None, purpose: str) -> torch.Tensor:
-    """Return ``values`` after dropout in training; unchanged in evaluation, which has no draws."""
-    return values if draws is None else draws.dropout(values, drop, purpose)
+    """Return ``values`` (B, ...), zeroed at probability ``drop`` each and scaled by 1/(1-drop) elsewhere.
+
+    Without draws, in evaluation, they are unchanged.
+    """
+    if draws is None or drop == 0.0:
+        return values
+    if drop == 1.0:
+        return values * 0.0
+    return values * draws.keep(purpose, drop, *values.shape[1:]).to(values.dtype) / (1.0 - drop)

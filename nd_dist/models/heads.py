@@ -38,22 +38,6 @@ class LatentOutput(NamedTuple):
     student_BPD: torch.Tensor | None
 
 
-class ContrastiveProjector(nn.Sequential):
-    """LayerNorm, GELU, Linear three times, per token ("clip_voxels").
-
-    Args:
-        width: Token width D.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(*(layer for _ in range(3) for layer in _projection(width)))
-
-
-def _projection(width: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return one LayerNorm, GELU, Linear group."""
-    return nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)
-
-
 class TokenHead(nn.Module):
     """Backbone, contrastive projector and diffusion prior of one token target.
 
@@ -75,13 +59,34 @@ class TokenHead(nn.Module):
         num_tokens, width = spec.shape
         mixer = Mixer(config.hidden_size, config.num_blocks, config.mixer, config.backbone_dropout, spec.name, seq_len)
         self.backbone = Backbone(mixer, config.hidden_size, (num_tokens, width), seq_len)
-        self.contrastive = ContrastiveProjector(width)
+        projection = [(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)) for _ in range(3)]  # "clip_voxels"
+        self.contrastive = nn.Sequential(*(layer for group in projection for layer in group))
         self.prior = DiffusionPrior.from_config(config, spec) if config.prior_depth else None
 
     def forward(self, x_BSH: torch.Tensor, draws: Draws | None = None) -> TokenOutput:
         """Return the head's outputs for (B, S, H)."""
         backbone_BLD = self.backbone(x_BSH, draws)
         return TokenOutput(backbone_BLD, self.contrastive(backbone_BLD))
+
+    def denoised(
+        self, backbone_BLD: torch.Tensor, target_BLD: torch.Tensor, draws: Draws, has_drops: bool = True
+    ) -> torch.Tensor:
+        """Return the prior's training prediction of the target (B, L, D); without a prior the backbone's tokens.
+
+        Args:
+            backbone_BLD: The backbone's tokens, the prior's condition.
+            target_BLD: The target.
+            draws: Random numbers of the B rows: times, noise and drops.
+            has_drops: Whether some rows lose their condition or target, as in training.
+        """
+        if self.prior is None:
+            return backbone_BLD
+        drawn = self.prior.draw(draws, (target_BLD.shape[1], target_BLD.shape[2]))
+        if not has_drops:
+            kept = torch.ones_like(drawn.keep_target_B)
+            drawn = drawn._replace(keep_condition_B=kept, keep_target_B=kept)
+        predicted_BLD: torch.Tensor = self.prior(backbone_BLD, target_BLD, drawn)
+        return predicted_BLD
 
 
 class ResidualBlock(nn.Module):
@@ -144,7 +149,7 @@ class LatentHead(nn.Module):
         self.linear = nn.Linear(hidden, channels[0] * self._map_shape[1] * self._map_shape[2], bias=False)
         self.norm = nn.GroupNorm(1, channels[0])
         self.upsampler = Upsampler(channels[0], spec.shape[0], channels)
-        self.student = StudentMap(channels[0]) if student else None
+        self.student = student_map(channels[0]) if student else None
 
     def forward(self, x_BH: torch.Tensor, draws: Draws | None = None) -> LatentOutput:
         """Return the head's outputs for (B, H)."""
@@ -153,29 +158,18 @@ class LatentHead(nn.Module):
         for block in self.blocks:
             x_BH = block(x_BH, draws)
         map_BCHW = self.norm(self.linear(x_BH).unflatten(1, self._map_shape))
-        return LatentOutput(self.upsampler(map_BCHW), self.student(map_BCHW) if self.student is not None else None)
+        rows_BPD = None if self.student is None else self.student(map_BCHW).flatten(2).transpose(1, 2)
+        return LatentOutput(self.upsampler(map_BCHW), rows_BPD)
 
 
-class StudentMap(nn.Sequential):
-    """1x1 convolutions that project the feature map to the teacher's width.
-
-    Args:
-        channels: Channels of the feature map.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, STUDENT_WIDTH, 1, bias=False),
-            nn.GroupNorm(1, STUDENT_WIDTH),
-            nn.ReLU(),
-            nn.Conv2d(STUDENT_WIDTH, STUDENT_WIDTH, 1, bias=False),
-            nn.GroupNorm(1, STUDENT_WIDTH),
-            nn.ReLU(),
-            nn.Conv2d(STUDENT_WIDTH, STUDENT_WIDTH, 1),
-        )
-
-    def forward(self, map_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the rows (B, P, 512) of the P positions of the map."""
-        maps: torch.Tensor = nn.Sequential.forward(self, map_BCHW)  # type: ignore[no-untyped-call]
-        rows: torch.Tensor = maps.flatten(2).transpose(1, 2)
-        return rows
+def student_map(channels: int) -> nn.Sequential:
+    """Return 1x1 convolutions that project a feature map of so many channels to the teacher's width."""
+    return nn.Sequential(
+        nn.Conv2d(channels, STUDENT_WIDTH, 1, bias=False),
+        nn.GroupNorm(1, STUDENT_WIDTH),
+        nn.ReLU(),
+        nn.Conv2d(STUDENT_WIDTH, STUDENT_WIDTH, 1, bias=False),
+        nn.GroupNorm(1, STUDENT_WIDTH),
+        nn.ReLU(),
+        nn.Conv2d(STUDENT_WIDTH, STUDENT_WIDTH, 1),
+    )

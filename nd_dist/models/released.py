@@ -93,22 +93,13 @@ def _token_shifts(released: Mapping[str, torch.Tensor]) -> State:
     }
 
 
-def ridge_encoder_state(released: Mapping[str, torch.Tensor], subjects: tuple[int, ...]) -> State:
-    """Return the state of a ``RidgeEncoder`` from released ``linears.i.*``; ``subjects[i]`` is the i-th subject.
+def voxel_encoder_state(released: Mapping[str, torch.Tensor], subjects: tuple[int, ...]) -> State:
+    """Return the state of a voxel encoder from released ``linears.i.*``; ``subjects[i]`` is the i-th subject.
 
     Raises:
         CheckpointError: a name is unknown.
     """
     return _renamed(released, tuple((rf"linears\.{i}\.", f"subjects.{s}.") for i, s in enumerate(subjects)))
-
-
-def normalized_encoder_state(released: Mapping[str, torch.Tensor], subjects: tuple[int, ...]) -> State:
-    """Return the state of a ``NormalizedEncoder`` from released ``linears.i.{0,1}.*``.
-
-    Raises:
-        CheckpointError: a name is unknown.
-    """
-    return ridge_encoder_state(released, subjects)
 
 
 def latent_head_state(released: Mapping[str, torch.Tensor]) -> State:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from nd_dist.checkpoint import FileRecord, read_manifest, read_pointer, write_manifest, write_pointer
 from nd_dist.errors import CheckpointError, DataError
 from nd_dist.events import EventLog
-from nd_dist.training.collective import gather_objects, on_main
 from nd_dist.training.engine.engine import Engine
-from nd_dist.training.objective.objectives import Trainable
+from nd_dist.training.engine.saving import layout_of, load_state, save_state
+from nd_dist.training.ranks import gather_objects, on_main
 from nd_dist.training.records import check_fingerprint
 
 PREFIX = "step-"
@@ -44,15 +44,11 @@ class StageCheckpoints:
         folder: Folder of the stage.
         engine: The engine whose state it is.
         facts: Fingerprint of the stage; a checkpoint with another one is refused.
-        keep: Checkpoints kept.
         events: This rank's event file.
     """
 
-    def __init__(
-        self, folder: Path, engine: Engine[Trainable], facts: Mapping[str, object], keep: int, events: EventLog
-    ) -> None:
-        self._folder, self._engine, self._facts = folder, engine, dict(facts)
-        self._keep, self._events = keep, events
+    def __init__(self, folder: Path, engine: Engine, facts: Mapping[str, object], events: EventLog) -> None:
+        self._folder, self._engine, self._facts, self._events = folder, engine, dict(facts), events
 
     def save(self, progress: Progress) -> None:
         """Save the state after ``progress.step`` optimizer steps.
@@ -62,7 +58,7 @@ class StageCheckpoints:
         """
         tag = f"{PREFIX}{progress.step:07d}"
         on_main(lambda: shutil.rmtree(self._folder / tag, ignore_errors=True))  # left by a crash, never committed
-        self._engine.save(self._folder, tag)
+        save_state(self._engine, self._folder, tag)
         files = self._hashed_files(self._folder / tag)
         on_main(lambda: self._commit(progress, tag, files))
         num_bytes = sum(record.num_bytes for record in files.values())
@@ -74,12 +70,13 @@ class StageCheckpoints:
             "step": progress.step,
             "progress": progress._asdict(),
             "fingerprint": self._facts,
-            "layout": self._engine.layout,
+            "layout": layout_of(self._engine),
         }
         write_manifest(self._folder / tag, files, facts)
         write_pointer(self._folder, tag)
         steps = sorted(int(path.name.removeprefix(PREFIX)) for path in self._tags())
-        kept = [other for other in steps if other <= progress.step][-self._keep :]  # newer ones were never committed
+        committed = [other for other in steps if other <= progress.step]  # newer ones never were
+        kept = committed[-self._engine.training.keep_checkpoints :]
         for other in set(steps) - set(kept):
             shutil.rmtree(self._folder / f"{PREFIX}{other:07d}")
 
@@ -97,23 +94,10 @@ class StageCheckpoints:
             return Progress()
         facts = found["facts"]
         check_fingerprint(self._facts, facts["fingerprint"], self._folder / found["tag"])
-        self._check_layout(facts["layout"], found["tag"])
-        self._engine.load(self._folder, found["tag"], facts["layout"])
+        load_state(self._engine, self._folder, found["tag"], facts["layout"])
         saved_by = facts["layout"]["world_size"]
         self._events.write("checkpoint_loaded", tag=found["tag"], step=facts["step"], saved_by_ranks=saved_by)
         return Progress(**facts["progress"])
-
-    def _check_layout(self, saved: Mapping[str, Any], tag: str) -> None:
-        """Refuse a checkpoint that DeepSpeed would read wrongly or not at all."""
-        if not self._engine.can_load(saved):
-            raise CheckpointError(
-                "The checkpoint was saved with another ZeRO stage or division of layers.",
-                where=str(self._folder / tag),
-                expected=self._engine.layout,
-                found=dict(saved),
-                todo=f"continue with training.zero_stage={saved['zero_stage']} "
-                f"training.shard_layers={saved['shard_layers']} (any number of ranks), or choose another run_dir",
-            )
 
     def _choose(self) -> dict[str, Any]:
         """Return tag and facts of the newest valid checkpoint, and what is wrong with newer ones (rank 0).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -17,15 +18,19 @@ from nd_dist.events import EventLog
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import Progress, StageCheckpoints
 from nd_dist.training.engine.engine import Engine, Monitor, StepOutcome
-from nd_dist.training.objective.objectives import TOTAL, Trainable
+from nd_dist.training.objective.objectives import TOTAL
 from nd_dist.training.source import Stream
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the loop asks and tells beside training. Every rank calls ``validate`` and ``keep_best`` alike.
+class Stage:
+    """What the loop is told of a stage beside its engine and data. Every rank calls the functions alike.
 
     Args:
+        name: 1 or 2, or what else is trained: a name.
+        total_steps: Optimizer steps.
         should_stop: Whether this rank was asked to save and stop.
         validate: Returns named numbers of the model (``loss`` among them), equal on every rank; none: no validation.
         keep_best: Keeps the model as the best one so far: the steps made, and what the validation found.
@@ -33,58 +38,22 @@ class Hooks:
         after_step: Called after every step (the profiler).
     """
 
+    name: int | str
+    total_steps: int
     should_stop: Callable[[], bool]
     validate: Callable[[], Mapping[str, float]] | None
     keep_best: Callable[[int, Mapping[str, float]], None]
     monitor: Monitor
     after_step: Callable[[], None]
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """How long a stage trains and how often it reports.
-
-    Args:
-        stage: 1 or 2, or what else is trained: a name.
-        total_steps: Optimizer steps.
-        checkpoint_every: Steps between checkpoints.
-        validate_every: Steps between validations.
-        early_stop: Validations without a better one after which the stage ends; 0: never.
-        gradient_accumulation: Batches of one optimizer step.
-    """
-
-    stage: int | str
-    total_steps: int
-    checkpoint_every: int
-    validate_every: int
-    early_stop: int
-    gradient_accumulation: int
-
-    @staticmethod
-    def of(training: TrainingConfig, stage: int) -> StagePlan:
-        """Return the plan of a stage of a recipe."""
-        return StagePlan(
-            stage,
-            training.steps[stage - 1],
-            training.checkpoint_every,
-            training.validate_every,
-            training.early_stop,
-            training.gradient_accumulation,
-        )
-
-    def is_over(self, progress: Progress) -> bool:
-        """Whether the stage ends here: at its last step, or early."""
-        is_stale = self.early_stop > 0 and progress.stale >= self.early_stop
-        return is_stale or progress.step >= self.total_steps
+    @property
+    def task(self) -> str:
+        """Name of the progress bar."""
+        return f"stage {self.name}" if isinstance(self.name, int) else self.name
 
 
 def train_stage(
-    plan: StagePlan,
-    engine: Engine[Trainable],
-    stream: Stream,
-    checkpoints: StageCheckpoints,
-    events: EventLog,
-    hooks: Hooks,
+    stage: Stage, engine: Engine, stream: Stream, checkpoints: StageCheckpoints, events: EventLog
 ) -> Progress:
     """Train one stage from its newest checkpoint to its end. Every rank calls it.
 
@@ -97,49 +66,61 @@ def train_stage(
         CheckpointError: the newest checkpoint is of another recipe, or a checkpoint could not be written.
     """
     # Continue where the newest valid checkpoint stopped
-    progress = checkpoints.load_newest()
-    stream.load_state_dict({**stream.state_dict(), "step": progress.step * plan.gradient_accumulation})
+    training, progress = engine.training, checkpoints.load_newest()
+    stream.load_state_dict({**stream.state_dict(), "step": progress.step * training.gradient_accumulation})
     batches = iter(stream)
     first = progress.step
-    events.progress(_task(plan), first, plan.total_steps)
+    events.progress(stage.task, first, stage.total_steps)
 
-    while not plan.is_over(progress):
+    while not _is_over(progress, stage, training):
         # One optimizer step
         step, started = progress.step, time.monotonic()
-        micro_batches = [next(batches) for _ in range(plan.gradient_accumulation)]
+        micro_batches = [next(batches) for _ in range(training.gradient_accumulation)]
         if step == first:
-            events.write("first_batch", stage=plan.stage, **batch_facts(micro_batches[0]))
-        outcome = engine.train_step(micro_batches, step, hooks.should_stop())
+            shapes = batch_facts(micro_batches[0])
+            events.write("first_batch", stage=stage.name, **shapes)
+            _LOGGER.info("stage %s: this rank's first batch %s", stage.name, shapes)
+        outcome = engine.train_step(micro_batches, step, stage.should_stop())
         progress = progress._replace(step=step + 1, loss=outcome.terms[TOTAL])
 
         # What it did
         facts = step_facts(micro_batches, outcome, engine, time.monotonic() - started)
-        events.write("train_step", stage=plan.stage, step=step, **facts)
-        events.progress(_task(plan), progress.step, plan.total_steps, loss=progress.loss)
-        hooks.monitor(curves("train", {**outcome.terms, **_numbers_of(facts)}, progress.step))
-        hooks.after_step()
+        events.write("train_step", stage=stage.name, step=step, **facts)
+        events.progress(stage.task, progress.step, stage.total_steps, loss=progress.loss)
+        numbers = {name: float(value) for name, value in facts.items() if isinstance(value, float | int)}
+        stage.monitor(curves("train", {**outcome.terms, **numbers}, progress.step))
+        stage.after_step()
 
         # Look at it, keep it
-        if hooks.validate is not None and (plan.is_over(progress) or progress.step % plan.validate_every == 0):
-            progress = _validated(progress, plan, hooks.validate(), events, hooks)
-        is_over = plan.is_over(progress)
-        if is_over or outcome.should_stop or progress.step % plan.checkpoint_every == 0:
+        is_due = progress.step % training.validate_every == 0 or _is_over(progress, stage, training)
+        if stage.validate is not None and is_due:
+            progress = _validated(progress, stage, stage.validate(), events)
+        is_over = _is_over(progress, stage, training)
+        if is_over or outcome.should_stop or progress.step % training.checkpoint_every == 0:
             checkpoints.save(progress)
         if outcome.should_stop and not is_over:
-            raise _requeue(plan, progress.step)
+            raise Requeue(
+                "Training was asked to stop and has saved its state.",
+                where=f"{stage.task}, step {progress.step} of {stage.total_steps}",
+                todo="run the same command again; it continues from here",
+            )
     return progress
 
 
-def _validated(
-    progress: Progress, plan: StagePlan, found: Mapping[str, float], events: EventLog, hooks: Hooks
-) -> Progress:
+def _is_over(progress: Progress, stage: Stage, training: TrainingConfig) -> bool:
+    """Whether the stage ends here: at its last step, or early."""
+    is_stale = training.early_stop > 0 and progress.stale >= training.early_stop
+    return is_stale or progress.step >= stage.total_steps
+
+
+def _validated(progress: Progress, stage: Stage, found: Mapping[str, float], events: EventLog) -> Progress:
     """Report a validation, keep the model if it is the best so far, and return the progress that knows of it."""
-    events.write("validation", stage=plan.stage, step=progress.step, values=dict(found))
-    hooks.monitor(curves("validation", found, progress.step))
+    events.write("validation", stage=stage.name, step=progress.step, values=dict(found))
+    stage.monitor(curves("validation", found, progress.step))
     is_better = math.isfinite(found[TOTAL]) and (progress.best is None or found[TOTAL] < progress.best)
     if not is_better:
         return progress._replace(stale=progress.stale + 1)
-    hooks.keep_best(progress.step, found)
+    stage.keep_best(progress.step, found)
     return progress._replace(best=found[TOTAL], stale=0)
 
 
@@ -148,28 +129,7 @@ def curves(group: str, values: Mapping[str, float], step: int) -> list[tuple[str
     return [(f"{group}/{name}", value, step) for name, value in values.items()]
 
 
-def _numbers_of(facts: Mapping[str, object]) -> dict[str, float]:
-    """Return the numbers among the facts of a step."""
-    return {name: float(value) for name, value in facts.items() if isinstance(value, float | int)}
-
-
-def _task(plan: StagePlan) -> str:
-    """Return the progress bar's name."""
-    return f"stage {plan.stage}" if isinstance(plan.stage, int) else plan.stage
-
-
-def _requeue(plan: StagePlan, step: int) -> Requeue:
-    """Return the error that says: saved, start me again."""
-    return Requeue(
-        "Training was asked to stop and has saved its state.",
-        where=f"{_task(plan)}, step {step} of {plan.total_steps}",
-        todo="run the same command again; it continues from here",
-    )
-
-
-def step_facts(
-    batches: list[Batch], outcome: StepOutcome, engine: Engine[Trainable], seconds: float
-) -> dict[str, object]:
+def step_facts(batches: list[Batch], outcome: StepOutcome, engine: Engine, seconds: float) -> dict[str, object]:
     """Return the fields of a ``train_step`` event."""
     rows = sum(len(batch) for batch in batches)
     return {

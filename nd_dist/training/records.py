@@ -38,12 +38,12 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
     return run_dir / "checkpoints" / f"stage{stage}"
 
 
-def training_fingerprint(config: Config, index_id: str, stage: int, start: str = SCRATCH) -> dict[str, object]:
+def training_fingerprint(config: Config, content_id: str, stage: int, start: str = SCRATCH) -> dict[str, object]:
     """Return the facts that decide a stage's result, as flat JSON keys.
 
     Args:
         config: The recipe.
-        index_id: Identity of the packed data.
+        content_id: Identity of the data that the stage reads.
         stage: 1 or 2.
         start: Hash of the model that the stage starts from, or "scratch".
     """
@@ -58,7 +58,7 @@ def training_fingerprint(config: Config, index_id: str, stage: int, start: str =
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
     facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
-    facts.update({"data.index": index_id, "stage": stage, "start": start})
+    facts.update({"data.content": content_id, "stage": stage, "start": start})
     return facts
 
 

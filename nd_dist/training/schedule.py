@@ -6,8 +6,8 @@ Steps are *global* optimizer steps, so nothing here anneals faster on more ranks
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 INITIAL_DIVISOR = 25.0
 FINAL_DIVISOR = 1000.0
@@ -18,16 +18,8 @@ MIXCO_TEMPERATURE = 0.006
 SOFTCLIP_START, SOFTCLIP_END = 0.004, 0.0075
 
 
-class Schedule(Protocol):
-    """What an optimizer is set to before a step."""
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a 0-based optimizer step."""
-        ...
-
-    def betas(self, step: int) -> tuple[float, float]:
-        """Return AdamW's betas of a 0-based optimizer step."""
-        ...
+Schedule = Callable[[int], tuple[float, tuple[float, float]]]
+"""Returns the learning rate and AdamW's betas of a 0-based optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,14 @@ class OneCycle:
     warmup_fraction: float
     cycle_momentum: bool
 
+    def __call__(self, step: int) -> tuple[float, tuple[float, float]]:
+        """Return the learning rate and AdamW's betas of a 0-based optimizer step."""
+        return self.learning_rate(step), (self.beta1(step), ADAM_BETA2)
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a 0-based optimizer step."""
         initial = self.peak / INITIAL_DIVISOR
         return self._between(step, initial, self.peak, initial / FINAL_DIVISOR)
-
-    def betas(self, step: int) -> tuple[float, float]:
-        """Return AdamW's betas of a 0-based optimizer step."""
-        return self.beta1(step), ADAM_BETA2
 
     def beta1(self, step: int) -> float:
         """Return AdamW's beta1 of a 0-based optimizer step."""

@@ -5,7 +5,7 @@ The caller (a rank program) implements ``TrainingSource`` over whatever holds th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,9 +70,8 @@ class TrainingSource(Protocol):
         """Subject -> number of voxels."""
         ...
 
-    @property
-    def index_id(self) -> str:
-        """Identity of the data: a run continues on the same data only."""
+    def content_id(self, request: StageRequest) -> str:
+        """Return the identity of what a stage reads: a run continues on the same data only."""
         ...
 
     def open_stream(self, request: StageRequest) -> Stream:
@@ -94,13 +93,6 @@ class TrainingSource(Protocol):
 
     def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
         """Return pictures (B, H, W, 3), uint8; only asked for with a teacher."""
-        ...
-
-    def training_rows(
-        self, subject: int, sessions: tuple[int, ...] | None
-    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield chunks (voxels (B, V) averaged over repeats, z (B, C, H, W)) that hold each of the subject's training
-        images once, in the same chunks on every rank."""
         ...
 
 

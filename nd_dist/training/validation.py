@@ -19,9 +19,9 @@ from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder, HeadOutput
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead
-from nd_dist.training.gather import Gather, GlobalRows
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.objectives import TOTAL, unit_rows
+from nd_dist.training.ranks import Gather, GlobalRows
 from nd_dist.training.source import TrainingSource
 from nd_dist.world import World
 
@@ -76,7 +76,7 @@ class Validation:
         self._source, self._subject, self._training, self._gather = source, subject, training, gather
         image_ids = source.test_images(subject)[: training.validation_images]
         self.num_images = len(image_ids)
-        self._share = Share.of(image_ids, world) if image_ids else Share((), (), 0)
+        self._share = Share.of(image_ids, world)
 
     @torch.no_grad()
     def __call__(self, decoder: Decoder) -> dict[str, float]:
@@ -94,33 +94,28 @@ class Validation:
 
     def _numbers(self, rows: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
         """Return the means and retrieval of the rows of all ranks."""
-        in_order = GlobalRows(self._gather, torch.tensor(self._share.positions, device=device))
+        of_all = GlobalRows(self._gather, torch.tensor(self._share.positions, device=device))
+
+        def in_order(rows_B: torch.Tensor) -> torch.Tensor:
+            return of_all(rows_B)[: self.num_images]  # what follows them is padding
+
         found: dict[str, float] = {}
         total = 0.0
         for name in self._training.targets:
             if f"{name}/l1" in rows:
-                l1 = found[f"{name}/l1"] = float(in_order(rows[f"{name}/l1"])[: self.num_images].mean())
+                l1 = found[f"{name}/l1"] = float(in_order(rows[f"{name}/l1"]).mean())
                 total += l1
                 continue
-            prior = found[f"{name}/prior"] = float(in_order(rows[f"{name}/prior"])[: self.num_images].mean())
-            contrastive, retrieval = self._compare(rows[f"{name}/predicted"], rows[f"{name}/target"], in_order)
+            prior = found[f"{name}/prior"] = float(in_order(rows[f"{name}/prior"]).mean())
+            predicted_BD, target_BD = rows[f"{name}/predicted"], rows[f"{name}/target"]
+            targets_ND = in_order(target_BD)  # a rank scores its own rows against the targets of all
+            scores_NN, likeness_NN = in_order(predicted_BD @ targets_ND.T), in_order(target_BD @ targets_ND.T)
+            contrastive = float(losses.soft_clip_of(scores_NN / TEMPERATURE, likeness_NN / TEMPERATURE))
             found[f"{name}/contrastive"] = contrastive
-            found.update({f"{name}/{key}": value for key, value in retrieval.items()})
+            found[f"{name}/top1_image_given_voxels"] = float(losses.top1(scores_NN))
+            found[f"{name}/top1_voxels_given_image"] = float(losses.top1(scores_NN.T))
             total += self._training.prior_weight * prior + self._training.contrastive_weight * contrastive
         return {TOTAL: total, **found}
-
-    def _compare(
-        self, predicted_BD: torch.Tensor, target_BD: torch.Tensor, in_order: GlobalRows
-    ) -> tuple[float, dict[str, float]]:
-        """Return SoftCLIP's loss and the top-1 shares; a rank scores its own rows against the targets of all."""
-        targets_ND = in_order(target_BD)[: self.num_images]
-        scores_NN = in_order(predicted_BD @ targets_ND.T)[: self.num_images]
-        likeness_NN = in_order(target_BD @ targets_ND.T)[: self.num_images]
-        loss = losses.soft_clip_of(scores_NN / TEMPERATURE, likeness_NN / TEMPERATURE)
-        return float(loss), {
-            "top1_image_given_voxels": float(losses.top1(scores_NN)),
-            "top1_voxels_given_image": float(losses.top1(scores_NN.T)),
-        }
 
 
 def _chunk_rows(
@@ -130,9 +125,13 @@ def _chunk_rows(
     if isinstance(output, LatentOutput):
         latent_BCHW = _over_repeats(output.latent_BCHW)
         return {f"{name}/l1": (latent_BCHW - target).abs().flatten(1).mean(dim=1) / losses.LATENT_SCALE}
-    backbone_BLD = _over_repeats(output.backbone_BLD)
+    head = decoder.heads[name]
+    assert isinstance(head, TokenHead)
+    backbone_BLD = _over_repeats(output.backbone_BLD).to(output.backbone_BLD.dtype)
+    draws = Draws(0, 0, torch.tensor(image_ids, device=target.device))  # an image's own time and noise, every time
+    predicted_BLD = head.denoised(backbone_BLD, target, draws, has_drops=False)
     return {
-        f"{name}/prior": _prior_rows(decoder, name, backbone_BLD.to(output.backbone_BLD.dtype), target, image_ids),
+        f"{name}/prior": F.mse_loss(predicted_BLD.float(), target, reduction="none").flatten(1).mean(dim=1),
         f"{name}/predicted": unit_rows(_over_repeats(output.contrastive_BLD)),
         f"{name}/target": unit_rows(target),
     }
@@ -141,18 +140,3 @@ def _chunk_rows(
 def _over_repeats(values: torch.Tensor) -> torch.Tensor:
     """Return the mean over repeats (B, ...) in float32, given (B R, ...)."""
     return values.float().view(-1, REPEATS, *values.shape[1:]).mean(dim=1)
-
-
-def _prior_rows(
-    decoder: Decoder, name: str, backbone_BLD: torch.Tensor, target_BLD: torch.Tensor, image_ids: Sequence[int]
-) -> torch.Tensor:
-    """Return the mean squared error (B,) of the prior's prediction, with an image's own time and noise every time."""
-    head = decoder.heads[name]
-    assert isinstance(head, TokenHead)
-    predicted_BLD = backbone_BLD
-    if head.prior is not None:
-        draws = Draws(0, 0, torch.tensor(image_ids, device=target_BLD.device))
-        drawn = head.prior.draw(draws, (target_BLD.shape[1], target_BLD.shape[2]))
-        kept = torch.ones_like(drawn.keep_target_B)
-        predicted_BLD = head.prior(backbone_BLD, target_BLD, drawn._replace(keep_condition_B=kept, keep_target_B=kept))
-    return F.mse_loss(predicted_BLD.float(), target_BLD, reduction="none").flatten(1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Samples <-> members of a tar: names, npy records of a fixed 128-byte header, PNG pictures, narrowing with checks.
+"""Samples <-> members of a tar: names, npy records of a fixed 128-byte header, PNG pictures, narrowing, checksums.
 
 Keys hold no dot, because WebDataset splits a name at the first one.
 """
@@ -6,14 +6,17 @@ Keys hold no dot, because WebDataset splits a name at the first one.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from nd_dist.errors import DataError
 
+CHECKSUM = "xxh3_64"
 NPY_HEADER_BYTES = 128
 VOXELS = "voxels"
 PICTURES = "img"
@@ -23,6 +26,11 @@ DTYPES: dict[str, Literal["<f2", "<f4"]] = {"float16": "<f2", "float32": "<f4"}
 def int8_store(target: str) -> str:
     """Return the name of a target's int8 store, e.g. ``c8``."""
     return f"{target}8"
+
+
+def stores_of(targets: Sequence[str], is_int8: bool) -> tuple[str, ...]:
+    """Return the stores that hold some targets."""
+    return tuple(int8_store(name) for name in targets) if is_int8 else tuple(targets)
 
 
 def trial_key(subject: int, session: int, trial: int, image_id: int, repeat: int) -> str:
@@ -40,9 +48,9 @@ def member_field(store: str) -> str:
     return "png" if store == PICTURES else f"{store}.npy"
 
 
-def trial_shard_path(subject: int, session: int) -> str:
-    """Return the path of a trial shard below the shards' folder; its basename is unique."""
-    return f"trials/subj{subject:02d}/nsd-s{subject:02d}-e{session:02d}.tar"
+def trial_shard_path(subject: int, session: int, only_test: bool = False) -> str:
+    """Return the path of a session's shard, or of one of its test trials alone; its basename is unique."""
+    return f"trials/subj{subject:02d}/nsd-s{subject:02d}-e{session:02d}{'-test' * only_test}.tar"
 
 
 def image_shard_path(store: str, group: str, number: int) -> str:
@@ -107,3 +115,15 @@ def decode_png(content: bytes, where: str) -> npt.NDArray[np.uint8]:
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError("A packed picture cannot be decoded.", where=where, found=str(error)) from error
+
+
+def checksum(record: memoryview) -> int:
+    """Return the XXH3 checksum of a record's bytes, 0 .. 2**64-1, fast enough for every read.
+
+    It finds accidents (a flipped byte, a cut or exchanged file, a wrong offset); against intent there is the sha256 of
+    the shard.
+
+    Args:
+        record: (num_bytes,) single bytes, contiguous.
+    """
+    return xxhash.xxh3_64_intdigest(record)

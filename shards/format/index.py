@@ -4,6 +4,7 @@ Layout of a folder (format 1; see also ``shards.format.tables``, ``shards.format
 
     index.json                              this file
     index/trials.npy                        one row a trial
+    index/raw.npy                           one number a trial: the checksum of its betas before z-scoring
     index/<store>.npy                       one row an image id
     trials/subj01/nsd-s01-e01.tar           one shard a subject and session
     features/<store>/nsd-<store>-<group>-000.tar   images grouped by who sees them: shared, s01 .. s08
@@ -14,6 +15,7 @@ Paths are relative, and nothing depends on time, host or number of ranks: equal 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ from nd_dist.errors import DataError
 from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.format.codec import PICTURES
-from shards.format.tables import IMAGE_ROW, TRIAL_ROW, Table, read_table
+from shards.format.tables import IMAGE_ROW, TEST, TRIAL_ROW, Table, read_table
 from shards.places.open import open_store
 from shards.places.store import FolderStore, Store
 
@@ -36,7 +38,9 @@ FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1
 INDEX_NAME = "index.json"
 TRIALS = "trials"
+RAW = "raw"
 MAX_NAMED = 4  # wrong fields in a message
+_TRIAL_TABLES: dict[str, np.dtype[Any]] = {TRIALS: TRIAL_ROW, RAW: np.dtype("<u8")}
 
 
 class _Record(BaseModel):
@@ -60,7 +64,7 @@ class SubjectInfo(_Record):
     voxels: int
     """Voxels of the ROI."""
     sessions: int
-    """Sessions packed, 1 .. sessions."""
+    """Sessions whose training trials are packed, 1 .. sessions."""
     trials: int
     """Trials packed."""
     test_trials: int
@@ -69,6 +73,8 @@ class SubjectInfo(_Record):
     """Different images seen."""
     test_images: int
     """Of them test images."""
+    shown_test_images: int | None = None
+    """Test images that the subject saw; fewer are packed where the test set was restricted, or betas are missing."""
     normalization: str
     """Name of the z-scoring (``data.normalization``)."""
     normalization_text: str
@@ -133,7 +139,9 @@ class Index(_Record):
     tables: dict[str, TableInfo]
     shards: tuple[ShardInfo, ...]
     source: dict[str, Any]
-    """What identifies the data set."""
+    """What identifies the data set; ``simulated``: whether it is made up (not stated by earlier versions)."""
+    accepted: tuple[str, ...] = ()
+    """What cannot be real data and was packed knowingly (``data.accept``): kind and sample."""
     _store: Store = PrivateAttr(default_factory=lambda: FolderStore(Path()))
     _loaded: dict[str, Table] = PrivateAttr(default_factory=dict)
     _scales: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
@@ -165,6 +173,18 @@ class Index(_Record):
         """The table of trials (``tables.TRIAL_ROW``), read once."""
         return self.table(TRIALS)
 
+    @property
+    def is_simulated(self) -> bool | None:
+        """Whether the data set is made up, as its reader stated; None where an earlier version packed it."""
+        return self.source.get("simulated")
+
+    @property
+    def raw_checksums(self) -> npt.NDArray[np.uint64]:
+        """(trials,) the checksum of every trial's betas before z-scoring; 0 where an earlier version packed it."""
+        if RAW not in self.tables:
+            return np.zeros(len(self.trials), dtype=np.uint64)
+        return self.table(RAW)  # type: ignore[return-value]
+
     def table(self, kind: str) -> Table:
         """Return the table of trials, or of a store (``tables.IMAGE_ROW``, one row an image id); read once.
 
@@ -172,10 +192,9 @@ class Index(_Record):
             DataError: the store was not packed, or the table is damaged.
         """
         if kind not in self._loaded:
-            if kind != TRIALS:
+            if kind not in _TRIAL_TABLES:
                 self.feature(kind)
-            info = self.tables[kind]
-            self._loaded[kind] = read_table(self._store, info, TRIAL_ROW if kind == TRIALS else IMAGE_ROW)
+            self._loaded[kind] = read_table(self._store, self.tables[kind], _TRIAL_TABLES.get(kind, IMAGE_ROW))
         return self._loaded[kind]
 
     def scale(self, store: str) -> npt.NDArray[np.float32]:
@@ -206,18 +225,32 @@ class Index(_Record):
             )
         return self.features[store]
 
-    def content_id(self, subjects: Sequence[int], stores: Sequence[str]) -> str:
-        """Return a hash of the shards that a stream of these subjects and stores reads.
+    def content_id(self, subjects: Sequence[int], stores: Sequence[str], sessions: Sequence[int] | None = None) -> str:
+        """Return a hash of what a training reads: its trials in order, their images, and every record's checksum.
 
-        It stays the same when other stores are added, so training resumes after ``nd pack`` added a feature.
+        It stays the same whatever else is packed into the folder, and however records are dealt out to shards.
+
+        Args:
+            subjects: Subjects that are read.
+            stores: Stores that are read.
+            sessions: Sessions of which training trials are read (none: all); of test trials all are.
+
+        Raises:
+            DataError: a store was not packed, or a table is damaged.
         """
-        groups = {f"s{subject:02d}" for subject in subjects}
-        used = {
-            shard.path: shard.sha256
-            for shard in self.shards
-            if (shard.kind == TRIALS and shard.group in groups) or shard.kind in stores
-        }
-        return hash_json(used)
+        is_read = np.isin(self.trials["subject"], list(subjects))
+        if sessions is not None:
+            is_read &= np.isin(self.trials["session"], list(sessions)) | (self.trials["split"] == TEST)
+        rows = self.trials[is_read]
+        images = np.unique(rows["image"])
+        digest = hashlib.sha256()
+        for name in ("subject", "session", "repeat", "split", "trial", "image", "checksum"):
+            digest.update(np.ascontiguousarray(rows[name]).tobytes())
+        for store in sorted(stores):
+            scale = self.feature(store).scale
+            digest.update(f"{store} {scale.sha256 if scale else ''}".encode())
+            digest.update(np.ascontiguousarray(self.table(store)["checksum"][images]).tobytes())
+        return digest.hexdigest()
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -276,6 +309,11 @@ class Index(_Record):
             ) from error
         index._store = store
         return index
+
+    def with_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> Index:
+        """Return this index with its tables, which are then not read."""
+        self._loaded.update(tables)
+        return self
 
     def json_bytes(self) -> bytes:
         """Return the content of ``index.json``."""

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nd_dist.files import atomic_path
-from shards.format.checksum import checksum
-from shards.format.codec import NPY_HEADER_BYTES
+from shards.format.codec import NPY_HEADER_BYTES, checksum
 
 TAR_BLOCK_BYTES = 512
 MAX_NAME_BYTES = 100  # longer names would need a second header

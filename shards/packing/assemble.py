@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +12,72 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.config import Config, DataConfig
+from nd_dist.errors import DataError
 from nd_dist.files import write_bytes
 from nd_dist.schema import TARGETS
 from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
 from shards.format.index import (
     FORMAT,
     INDEX_NAME,
+    RAW,
     TRIALS,
     VERSION,
     FeatureInfo,
     Index,
-    ShardInfo,
     SubjectInfo,
     TableInfo,
     VoxelsInfo,
     index_id,
     json_bytes,
 )
-from shards.format.tables import IMAGE_ROW, Table, empty_image_table, table_bytes
-from shards.packing.normalize import SCHEMES
-from shards.packing.plan import PackPlan, TrialUnit
+from shards.format.tables import IMAGE_ROW, TEST, Table, empty_image_table, table_bytes
+from shards.packing import doubts
+from shards.packing.held import PREVIOUS_INDEX, last_index, number_of
+from shards.packing.plan import SHARED_GROUP, PackPlan
 from shards.packing.quantize import INT8_DTYPE, find_scales
-from shards.packing.receipts import Receipt
+from shards.packing.receipts import Receipt, receipt_path, remove_replaced
 from shards.places.store import FolderStore
 from shards.sources.contract import SubjectDesign
+
+_NOT_SOURCE = ("normalization", "voxel_dtype", "format", "checksum", "sessions")  # of a trial shard's recipe
 
 
 def assemble_index(
     config: Config, plan: PackPlan, receipts: Mapping[str, Receipt], source: Mapping[str, object]
 ) -> Index:
-    """Write the tables and the index of a plan whose shards are all there, and return the index.
+    """Write the tables and the index of everything that a folder holds, and return the index.
 
     Args:
         config: The recipe.
         plan: What was to be packed.
-        receipts: Shard path -> receipt, of every shard of the plan.
+        receipts: Shard path -> receipt, of every shard of the plan and of those that the folder keeps.
         source: What identifies the data set.
+
+    Raises:
+        DataError: trials of different sessions or subjects are equal.
     """
-    shards: list[ShardInfo] = []
-    trials: list[Table] = []
-    for unit in plan.units:
-        if isinstance(unit, TrialUnit):
-            receipt = receipts[unit.path]
-            rows = receipt.rows
-            rows["shard"] = len(shards)
-            trials.append(rows)
-            shards.append(receipt.shard)
-    tables: dict[str, Table] = {TRIALS: np.concatenate(trials)}
+    used = {receipt.shard.path: receipt for receipt in sorted(receipts.values(), key=_position)}
+    for path in [path for path in used if path.replace("-test.tar", ".tar") != path]:
+        if path.replace("-test.tar", ".tar") in used:  # the whole session was packed since
+            del used[path]
+    of_trials = [receipt for receipt in used.values() if receipt.shard.kind == TRIALS]
+    accepted = {doubt for receipt in used.values() for doubt in receipt.accepted}
+    accepted |= _settle_copies(config, of_trials, accepted)
+    shards = [receipt.shard for receipt in of_trials]
+    tables: dict[str, npt.NDArray[Any]] = {
+        TRIALS: np.concatenate([_numbered(receipt, number) for number, receipt in enumerate(of_trials)]),
+        RAW: np.concatenate([receipt.raw for receipt in of_trials]),
+    }
     features: dict[str, FeatureInfo] = {}
-    scales = find_scales(config, plan, receipts)
+    scales = find_scales(config, used)
     for store in (*TARGETS, *(int8_store(name) for name in TARGETS), PICTURES):
-        used = [receipts[path] for unit in plan.image_units if (path := unit.path(store)) in receipts]
-        if used:
-            tables[store] = _image_table(plan.num_images, used, len(shards))
-            features[store] = _feature(store, used, config.data, scales)
-            shards += [receipt.shard for receipt in used]
+        of_store = [receipt for receipt in used.values() if receipt.shard.kind == store]
+        if of_store:
+            tables[store] = _image_table(plan.num_images, of_store, len(shards))
+            features[store] = _feature(store, of_store, config.data, scales)
+            shards += [receipt.shard for receipt in of_store]
+    subjects = np.unique(tables[TRIALS]["subject"]).tolist()
+    before = last_index(config.shards_folder)
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -74,18 +86,65 @@ def assemble_index(
             member=member_field(VOXELS), dtype=DTYPES[config.data.voxel_dtype], header=NPY_HEADER_BYTES
         ).model_dump(mode="json"),
         "subjects": {
-            str(subject): _subject(design, config).model_dump(mode="json") for subject, design in plan.designs.items()
+            str(subject): _subject(
+                [receipt for receipt in of_trials if receipt.rows["subject"][0] == subject],
+                plan.designs.get(subject),
+                before.subjects.get(subject) if before is not None else None,
+                source,
+            ).model_dump(mode="json")
+            for subject in subjects
         },
         "features": {store: info.model_dump(mode="json") for store, info in features.items()},
         "tables": {name: _table(f"index/{name}.npy", table).model_dump(mode="json") for name, table in tables.items()},
         "shards": [shard.model_dump(mode="json") for shard in shards],
-        "source": dict(source),
+        "source": {"simulated": False, **source},
+        "accepted": sorted(accepted),
     }
     index = Index.parse(json_bytes({**content, "id": index_id(content)}), FolderStore(config.shards_folder))
     files = {index.tables[name].path: table_bytes(table) for name, table in tables.items()}
     files |= {_scale_path(int8_store(name)): table_bytes(scale) for name, scale in scales.items()}
     _write(index, files, config.shards_folder)
-    return index
+    remove_replaced(config.shards_folder)
+    return index.with_tables(tables)
+
+
+def _position(receipt: Receipt) -> tuple[object, ...]:
+    """Return where a shard stands in the index: by subject and session, or the shared images first."""
+    group = receipt.shard.group
+    return group != SHARED_GROUP, len(group), group, number_of(receipt.shard)
+
+
+def _numbered(receipt: Receipt, number: int) -> Table:
+    """Return a shard's rows with its position in the index."""
+    rows = receipt.rows
+    rows["shard"] = number
+    return rows
+
+
+def _settle_copies(config: Config, receipts: Sequence[Receipt], accepted: Collection[str]) -> set[str]:
+    """Return the trials that equal one of another session or subject, where that was accepted.
+
+    Raises:
+        DataError: it was not; the sessions are packed again next time.
+    """
+    names = [
+        doubts.trial_name(*map(int, row)) for r in receipts for row in r.rows[["subject", "session", "trial"]].tolist()
+    ]
+    found: set[str] = set()
+    for checksums in ([r.raw for r in receipts], [r.rows["checksum"] for r in receipts]):
+        found |= set(doubts.equal_trials(np.concatenate(checksums), names)) - set(accepted)
+    constant = {doubt.split(" ")[1] for doubt in accepted if not doubt.startswith(doubts.CONSTANT_PICTURES)}
+    found = {doubt for doubt in found if not any(doubt.split(" ")[1].startswith(sample) for sample in constant)}
+    try:
+        doubts.settle(sorted(found), config.data.accept, "sessions and subjects against each other")
+    except DataError:
+        index, shards_dir = last_index(config.shards_folder), config.shards_folder
+        listed = {shard.path for shard in index.shards} if index is not None else set()
+        for receipt in receipts:  # what it was packed from will be downloaded again
+            if receipt.shard.path not in listed:
+                receipt_path(shards_dir, receipt.shard.path).unlink(missing_ok=True)
+        raise
+    return found
 
 
 def _image_table(num_images: int, receipts: Sequence[Receipt], first_shard: int) -> Table:
@@ -100,18 +159,19 @@ def _image_table(num_images: int, receipts: Sequence[Receipt], first_shard: int)
 
 
 def _write(index: Index, files: Mapping[str, bytes], folder: Path) -> None:
-    """Write what is not there yet; an index that is about to change goes first, so it never lists other tables."""
-    path = folder / INDEX_NAME
+    """Write what is not there yet; an index that is about to change is put aside, so it never lists other tables."""
+    path, previous = folder / INDEX_NAME, folder / PREVIOUS_INDEX
     content = index.json_bytes()
     is_same = path.is_file() and path.read_bytes() == content
-    if not is_same:
-        path.unlink(missing_ok=True)
+    if not is_same and path.is_file():
+        os.replace(path, previous)
     for name, table in files.items():
         table_path = folder / name
         if not table_path.is_file() or table_path.read_bytes() != table:
             write_bytes(table_path, table)
     if not is_same:
         write_bytes(path, content)
+    previous.unlink(missing_ok=True)
 
 
 def _table(path: str, table: npt.NDArray[Any]) -> TableInfo:
@@ -126,19 +186,36 @@ def _scale_path(store: str) -> str:
     return f"index/{store}_scale.npy"
 
 
-def _subject(design: SubjectDesign, config: Config) -> SubjectInfo:
-    """Return what the index says of a subject."""
-    name = config.data.normalization
+def _subject(
+    receipts: Sequence[Receipt],
+    design: SubjectDesign | None,
+    before: SubjectInfo | None,
+    source: Mapping[str, object],
+) -> SubjectInfo:
+    """Return what the index says of a subject.
+
+    Args:
+        receipts: Of its trial shards.
+        design: What it saw, where the recipe asks for it.
+        before: What the index said of it.
+        source: What identifies the data set.
+    """
+    rows = np.concatenate([receipt.rows for receipt in receipts])
+    tests = rows[rows["split"] == TEST]
+    name, _, text = receipts[0].recipe["normalization"].partition(": ")
+    known = before.shown_test_images if before is not None else None
+    told = {key: value for key, value in receipts[0].recipe.items() if key not in (*source, *_NOT_SOURCE)}
     return SubjectInfo(
-        voxels=design.num_voxels,
-        sessions=len(design.sessions),
-        trials=design.num_trials,
-        test_trials=int(design.is_test.sum()),
-        images=len(np.unique(design.image_id)),
-        test_images=len(np.unique(design.image_id[design.is_test])),
+        voxels=receipts[0].shape[0],
+        sessions=len(np.unique(rows["session"][rows["split"] != TEST])),
+        trials=len(rows),
+        test_trials=len(tests),
+        images=len(np.unique(rows["image"])),
+        test_images=len(np.unique(tests["image"])),
+        shown_test_images=known if design is None else len(np.unique(design.image_id[design.is_test])),
         normalization=name,
-        normalization_text=SCHEMES[name].text,
-        source=dict(design.source),
+        normalization_text=text,
+        source=told if design is None else dict(design.source),
     )
 
 

@@ -3,7 +3,7 @@
 A voxel that is not finite somewhere in a session, or constant in it, is *invalid* in that session: it takes no part in
 the fit and is zero (the mean) afterwards, so nothing divides by zero and the voxel keeps its place.
 
-Shape suffixes: T trials of one session, V voxels. Statistics are float64.
+Shape suffixes: T trials of one session, N images, V voxels. Statistics are float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Scheme:
 
     Args:
         per_session: Fit in every session on its trials, or once on the means of images' trials in all sessions (see
-            ``shards.packing.image_means``).
+            ``ImageMeans``).
         uses_test: Whether test trials take part in the fit.
         ddof: Degrees of freedom taken off the variance.
         text: For the index.
@@ -108,3 +108,67 @@ def zscore(betas_TV: npt.NDArray[np.float32], moments: Moments, ddof: int) -> tu
     finite_TV = np.where(is_invalid, np.float32(0), betas_TV)
     shift = np.where(is_invalid, 0.0, moments.mean)
     return ((finite_TV - shift) * scale).astype(np.float32), int(is_invalid.sum())
+
+
+class ImageMeans:
+    """Collects a subject's trials session by session, for a fit on the means over an image's trials.
+
+    An image's trials lie in several sessions; only the sums of images of which trials are still to come are held (for
+    one NSD subject some hundred megabytes), never all betas. A voxel that is invalid in a session takes no part in the
+    means of that session's trials.
+
+    Args:
+        image_ids: (all trials that will be added,) the image of each.
+    """
+
+    def __init__(self, image_ids: npt.NDArray[np.integer]) -> None:
+        ids, counts = np.unique(image_ids, return_counts=True)
+        self._to_come: dict[int, int] = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        self._begun: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]] = {}
+        self._moments: Moments | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every trial was added."""
+        return not self._to_come
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of all images' means, one value an image; there must be at least one."""
+        assert self._moments is not None
+        return self._moments
+
+    def add(
+        self,
+        betas_TV: npt.NDArray[np.float32],
+        image_ids: npt.NDArray[np.integer],
+        is_fitted: npt.NDArray[np.bool_],
+    ) -> None:
+        """Add a session's trials (T, V); those that are not fitted only show which voxels are invalid."""
+        is_valid = ~invalid_voxels(betas_TV)
+        finished = []
+        for trial in np.flatnonzero(is_fitted).tolist():
+            image_id = int(image_ids[trial])
+            if image_id not in self._begun:
+                self._begun[image_id] = np.zeros(len(is_valid), np.float32), np.zeros(len(is_valid), np.uint8)
+            sum_V, count_V = self._begun[image_id]
+            sum_V += np.where(is_valid, betas_TV[trial], np.float32(0))
+            count_V += is_valid
+            self._to_come[image_id] -= 1
+            if self._to_come[image_id] == 0:
+                del self._to_come[image_id]
+                finished.append(self._begun.pop(image_id))
+        if finished:
+            sums_NV, counts_NV = (np.stack(parts) for parts in zip(*finished, strict=True))
+            part = _moments_of_means(sums_NV, counts_NV)
+            self._moments = part if self._moments is None else merge([self._moments, part])
+
+
+def _moments_of_means(sums_NV: npt.NDArray[np.float32], counts_NV: npt.NDArray[np.uint8]) -> Moments:
+    """Return the moments of the means of images, given the sums and numbers of their valid trials."""
+    is_valid = counts_NV > 0
+    means_NV = sums_NV.astype(np.float64) / np.maximum(counts_NV, 1)  # zero where there is no valid trial
+    count = is_valid.sum(axis=0).astype(np.float64)
+    mean = means_NV.sum(axis=0) / np.maximum(count, 1.0)
+    squares = np.square(np.where(is_valid, means_NV - mean, 0.0)).sum(axis=0)
+    return Moments(count, mean, squares)

@@ -17,6 +17,7 @@ from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
 from shards.format.index import Index
 from shards.packing.assemble import assemble_index
+from shards.packing.held import read_held
 from shards.packing.packer import Packer
 from shards.packing.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
 from shards.packing.quantize import pack_int8
@@ -33,8 +34,8 @@ T = TypeVar("T")
 def pack(config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor) -> Index:
     """Pack what a recipe asks for and return the index; every rank calls it, every rank gets the index.
 
-    Finished shards are kept, so running it again after an interruption, after ``repair`` or with more targets does
-    only what is missing.
+    Finished shards are kept, so running it again after an interruption, after ``repair``, or with more targets,
+    sessions or subjects does only what is missing; with fewer, what the folder holds stays.
 
     Args:
         config: The recipe (``nsd_root``, ``shards_dir``, ``data``, ``frozen.batch_size``).
@@ -52,7 +53,8 @@ def pack_from(
     reader: DatasetReader, config: Config, comm: Comm, events: EventLog, extractor: TargetExtractor
 ) -> Index:
     """Like ``pack``, from any data set that a reader knows how to read."""
-    packer = Packer(config, reader, plan(config.data, reader, extractor.specs), extractor, events)
+    held = _on_main(comm, lambda: read_held(config.shards_folder))
+    packer = Packer(config, reader, plan(config.data, reader, extractor.specs, held), extractor, events)
     finished = _on_main(comm, packer.find_finished)
     pending = [unit for unit in packer.plan.units if any(path not in finished for path in unit_paths(unit))]
     _fit_subjects(packer, comm, pending)
@@ -61,7 +63,7 @@ def pack_from(
     gathered = comm.gather([receipt.model_dump_json() for receipt in receipts])
     new = [Receipt.model_validate_json(text) for part in gathered for text in part]
     packed = {**finished, **{receipt.shard.path: receipt for receipt in new}}
-    packed |= pack_int8(config, packer.plan, packed if comm.rank == 0 else None, comm, events)
+    packed |= pack_int8(config, packed if comm.rank == 0 else None, comm, events)
     return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source))
 
 

@@ -15,9 +15,9 @@ from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
-from nd_dist.schema import SEMANTIC, TargetSpec
-from shards.format.checksum import CHECKSUM
+from nd_dist.schema import SEMANTIC, TARGETS, TargetSpec
 from shards.format.codec import (
+    CHECKSUM,
     DTYPES,
     PICTURES,
     VOXELS,
@@ -31,13 +31,23 @@ from shards.format.codec import (
 from shards.format.index import TRIALS, VERSION, ShardInfo
 from shards.format.tables import TEST, TRAIN, TRIAL_ROW
 from shards.format.writer import ShardWriter, open_shard
-from shards.packing import normalize
-from shards.packing.image_means import ImageMeans
+from shards.packing import doubts, normalize
+from shards.packing.held import read_held
 from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, Unit
 from shards.packing.quantize import channel_peaks
-from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, find_receipt, remove_abandoned_parts, write_receipt
+from shards.packing.receipts import (
+    PACKED_IMAGE_ROW,
+    Receipt,
+    check_recipe,
+    is_whole,
+    read_receipts,
+    remove_abandoned_parts,
+    write_receipt,
+)
 from shards.packing.targets import TargetExtractor
 from shards.sources.contract import DatasetReader
+
+_OWN_KINDS = (TRIALS, PICTURES, *TARGETS)  # int8 stores follow from these
 
 
 @dataclass
@@ -60,6 +70,8 @@ class _ShardFacts:
     shape: tuple[int, ...]
     num_invalid: int = 0
     peaks: npt.NDArray[np.float32] | None = None
+    raw: npt.NDArray[np.uint64] | None = None
+    accepted: tuple[str, ...] = ()
 
 
 class Packer:
@@ -83,17 +95,29 @@ class Packer:
         self.subject_moments: dict[int, normalize.Moments] = {}
         """Subject -> moments of all its sessions, where the z-scoring is by subject; to be set before ``run``."""
         self._repeats = {subject: design.repeat for subject, design in plan.designs.items()}
-        self._source = dict(reader.source)
+        self._source = {key: value for key, value in reader.source.items() if key != "simulated"}
 
     def find_finished(self) -> dict[str, Receipt]:
-        """Return the receipts of shards that are done, and clear away what killed packers left."""
+        """Return the receipts of shards that are done, asked for now or before, and clear away what packers left.
+
+        Raises:
+            DataError: a shard was packed by another recipe, or a receipt is damaged.
+        """
         shards_dir = self._config.shards_folder
         remove_abandoned_parts(shards_dir)
-        finished = {}
-        for unit in self.plan.units:
-            for path, recipe in self._recipes(unit).items():
-                if (receipt := find_receipt(shards_dir, path, recipe)) is not None:
-                    finished[path] = receipt
+        receipts, listed, finished = read_receipts(shards_dir), read_held(shards_dir).listed, {}
+        planned = {path: (unit, recipe) for unit in self.plan.units for path, recipe in self._recipes(unit).items()}
+        for path, receipt in receipts.items():
+            if path in planned:
+                unit, recipe = planned[path]
+                rows = self._rows(unit) if isinstance(unit, TrialUnit) else None
+                check_recipe(receipt, recipe, shards_dir, rows)
+            elif path in listed and receipt.shard.kind in _OWN_KINDS:
+                check_recipe(receipt, self._common_recipe(receipt.shard), shards_dir)
+            else:
+                continue
+            if is_whole(shards_dir, receipt.shard):
+                finished[path] = receipt
         return finished
 
     def run(self, units: Sequence[Unit], finished: set[str]) -> list[Receipt]:
@@ -114,33 +138,43 @@ class Packer:
         """Return how many trials or images a unit holds."""
         if isinstance(unit, ImageUnit):
             return len(unit.image_ids)
-        return len(self.plan.designs[unit.subject].trials_of(unit.session))
+        return len(unit.trials(self.plan.designs[unit.subject]))
+
+    def _common_recipe(self, shard: ShardInfo) -> dict[str, Any]:
+        """Return what a shard that this recipe does not ask for must share with those that it does."""
+        data = self._config.data
+        if shard.kind == TRIALS:
+            settings = {name: getattr(data, name, None) for name in ("betas", "roi")}
+            told = [design.source for design in self.plan.designs.values()]
+            shared = {name: value for name, value in settings.items() if any(s.get(name) == value for s in told)}
+            recipe = {**self._source, **shared, **self._trial_settings()}
+        else:
+            recipe = {**self._source, **(self._target_settings() if shard.kind != PICTURES else {})}
+        return _plain(recipe)
+
+    def _trial_settings(self) -> dict[str, object]:
+        data = self._config.data
+        name = f"{data.normalization}: {self.scheme.text}"
+        return {"normalization": name, "voxel_dtype": data.voxel_dtype}
+
+    def _target_settings(self) -> dict[str, object]:
+        return {
+            "extractor": self._extractor.fingerprint,
+            "batch_size": self._config.frozen.batch_size,
+            "target_dtype": self._config.data.target_dtype,
+        }
 
     def _recipes(self, unit: Unit) -> dict[str, dict[str, Any]]:
         """Return path -> everything that a shard's bytes depend on, as plain JSON."""
         if isinstance(unit, TrialUnit):
-            data, design = self._config.data, self.plan.designs[unit.subject]
-            recipe: dict[str, object] = {
-                **self._source,
-                **design.source,
-                "normalization": f"{data.normalization}: {self.scheme.text}",
-                "voxel_dtype": data.voxel_dtype,
-            }
+            design = self.plan.designs[unit.subject]
+            recipe: dict[str, object] = {**self._source, **design.source, **self._trial_settings()}
             if not self.scheme.per_session:
-                recipe["sessions"] = len(design.sessions)
-            recipes = {unit.path: recipe}
-        else:
-            images = {**self._source, "images": hash_json(unit.image_ids)}
-            targets = {
-                "extractor": self._extractor.fingerprint,
-                "batch_size": self._config.frozen.batch_size,
-                "target_dtype": self._config.data.target_dtype,
-            }
-            recipes = {
-                unit.path(store): images if store == PICTURES else {**images, **targets} for store in unit.stores
-            }
-        fixed = {"format": VERSION, "checksum": CHECKSUM}
-        return {path: json.loads(canonical_json({**recipe, **fixed})) for path, recipe in recipes.items()}
+                recipe["sessions"] = len(self.plan.fitted[unit.subject])
+            return {unit.path: _plain(recipe)}
+        images = {**self._source, "images": hash_json(unit.image_ids)}
+        targets = {**images, **self._target_settings()}
+        return {unit.path(store): _plain(images if store == PICTURES else targets) for store in unit.stores}
 
     def fit_subject(self, subject: int, sessions: Sequence[int] | None = None) -> normalize.Moments:
         """Return the moments of the fitted images' means over all sessions (or some), in percent signal change.
@@ -149,7 +183,7 @@ class Packer:
             DataError: the subject has fewer than two images to fit on.
         """
         design = self.plan.designs[subject]
-        chosen = design.sessions if sessions is None else sessions
+        chosen = self.plan.fitted[subject] if sessions is None else sessions
         is_fitted = np.isin(design.session, chosen) & (~design.is_test | self.scheme.uses_test)
         if (num_images := len(np.unique(design.image_id[is_fitted]))) < 2:
             raise DataError(
@@ -158,7 +192,7 @@ class Packer:
                 expected="at least 2 that are not shared",
                 found=num_images,
             )
-        means = ImageMeans(design.image_id[is_fitted])
+        means = normalize.ImageMeans(design.image_id[is_fitted])
         for session in chosen:
             trials = design.trials_of(session)
             means.add(self._reader.read_session(subject, session), design.image_id[trials], is_fitted[trials])
@@ -176,38 +210,52 @@ class Packer:
         design, data = self.plan.designs[unit.subject], self._config.data
         where = f"subject {unit.subject}, session {unit.session}"
         betas_TV = self._reader.read_session(unit.subject, unit.session)
-        trials = design.trials_of(unit.session)
-        if betas_TV.shape != (len(trials), design.num_voxels):
+        of_session = design.trials_of(unit.session)
+        if betas_TV.shape != (len(of_session), design.num_voxels):
             raise DataError(
                 "A session's betas do not fit the design.",
                 where=where,
-                expected=(len(trials), design.num_voxels),
+                expected=(len(of_session), design.num_voxels),
                 found=betas_TV.shape,
             )
+        names = [doubts.trial_name(unit.subject, unit.session, trial) for trial in of_session.tolist()]
+        raw_T = doubts.raw_checksums(betas_TV)
+        found = doubts.session_doubts(betas_TV, raw_T, names, doubts.session_name(unit.subject, unit.session))
+        doubts.settle(found, data.accept, where)
         moments = self.subject_moments.get(unit.subject)
         if moments is None:
             moments = self._fit(unit.subject, unit.session, betas_TV)
+        is_packed = np.isin(of_session, unit.trials(design))
         voxels_TV, num_invalid = normalize.zscore(betas_TV, moments, self.scheme.ddof)
         dtype = DTYPES[data.voxel_dtype]
-        stored_TV = narrow(voxels_TV, dtype, where)
+        stored_TV = narrow(voxels_TV[is_packed], dtype, where)
         header = npy_header(dtype, (design.num_voxels,))
-        rows = np.zeros(len(trials), dtype=TRIAL_ROW)
-        rows["subject"], rows["session"], rows["trial"] = unit.subject, unit.session, trials
-        rows["image"], rows["repeat"] = design.image_id[trials], self._repeats[unit.subject][trials]
-        rows["split"] = np.where(design.is_test[trials], TEST, TRAIN)
+        rows = self._rows(unit)
         with open_shard(self._config.shards_folder / unit.path) as writer:
             for row, values_V in zip(rows, stored_TV, strict=True):
                 key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
         rows["offset"] = [record.offset for record in writer.records]
         rows["checksum"] = [record.checksum for record in writer.records]
-        return self._finish(unit, TRIALS, writer, rows, _ShardFacts((design.num_voxels,), num_invalid))
+        facts = _ShardFacts((design.num_voxels,), num_invalid, raw=raw_T[is_packed], accepted=tuple(found))
+        return self._finish(unit, TRIALS, writer, rows, facts)
+
+    def _rows(self, unit: TrialUnit) -> npt.NDArray[np.void]:
+        """Return the rows of a trial shard as they are known before it is written."""
+        design = self.plan.designs[unit.subject]
+        trials = unit.trials(design)
+        rows = np.zeros(len(trials), dtype=TRIAL_ROW)
+        rows["subject"], rows["session"], rows["trial"] = unit.subject, unit.session, trials
+        rows["image"], rows["repeat"] = design.image_id[trials], self._repeats[unit.subject][trials]
+        rows["split"] = np.where(design.is_test[trials], TEST, TRAIN)
+        return rows
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
         """Write the shards of one unit of images for the stores that lack them, batch by batch."""
         targets = [store for store in stores if store != PICTURES]
         picture_shape: tuple[int, ...] = ()
         peaks: dict[str, list[npt.NDArray[np.float32]]] = {}
+        found: list[str] = []
         with ExitStack() as stack:
             writers = {
                 store: stack.enter_context(open_shard(self._config.shards_folder / unit.path(store)))
@@ -217,6 +265,8 @@ class Packer:
             for start in range(0, len(unit.image_ids), batch_size):
                 image_ids = unit.image_ids[start : start + batch_size]
                 pictures_BHWC = self._reader.pictures(image_ids)
+                found += doubts.picture_doubts(pictures_BHWC, image_ids)
+                doubts.settle(found, self._config.data.accept, f"pictures of group {unit.group}")
                 picture_shape = pictures_BHWC.shape[1:]
                 if targets:
                     self._add_targets({name: writers[name] for name in targets}, pictures_BHWC, image_ids, peaks)
@@ -235,7 +285,8 @@ class Packer:
                 rows[name] = [getattr(record, field) for record in writer.records]
             shape = picture_shape if store == PICTURES else self._specs[store].shape
             peak = np.maximum.reduce(peaks[store]) if store in peaks else None
-            receipts.append(self._finish(unit, store, writer, rows, _ShardFacts(shape, peaks=peak)))
+            facts = _ShardFacts(shape, peaks=peak, accepted=tuple(found))
+            receipts.append(self._finish(unit, store, writer, rows, facts))
         return receipts
 
     def _add_targets(
@@ -281,6 +332,13 @@ class Packer:
             sha256=writer.sha256,
             invalid_voxels=facts.num_invalid,
         )
-        receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks)
+        receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks, facts.raw)
+        receipt = receipt.model_copy(update={"accepted": facts.accepted})
         write_receipt(self._config.shards_folder, receipt)
         return receipt
+
+
+def _plain(recipe: Mapping[str, object]) -> dict[str, Any]:  # Any: JSON
+    """Return everything that a shard's bytes depend on as plain JSON."""
+    plain: dict[str, Any] = json.loads(canonical_json({**recipe, "format": VERSION, "checksum": CHECKSUM}))
+    return plain

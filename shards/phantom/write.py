@@ -26,13 +26,13 @@ from shards.phantom.pictures import PictureWorld
 from shards.phantom.subjects import PictureFeatures, SimulatedSubject
 from shards.sources.betas import HDF5_DATASET
 from shards.sources.coco import SPLITS, captions_path
-from shards.sources.nsd_layout import NsdLayout
+from shards.sources.nsd_layout import PHANTOM_RECORD, PHANTOM_STARTED, NsdLayout
 
 BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
 ROI = "nsdgeneral"
 EARLY_ROI, HIGHER_ROI = "prf-visualrois", "streams"
 VOXEL_MM = 1.8
-RECORD, STARTED, GROUPS = "phantom.json", ".phantom-started.json", "image_groups.json"
+GROUPS = "image_groups.json"
 GROUP_NAMES = {"combination": "held-out combinations", "object": "held-out objects"}
 FORMAT = 1
 CHUNK = 128  # pictures whose features are computed at a time
@@ -111,8 +111,8 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
         "trials_per_session": config.trials_per_session,
         "held_out": {str(image_id): world.scene(image_id).held_out for image_id in world.shared_ids},
     }
-    write_json(out_dir / RECORD, {"settings": settings, **facts})
-    (out_dir / STARTED).unlink()
+    write_json(out_dir / PHANTOM_RECORD, {"settings": settings, **facts})
+    (out_dir / PHANTOM_STARTED).unlink()
     return _summary(out_dir, is_new=True)
 
 
@@ -130,7 +130,7 @@ def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:
     Raises:
         ConfigError: the folder holds another phantom or other files.
     """
-    record, started = out_dir / RECORD, out_dir / STARTED
+    record, started = out_dir / PHANTOM_RECORD, out_dir / PHANTOM_STARTED
     for path in (record, started):
         if path.exists():
             content = read_json(path)
@@ -153,7 +153,7 @@ def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:
 
 def _summary(out_dir: Path, is_new: bool) -> PhantomSummary:
     """Return the summary of a complete phantom."""
-    record = read_json(out_dir / RECORD)
+    record = read_json(out_dir / PHANTOM_RECORD)
     return PhantomSummary(
         out_dir=out_dir,
         num_images=record["num_images"],

@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from nd_dist.files import sync_dir, write_error
 from shards.places.store import StoredFile
 from shards.places.transport import BLOCK_BYTES, ReadBlock, TransferError
 
-TRIES = 5
-PAUSE_S = 0.2  # before the second try; doubles with each
+TRIES = 3  # of whole files whose hash is wrong; what does not arrive, the transport tries again
 _PART = re.compile(r"(?P<name>[0-9a-f]{16}-.+)\.(?P<bytes>\d+)\.part")
 _WHOLE = re.compile(r"[0-9a-f]{16}-.+(?<!\.part)")
 
@@ -47,14 +45,13 @@ class NodeCache:
     Args:
         folder: Its folder, on a disk of the node itself.
         max_bytes: Its size.
-        pause_s: Seconds before a failed transfer is tried again; doubles with each try.
 
     Raises:
         DataError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, pause_s: float = PAUSE_S) -> None:
-        self._folder, self.max_bytes, self._pause_s = folder, max_bytes, pause_s
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self.max_bytes = folder, max_bytes
         try:
             (folder / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,7 +62,7 @@ class NodeCache:
 
         Args:
             file: What is wanted.
-            read_block: Returns bytes start .. stop-1 of it, or fewer; raises ``TransferError``.
+            read_block: Returns bytes start .. stop-1 of it, or fewer but some; raises ``TransferError``.
             source: Where it comes from, for messages.
 
         Raises:
@@ -103,36 +100,26 @@ class NodeCache:
         """Download a file; the caller holds its lock."""
         path = self._path(file)
         part = path.with_name(f"{path.name}.{file.bytes}.part")
-        where = f"{source}/{file.path}"
-        failures: list[str] = []
+        problem = f"{TRIES} tries; the hash of what arrived is not the index's"
         try:
             self._make_room(part, file)
-            while len(failures) < TRIES:
-                if failures:
-                    time.sleep(self._pause_s * 2 ** (len(failures) - 1))
-                before = part.stat().st_size if part.exists() else 0
-                try:
-                    if _download(part, file, read_block) == file.sha256:
-                        os.replace(part, path)
-                        sync_dir(self._folder)
-                        return
-                    part.unlink()
-                    failures.append("the hash of what arrived is not the index's")
-                except TransferError as error:
-                    if part.stat().st_size > before:  # it moves: a bad line is not given up
-                        failures.clear()
-                    failures.append(str(error))
-                    if error.is_final:
-                        break
+            for _ in range(TRIES):
+                if _download(part, file, read_block) == file.sha256:
+                    os.replace(part, path)
+                    sync_dir(self._folder)
+                    return
+                part.unlink()
+        except TransferError as error:
+            problem = str(error)
         except OSError as error:
             with suppress(OSError):
                 part.unlink()
             raise write_error(part, error) from error
         raise DataError(
             "A file could not be transferred from the server.",
-            where=where,
+            where=f"{source}/{file.path}",
             expected=f"{file.bytes} bytes with sha256 {file.sha256}",
-            found=f"{len(failures)} tries; last: {failures[-1]}",
+            found=problem,
             todo="check server and network, then run the same command again: it goes on from where it ended",
         )
 
@@ -208,8 +195,6 @@ def _download(part: Path, file: StoredFile, read_block: ReadBlock) -> str:
         done = stream.tell()
         while done < file.bytes:
             content = read_block(done, min(done + BLOCK_BYTES, file.bytes))
-            if not content:
-                raise TransferError(f"the server's file ends after {done} bytes")
             digest.update(content)
             written = 0
             while written < len(content):
@@ -224,7 +209,8 @@ def _touch(path: Path, num_bytes: int) -> bool:
     try:
         if path.stat().st_size != num_bytes:
             return False
-        os.utime(path)
+        with suppress(PermissionError):  # another user's, who lets us read it
+            os.utime(path)
     except FileNotFoundError:
         return False
     return True

@@ -27,6 +27,6 @@ def open_store(location: Path | str, remote: RemoteConfig | None = None) -> Stor
         raise ConfigError("This is neither a folder nor a URL of shards.", found=str(error)) from None
     if isinstance(location, Path):
         return FolderStore(location)
-    from shards.places.remote import RemoteStore  # imports the protocol's packages
+    from shards.places.remote import RemoteStore  # imports the protocols' packages
 
     return RemoteStore.connect(location, remote or RemoteConfig())

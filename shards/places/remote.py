@@ -1,18 +1,20 @@
-"""Shards on a server (http, https, s3), read through the cache of this node and fetched ahead."""
+"""Shards on a server (http, https, s3, gs, az), read through the cache of this node and fetched ahead."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from nd_dist.config import RemoteConfig
-from nd_dist.errors import DataError
+from nd_dist.errors import DataError, NdDistError
+from nd_dist.files import write_error
 from shards.places.cache import NodeCache
-from shards.places.store import CLOEXEC, StoredFile
-from shards.places.transport import HttpTransport, ReadBlock, S3Transport, TransferError, Transport
+from shards.places.store import CLOEXEC, Store, StoredFile
+from shards.places.transport import ReadBlock, TransferError, Transport, open_transport
 
 PREFETCH_DOWNLOADS = 3
 
@@ -39,7 +41,7 @@ class RemoteStore:
             ConfigError: the protocol needs a package that is not installed.
             DataError: the cache folder cannot be used.
         """
-        transport = S3Transport(url, remote.s3_endpoint) if url.startswith("s3://") else HttpTransport()
+        transport = open_transport(url, remote.s3_endpoint)
         return cls(url, transport, NodeCache(_cache_dir(remote), int(remote.cache_gb * 1e9)))
 
     @property
@@ -109,6 +111,45 @@ class RemoteStore:
         return self._transport.reader(f"{self._url}/{file.path}", file.bytes)
 
 
+class Prefetcher:
+    """Fetches files in a background thread until it is closed.
+
+    An error ends it in silence: whoever reads the file meets the same one.
+
+    Args:
+        store: Where the files lie; nothing is done where it is a folder.
+        files: What will be needed, in order; walked by the background thread.
+    """
+
+    def __init__(self, store: Store, files: Iterable[StoredFile]) -> None:
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        if store.is_remote:
+            self._thread = threading.Thread(target=self._run, args=(store, files), name="prefetcher", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the files under way."""
+        self._is_closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, store: Store, files: Iterable[StoredFile]) -> None:
+        """Fetch (runs in the background thread)."""
+        try:
+            for _ in store.prefetch(self._until_closed(files)):
+                pass
+        except NdDistError:
+            return
+
+    def _until_closed(self, files: Iterable[StoredFile]) -> Iterator[StoredFile]:
+        """Yield files until ``close`` is called."""
+        for file in files:
+            if self._is_closed.is_set():
+                return
+            yield file
+
+
 def _finished(pending: dict[Future[bool], StoredFile]) -> Iterator[StoredFile]:
     """Wait for some downloads, take them off ``pending`` and yield their files."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -119,15 +160,20 @@ def _finished(pending: dict[Future[bool], StoredFile]) -> Iterator[StoredFile]:
 
 
 def _cache_dir(remote: RemoteConfig) -> Path:
-    """Return the cache folder.
+    """Return the cache folder: one of this user, also inside a folder that users share.
 
     Raises:
-        DataError: the default folder belongs to another user.
+        DataError: the default folder belongs to another user, or the folder cannot be made.
     """
-    if remote.cache_dir is not None:
-        return remote.cache_dir
-    folder = Path(tempfile.gettempdir()) / f"nd_dist-cache-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise DataError("The cache folder belongs to another user.", where=str(folder), todo="set remote.cache_dir")
-    return folder
+    name, folder = f"nd_dist-cache-{os.geteuid()}", remote.cache_dir
+    try:
+        if folder is None:
+            folder = Path(tempfile.gettempdir()) / name
+        elif folder.is_dir() and folder.stat().st_uid != os.geteuid():
+            folder = folder / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.geteuid():
+            return folder
+    except OSError as error:
+        raise write_error(folder or Path(name), error) from error
+    raise DataError("The cache folder belongs to another user.", where=str(folder), todo="set remote.cache_dir")

@@ -6,6 +6,7 @@ too); what a server sends is hashed before anyone sees it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ class Store(Protocol):
         """Whether files are fetched into a cache, where they may be replaced while they are open."""
 
     def read_whole(self, path: str) -> bytes:
-        """Return a small file whose size and hash nobody states (the index itself)."""
+        """Return a file as it lies there now, past every cache."""
 
     def open(self, file: StoredFile) -> int:
         """Return a descriptor of a file; the caller checks the size and closes it."""
@@ -54,6 +55,34 @@ class Store(Protocol):
 
     def prefetch(self, files: Iterable[StoredFile]) -> Iterator[StoredFile]:
         """Fetch files that will be needed, in order, and yield each once it is there or someone else fetches it."""
+
+
+def read_checked(store: Store, file: StoredFile) -> bytes:
+    """Return a file's bytes, which are those that the index states; a wrong copy is dropped and fetched once more.
+
+    Raises:
+        DataError: they cannot be had.
+    """
+    can_help = True
+    while True:
+        found = ""
+        try:
+            with open(store.open(file), "rb") as stream:
+                content = stream.read()
+            if hashlib.sha256(content).hexdigest() == file.sha256:
+                return content
+            found = "its hash differs from the index"
+        except OSError as error:
+            found = f"read error: {error.strerror}"
+        if not (can_help and store.discard(file)):
+            break
+        can_help = False
+    raise DataError(
+        "A file of the shards cannot be read as the index states it.",
+        where=f"{store.place}/{file.path}",
+        found=found,
+        todo="run `nd verify --repair` on the folder that was packed" + (", copy it again" * store.is_remote),
+    )
 
 
 class FolderStore:
@@ -74,7 +103,7 @@ class FolderStore:
         return str(self.folder)
 
     def read_whole(self, path: str) -> bytes:
-        """Return a small file.
+        """Return a file.
 
         Raises:
             DataError: it is missing or cannot be read.
@@ -104,9 +133,9 @@ class FolderStore:
             ) from error
 
     def discard(self, file: StoredFile) -> bool:
-        """Keep the file: the folder is the only copy."""
-        del file
-        return False
+        """Keep the file, the only copy; opened again, it may be one that was put in its place meanwhile."""
+        path = self.folder / file.path
+        return path.is_file() and path.stat().st_size == file.bytes
 
     def prefetch(self, files: Iterable[StoredFile]) -> Iterator[StoredFile]:
         """Yield nothing: a folder is read in place."""

@@ -1,32 +1,44 @@
-"""How bytes come from a server: http(s) with the standard library, s3 with fsspec.
+"""How bytes come from a server: http(s) with the standard library, s3, gs and az with fsspec.
 
-http(s) reads one response straight into one buffer a thread, which costs a third of the CPU time of fsspec's own
-client; proxies come from the environment, credentials from ``~/.netrc``. What a server or a package says is never
-repeated: it may hold credentials or signed URLs. Errors name their kind and status only.
+http(s) reads one response straight into one buffer a thread, which costs half of the CPU time of obstore and a third
+of fsspec's own client; proxies come from the environment, credentials from ``~/.netrc``. What may pass is tried again.
+What a server or a package says is never repeated: it may hold credentials or signed URLs. Errors name their kind and
+status only.
 """
 
 from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import netrc
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from nd_dist.errors import ConfigError
 
 BLOCK_BYTES = 16 << 20
 TIMEOUT_S = 60.0  # without a byte
+TRIES = 5
+PAUSE_S = 0.2  # before the second try; doubles with each
 _RETRIED_STATUS = (408, 429)  # 4xx that may pass; any other 4xx stays
 _HTTP_ERRORS = (OSError, http.client.HTTPException)  # urllib's errors are OSErrors
 _BUFFERS = threading.local()
 
 ReadBlock = Callable[[int, int], bytes | memoryview]
+Content = TypeVar("Content", bytes, memoryview)
+
+_CLOUDS = {  # protocol -> package that fsspec needs, and the errors that are not OSErrors
+    "s3": ("s3fs", ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError")),
+    "gs": ("gcsfs", ("gcsfs.retry:HttpError", "aiohttp:ClientError", "google.auth.exceptions:GoogleAuthError")),
+    "az": ("adlfs", ("azure.core.exceptions:AzureError",)),
+}
 
 
 class TransferError(Exception):
@@ -43,29 +55,62 @@ class TransferError(Exception):
 
 
 class Transport(Protocol):
-    """Reads files of a server."""
+    """Reads files of a server, and tries again what may pass."""
 
     def read_whole(self, url: str) -> bytes:
-        """Return a small file; raises ``TransferError``."""
+        """Return a file; raises ``TransferError``."""
 
     def reader(self, url: str, num_bytes: int) -> ReadBlock:
         """Return what reads blocks of a file of a known size, best in order."""
+
+
+def open_transport(url: str, s3_endpoint: str | None) -> Transport:
+    """Return what speaks the protocol of a URL.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    protocol = url.split("://", 1)[0]
+    return CloudTransport(protocol, s3_endpoint) if protocol in _CLOUDS else HttpTransport()
+
+
+def retried(read: Callable[[], Content]) -> Content:
+    """Return what ``read`` returns, which is called again after a pause where it failed or returned nothing.
+
+    Raises:
+        TransferError: the last failure.
+    """
+    for tries in range(1, TRIES + 1):
+        try:
+            if content := read():
+                return content
+            failure = TransferError("the server's file ends early")
+        except TransferError as error:
+            failure = error
+        if failure.is_final or tries == TRIES:
+            break
+        time.sleep(PAUSE_S * 2 ** (tries - 1))
+    raise TransferError(f"{failure} ({tries} tries)" if tries > 1 else str(failure), is_final=True) from None
 
 
 class HttpTransport:
     """http and https."""
 
     def read_whole(self, url: str) -> bytes:
-        """Return a small file.
+        """Return a file.
 
         Raises:
             TransferError: it cannot be read.
         """
-        try:
-            with _open(url, 0) as response:
-                return response.read()
-        except _HTTP_ERRORS as error:
-            raise TransferError(describe(error), is_final=_is_final(error)) from None
+
+        def read() -> bytes:
+            try:
+                with _open(url, 0) as response:
+                    return response.read()
+            except _HTTP_ERRORS as error:
+                raise TransferError(describe(error), is_final=_is_final(error)) from None
+
+        return retried(read)
 
     def reader(self, url: str, num_bytes: int) -> ReadBlock:
         """Return what reads blocks of a file from one response, and asks again where it was cut."""
@@ -87,6 +132,14 @@ class _HttpReader:
 
     def __call__(self, start: int, stop: int) -> memoryview:
         """Return bytes ``start .. stop-1``, or fewer; they stay valid until this thread reads the next block.
+
+        Raises:
+            TransferError: nothing arrived.
+        """
+        return retried(lambda: self._read(start, stop))
+
+    def _read(self, start: int, stop: int) -> memoryview:
+        """Read once what ``__call__`` returns.
 
         Raises:
             TransferError: nothing arrived.
@@ -121,36 +174,39 @@ class _HttpReader:
             self._response = None
 
 
-class S3Transport:
-    """s3, through fsspec and s3fs.
+class CloudTransport:
+    """s3, gs and az, through fsspec.
 
     Args:
-        url: Of the shards, for messages.
-        endpoint: URL of an S3-compatible server; None: AWS.
+        protocol: One of these.
+        s3_endpoint: URL of an S3-compatible server; None: AWS.
 
     Raises:
-        ConfigError: s3fs is not installed.
+        ConfigError: a package is not installed.
     """
 
-    def __init__(self, url: str, endpoint: str | None) -> None:
-        self._url, self._endpoint = url, endpoint
+    def __init__(self, protocol: str, s3_endpoint: str | None) -> None:
+        self._protocol = protocol
+        self._options = {"endpoint_url": s3_endpoint} if protocol == "s3" else {}
         self._connect()
 
     def _connect(self) -> None:
         """Make the file system of this process; fsspec's do not survive a fork."""
+        package, names = _CLOUDS[self._protocol]
         try:
             import fsspec
-            from botocore.exceptions import BotoCoreError, ClientError
 
-            self._files: Any = fsspec.filesystem("s3", endpoint_url=self._endpoint)  # Any: fsspec is untyped
+            self._files: Any = fsspec.filesystem(self._protocol, **self._options)  # Any: fsspec is untyped
+            places = [name.split(":") for name in names]
+            errors = [getattr(importlib.import_module(module), error) for module, error in places]
         except ImportError as error:
+            extra = "'nd-dist[remote]'" if self._protocol == "s3" else package
             raise ConfigError(
-                "Reading s3:// needs a package that is not installed.",
-                where=self._url,
+                f"Reading {self._protocol}:// needs a package that is not installed.",
                 found=str(error),
-                todo="pip install 'nd-dist[remote]'",
+                todo=f"pip install {extra}",
             ) from error
-        self._errors: tuple[type[Exception], ...] = (OSError, BotoCoreError, ClientError)
+        self._errors: tuple[type[Exception], ...] = (OSError, *errors)
         self._pid = os.getpid()
 
     def _cat(self, url: str, start: int | None, stop: int | None) -> bytes:
@@ -167,17 +223,17 @@ class S3Transport:
             raise TransferError(describe(error), is_final=_is_final(error)) from None
 
     def read_whole(self, url: str) -> bytes:
-        """Return a small file.
+        """Return a file.
 
         Raises:
             TransferError: it cannot be read.
         """
-        return self._cat(url, None, None)
+        return retried(lambda: self._cat(url, None, None))
 
     def reader(self, url: str, num_bytes: int) -> ReadBlock:
         """Return what reads blocks of a file, one request each."""
         del num_bytes
-        return lambda start, stop: self._cat(url, start, stop)
+        return lambda start, stop: retried(lambda: self._cat(url, start, stop))
 
 
 def describe(error: Exception) -> str:

@@ -18,7 +18,7 @@ from nd_dist.schema import Split, TwoRepeats
 from shards.format.codec import PICTURES, decode_png, image_key, trial_key
 from shards.format.index import Index
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
-from shards.reading.records import ShardFiles, Wanted
+from shards.reading.records import ShardFiles
 
 
 class ShardReader:
@@ -157,7 +157,7 @@ class ShardReader:
         info = self.index.feature(PICTURES)
         rows = self._image_rows(PICTURES, image_ids)
         contents = [np.empty(num_bytes, dtype=np.uint8) for num_bytes in rows["bytes"].tolist()]
-        self.files.read([Wanted(rows, contents, lambda position: image_key(image_ids[position]))])
+        self.files.read(rows, contents, lambda position: image_key(image_ids[position]))
         pictures_NHWC = np.empty((len(image_ids), *info.shape), dtype=np.uint8)
         for picture_HWC, content, image_id in zip(pictures_NHWC, contents, image_ids, strict=True):
             picture_HWC[:] = decode_png(content.tobytes(), where=image_key(image_id))
@@ -165,11 +165,12 @@ class ShardReader:
 
     def read_voxels(self, rows: Table, out_NV: npt.NDArray[np.floating]) -> None:
         """Fill ``out_NV`` (N, V), of the stored dtype, with the voxels of N rows of ``trials`` of one subject."""
-        self.files.read([wanted_voxels(rows, out_NV)])
+        self.files.read(rows, out_NV, lambda position: trial_row_key(rows[position]))
 
     def read_targets(self, name: str, image_ids: Sequence[int], out: npt.NDArray[np.floating]) -> None:
         """Fill ``out`` (N, *shape), of the stored dtype, with a target of N images."""
-        self.files.read([wanted_targets(name, image_ids, self._image_rows(name, image_ids), out)])
+        rows = self._image_rows(name, image_ids)
+        self.files.read(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
 
     def announce_voxels(self, subject: int, rows: Table) -> None:
         """Say that rows of ``trials`` of a subject will be read next."""
@@ -206,16 +207,6 @@ class ShardReader:
             absent = int(ids[~is_present][0])
             raise DataError(f"Store {store!r} holds no image {absent}.", where=self.index.place)
         return rows
-
-
-def wanted_voxels(rows: Table, out_NV: npt.NDArray[np.floating]) -> Wanted:
-    """Return what ``ShardReader.read_voxels`` reads, to be read together with others."""
-    return Wanted(rows, out_NV, lambda position: trial_row_key(rows[position]))
-
-
-def wanted_targets(name: str, image_ids: Sequence[int], rows: Table, out: npt.NDArray[np.floating]) -> Wanted:
-    """Return what ``ShardReader.read_targets`` reads, where the rows (N,) of the store's table are known already."""
-    return Wanted(rows, out, lambda position: f"{image_key(int(image_ids[position]))}.{name}")
 
 
 def mean_items(

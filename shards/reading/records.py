@@ -6,118 +6,41 @@ are errors that name shard, sample and offset, and never a wrong sample.
 
 from __future__ import annotations
 
-import logging
 import os
+import resource
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import DataError
-from shards.format.checksum import checksum
+from shards.format.codec import checksum
 from shards.format.index import ShardInfo
 from shards.format.tables import Table
 from shards.places.store import Store
-from shards.reading.buffers import BufferPool
-from shards.reading.helpers import Helper, Task
-from shards.reading.open_files import max_open_shards
 
 NOTE_USE_S = 30.0
-_PAGE_BYTES = 4096
-_LOGGER = logging.getLogger(__name__)
+MAX_OPEN_SHARDS = 4096  # eight subjects have some 1,500 shards
+Records = npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Records to be read.
-
-    Args:
-        rows: (N,) of a table, with columns shard, offset and checksum.
-        records: N C-contiguous arrays (or one array of N records), overwritten.
-        name: Names the sample at a position; called only where reading fails.
-    """
-
-    rows: Table
-    records: npt.NDArray[np.floating] | Sequence[npt.NDArray[np.uint8]]
-    name: Callable[[int], str]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all records."""
-        return self.records.nbytes if isinstance(self.records, np.ndarray) else sum(r.nbytes for r in self.records)
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of each of N records that are one array."""
-        return self.num_bytes // max(1, len(self.records))
-
-    def contents(self) -> list[memoryview]:
-        """Return the memory of every record."""
-        if not isinstance(self.records, np.ndarray):
-            return [record.data for record in self.records]
-        memory = self.records.reshape(-1).view(np.uint8).data
-        num_bytes = self.record_bytes
-        return [memory[start : start + num_bytes] for start in range(0, len(memory), num_bytes or 1)]
-
-    def places(self, pool: BufferPool) -> npt.NDArray[np.int64]:
-        """Return where (N,) in a pool's file that memory is."""
-        assert isinstance(self.records, np.ndarray)
-        return pool.offset(self.records) + np.arange(len(self.records), dtype=np.int64) * self.record_bytes
+def max_open_shards() -> int:
+    """Return how many shards may stay open: half of the files that this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_SHARDS if soft == resource.RLIM_INFINITY else min(MAX_OPEN_SHARDS, soft // 2)
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """A process that reads.
-
-    Args:
-        helper: The process.
-        pool: The records are its memory.
-        max_shards: Shards that may be in use at a time.
-    """
-
-    helper: Helper
-    pool: BufferPool
-    max_shards: int
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The columns of what is wanted, all (N,)."""
-
-    COLUMNS: ClassVar = ("shard", "offset", "checksum")
-    shards: npt.NDArray[np.uint32]
-    offsets: npt.NDArray[np.uint64]
-    checksums: npt.NDArray[np.uint64]
-
-    def take(self, part: npt.NDArray[np.int64]) -> _Rows:
-        """Return some of them."""
-        return _Rows(self.shards[part], self.offsets[part], self.checksums[part])
-
-
-class _ReadBefore:
-    """Remembers which records other processes read: by the page (4 KiB) of its shard that a record begins in."""
-
-    def __init__(self, shards: Sequence[ShardInfo]) -> None:
-        num_pages = np.array([-(-shard.bytes // _PAGE_BYTES) for shard in shards], dtype=np.int64)
-        self._first_pages = np.cumsum(num_pages) - num_pages
-        self._were_read = np.zeros(num_pages.sum(), dtype=np.bool_)
-
-    def note(self, rows: _Rows) -> npt.NDArray[np.bool_]:
-        """Return which (N,) records were read before, and remember them all."""
-        pages = self._first_pages[rows.shards] + rows.offsets.astype(np.int64) // _PAGE_BYTES
-        were_read: npt.NDArray[np.bool_] = self._were_read[pages]
-        self._were_read[pages] = True
-        return were_read
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._were_read[:] = False
+def allow_more_open_files() -> None:
+    """Let this process and its children open as many files as shards ask for, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MAX_OPEN_SHARDS if hard == resource.RLIM_INFINITY else min(2 * MAX_OPEN_SHARDS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _OpenFile:
@@ -125,8 +48,7 @@ class _OpenFile:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        status = os.fstat(descriptor)
-        self.num_bytes, self.identity = status.st_size, (status.st_dev, status.st_ino)
+        self.num_bytes = os.fstat(descriptor).st_size
         self.noted = time.monotonic()
 
     def __del__(self) -> None:
@@ -147,94 +69,46 @@ class _WrongBytes(Exception):
 
 
 class ShardFiles:
-    """The shards of an index, opened when first read.
+    """The shards of an index, opened when first read; of too many the least recently used is closed.
 
     Args:
         store: Where they lie.
         shards: The index's list of shards.
-        max_open: Files kept open (none: as many as the system allows); the least recently used is closed first, once
-            no thread reads it.
     """
 
-    def __init__(self, store: Store, shards: Sequence[ShardInfo], max_open: int | None = None) -> None:
+    def __init__(self, store: Store, shards: Sequence[ShardInfo]) -> None:
         self._store, self._shards = store, shards
-        self._max_open = max_open or max_open_shards()
+        self._max_open = max_open_shards()
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
-        self._read_before = _ReadBefore(shards)
-        self._was_told = False
 
-    def read(self, wanted: Sequence[Wanted], elsewhere: Elsewhere | None = None) -> None:
-        """Fill records with what rows of tables point to.
+    def read(self, rows: Table, records: Records, name: Callable[[int], str]) -> None:
+        """Fill records with what rows of a table point to.
 
         Args:
-            wanted: What to read.
-            elsewhere: The process that reads, where it is not this one; all records are memory of its pool.
+            rows: (N,) with columns shard, offset and checksum.
+            records: N C-contiguous arrays (or one array of N records), overwritten.
+            name: Names the sample at a position; called only where reading fails.
 
         Raises:
             DataError: a shard is missing or cut, or a record's bytes are not those that were packed.
         """
-        if not wanted:
-            return
-        rows = _Rows(*(np.concatenate([part.rows[column] for part in wanted]) for column in _Rows.COLUMNS))
-        is_right = np.zeros(len(rows.shards), dtype=np.bool_)
-        if elsewhere is not None:
-            places = np.concatenate([part.places(elsewhere.pool) for part in wanted])
-            lengths = np.repeat([part.record_bytes for part in wanted], [len(part.rows) for part in wanted])
-            for part in _split_by_shards(rows.shards, elsewhere.max_shards):
-                is_right[part] = self._read_elsewhere(rows.take(part), places[part], lengths[part], elsewhere)
-        if is_right.all():
-            return
-        contents = [content for part in wanted for content in part.contents()]
-        for position in np.flatnonzero(~is_right).tolist():
-            self._read_here(rows, position, contents[position], wanted)
-        if elsewhere is not None and not elsewhere.helper.is_gone and not self._was_told:
-            self._was_told = True
-            _LOGGER.warning("A reader process cannot read what this process can: %d records.", np.sum(~is_right))
-
-    def _read_elsewhere(
-        self, rows: _Rows, places: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], elsewhere: Elsewhere
-    ) -> npt.NDArray[np.bool_]:
-        """Let another process fill records; return which (N,) are those that were packed."""
-        numbers, which = np.unique(rows.shards, return_inverse=True)
-        files = [self._file(shard) for shard in numbers.tolist()]  # held while they are read
-        pool = elsewhere.pool
-        task = Task(
-            memory=(pool.identity, pool.descriptor, pool.num_bytes),
-            shards=tuple((file.identity, file.descriptor) for file in files),
-            which=which,
-            offsets=rows.offsets,
-            places=places,
-            lengths=lengths,
-            checksums=rows.checksums,
-            were_read=self._read_before.note(rows),
-        )
-        answer = elsewhere.helper.read(task)
-        if answer.is_missing:
-            self._read_before.forget()
-        return answer.is_right
-
-    def _read_here(self, rows: _Rows, position: int, content: memoryview, wanted: Sequence[Wanted]) -> None:
-        """Fill one record by itself; once more where another copy of its shard can be had.
-
-        Raises:
-            DataError: it cannot be had.
-        """
-        shard, offset, expected = (int(column[position]) for column in (rows.shards, rows.offsets, rows.checksums))
-        try:
-            self._read(shard, content, offset, expected)
-        except _WrongBytes as error:
-            if self._forget(shard):
-                with suppress(_WrongBytes):
-                    self._read(shard, content, offset, expected)
-                    return
-            place, name = f"{self._store.place}/{self._shards[shard].path}", _name(wanted, position)
-            raise DataError(
-                "A sample cannot be read.",
-                where=f"{place}, sample {name}, offset {offset}",
-                found=str(error),
-                todo="run `nd verify --repair` on the folder that was packed",
-            ) from error
+        columns = (rows[column].tolist() for column in ("shard", "offset", "checksum"))
+        for position, (shard, offset, expected) in enumerate(zip(*columns, strict=True)):
+            content = records[position].reshape(-1).view(np.uint8).data
+            try:
+                self._read(shard, content, offset, expected)
+            except _WrongBytes as error:
+                if self._forget(shard):
+                    with suppress(_WrongBytes):
+                        self._read(shard, content, offset, expected)
+                        continue
+                raise DataError(
+                    "A sample cannot be read.",
+                    where=f"{self._store.place}/{self._shards[shard].path}, sample {name(position)}, offset {offset}",
+                    found=str(error),
+                    todo="run `nd verify --repair` on the folder that was packed",
+                ) from error
 
     def announce(self, rows: Table, num_bytes: int) -> None:
         """Tell the operating system which records will be read next, so that a cold disk gets many requests at once.
@@ -301,23 +175,6 @@ class ShardFiles:
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return file
-
-
-def _split_by_shards(shards: npt.NDArray[np.uint32], at_most: int) -> list[npt.NDArray[np.int64]]:
-    """Return the positions of records, in as few parts as lie in so many shards at most each."""
-    order = np.argsort(shards, kind="stable")
-    is_first = np.diff(shards[order], prepend=-1) != 0
-    starts = np.flatnonzero(is_first)[at_most::at_most]
-    return np.split(order, starts)
-
-
-def _name(wanted: Sequence[Wanted], position: int) -> str:
-    """Return the name of the sample at a position in all that is wanted."""
-    for part in wanted:
-        if position < len(part.rows):
-            return part.name(position)
-        position -= len(part.rows)
-    raise IndexError(position)
 
 
 def _pread_full(descriptor: int, content: memoryview, offset: int) -> None:

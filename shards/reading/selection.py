@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.seeds import splitmix64
-from shards.format.codec import PICTURES, image_key, int8_store
+from shards.format.codec import PICTURES, image_key, stores_of
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reading.reader import ShardReader
 
@@ -34,9 +34,9 @@ class StreamConfig:
         threads: Reader threads.
         heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
             every run.
-        dtype: float32, or the stored dtype.
+        dtype: float32, or the dtype on disk; means over repeats and int8 stores are float32 in both cases.
         repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
-        int8: Read the targets' int8 stores; they are delivered in float32.
+        int8: Read the targets' int8 stores.
     """
 
     subjects: tuple[int, ...]
@@ -56,7 +56,7 @@ class StreamConfig:
     @property
     def stores(self) -> tuple[str, ...]:
         """Stores that are read, one a target."""
-        return tuple(int8_store(name) for name in self.targets) if self.int8 else self.targets
+        return stores_of(self.targets, self.int8)
 
 
 @dataclass(frozen=True)

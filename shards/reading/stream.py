@@ -22,18 +22,13 @@ from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
 from shards.format.index import ShardInfo
 from shards.format.tables import Table
-from shards.places.prefetch import Prefetcher
+from shards.places.remote import Prefetcher
 from shards.reading.buffers import BufferPool
-from shards.reading.helpers import Helpers, can_help
-from shards.reading.open_files import max_shards_at_once
 from shards.reading.order import Order, SubjectSlice
-from shards.reading.reader import ShardReader, mean_items, wanted_targets, wanted_voxels
-from shards.reading.records import Elsewhere, Wanted
+from shards.reading.reader import ShardReader, mean_items
 from shards.reading.selection import StreamConfig, check_stores, choose_items
 
 __all__ = ["StreamConfig", "TrialStream"]
-
-HELP_AFTER_BYTES = 64 * 1024**2  # a shorter stream is over before a process has started
 
 
 class TrialStream:
@@ -64,12 +59,8 @@ class TrialStream:
         )
         self._order.check_world(config.world_size)
         check_stores(reader, config, self._items)
-        self._tables = {store: reader.store(store) for store in config.stores}
         self._content_id = reader.index.content_id(config.subjects, config.stores)
         self._pool = BufferPool()
-        self._helpers = Helpers()
-        self._max_shards_at_once = max_shards_at_once(config.threads)
-        self._num_bytes_read = 0
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
         self._step = 0
         self._ahead: deque[Future[Batch]] = deque()
@@ -152,7 +143,6 @@ class TrialStream:
         if self._prefetcher is not None:
             self._prefetcher.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._helpers.close()
 
     def __enter__(self) -> TrialStream:
         """Return the stream."""
@@ -205,22 +195,11 @@ class TrialStream:
                 self._reader.announce_voxels(subject, subject_rows)
             for store in config.stores:
                 self._reader.announce_targets(store, image_ids)
-        voxels = {subject: self._lend_voxels(subject, subject_rows) for subject, (subject_rows, _) in chosen.items()}
-        targets = {store: self._lend_target(store, len(image_ids)) for store in config.stores}
-        self._read(
-            [
-                *(wanted_voxels(subject_rows, voxels[subject]) for subject, (subject_rows, _) in chosen.items()),
-                *(
-                    wanted_targets(store, image_ids, self._tables[store][rows["image"]], stored)
-                    for store, stored in targets.items()
-                ),
-            ]
-        )
         return Batch(
             step=step,
-            voxels={subject: self._deliver_voxels(voxels[subject], starts) for subject, (_, starts) in chosen.items()},
+            voxels={subject: self._read_voxels(subject, *items) for subject, items in chosen.items()},
             targets={
-                name: self._deliver_target(store, targets[store])
+                name: self._read_target(store, image_ids)
                 for name, store in zip(config.targets, config.stores, strict=True)
             },
             subject=rows["subject"].astype(np.int64),
@@ -231,47 +210,32 @@ class TrialStream:
             sample_id=_sample_ids(slices),
         )
 
-    def _read(self, wanted: Sequence[Wanted]) -> None:
-        """Read, in a reader process once the stream has become long."""
-        if not can_help() or self._num_bytes_read < HELP_AFTER_BYTES:
-            self._reader.files.read(wanted)
-        else:
-            with self._helpers.one() as helper:
-                elsewhere = Elsewhere(helper, self._pool, self._max_shards_at_once) if helper else None
-                self._reader.files.read(wanted, elsewhere)
-        self._num_bytes_read += sum(part.num_bytes for part in wanted)
-
-    def _lend_voxels(self, subject: int, rows: Table) -> npt.NDArray[np.floating]:
-        """Return memory (R, V) for the stored voxels of R rows of the table of trials."""
-        return self._pool.lend((len(rows), self._reader.num_voxels[subject]), self._reader.index.voxels.dtype)
-
-    def _lend_target(self, store: str, num_images: int) -> npt.NDArray[np.floating]:
-        """Return memory (B, *shape) for a stored target of B images."""
-        info = self._reader.index.features[store]
-        return self._pool.lend((num_images, *info.shape), info.dtype)
-
-    def _deliver_voxels(self, stored_RV: npt.NDArray[np.floating], starts: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the voxels (b, V) of b items, each the mean over its rows."""
-        if len(starts) == len(stored_RV):
-            return self._deliver(stored_RV)
-        means_BV = self._pool.lend((len(starts), stored_RV.shape[1]), self._out_dtype(stored_RV.dtype))
+    def _read_voxels(self, subject: int, rows: Table, starts: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the voxels (b, V) of b items, each the mean over its rows of the table of trials."""
+        num_voxels, dtype = self._reader.num_voxels[subject], self._reader.index.voxels.dtype
+        if self._config.repeats == "trials":
+            stored_BV = self._pool.lend((len(rows), num_voxels), dtype)
+            self._reader.read_voxels(rows, stored_BV)
+            return self._deliver(stored_BV)
+        stored_RV = np.empty((len(rows), num_voxels), dtype)  # R differs by step: the pool would hold one of each
+        self._reader.read_voxels(rows, stored_RV)
+        means_BV = self._pool.lend((len(starts), num_voxels), np.float32)
         mean_items(stored_RV, starts, means_BV)
         return torch.from_numpy(means_BV)
 
-    def _deliver_target(self, store: str, stored: npt.NDArray[np.floating]) -> torch.Tensor:
-        """Return a target (B, *shape); that of an int8 store is scaled."""
-        if self._reader.index.features[store].scale is None:
+    def _read_target(self, store: str, image_ids: Sequence[int]) -> torch.Tensor:
+        """Return a target (B, *shape) of B images; that of an int8 store is scaled."""
+        info = self._reader.index.features[store]
+        stored = self._pool.lend((len(image_ids), *info.shape), info.dtype)
+        self._reader.read_targets(store, image_ids, stored)
+        if info.scale is None:
             return self._deliver(stored)
         wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
         return torch.mul(torch.from_numpy(stored), torch.from_numpy(self._reader.index.scale(store)), out=wide)
 
-    def _out_dtype(self, stored: np.dtype[np.floating]) -> npt.DTypeLike:
-        """Return the dtype that is delivered."""
-        return stored if self._config.dtype == "stored" else np.float32
-
     def _deliver(self, stored: npt.NDArray[np.floating]) -> torch.Tensor:
         """Return a tensor in the wanted dtype; its memory returns to the pool when the last view of it is gone."""
-        if stored.dtype == self._out_dtype(stored.dtype):
+        if self._config.dtype == "stored" or stored.dtype == np.float32:
             return torch.from_numpy(stored)
         wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
         return wide.copy_(torch.from_numpy(stored))  # torch converts half precision several times faster than NumPy

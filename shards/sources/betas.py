@@ -10,23 +10,22 @@ Shape suffixes: T trials, V voxels of the ROI, X, Y, Z the brain grid.
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 
 from nd_dist.errors import DataError
+from shards.sources.files import open_hdf5, reading
 
 BETA_SCALE = 300.0  # NSD manual: int16 betas are percent signal change x 300
 HDF5_DATASET = "betas"
+PROBED_VOXELS = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def read_labels(path: Path) -> npt.NDArray[np.floating]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    with _named_errors(path):
+    with reading(path):
         return np.asarray(nibabel.load(path).get_fdata(dtype=np.float32))
 
 
@@ -90,15 +89,36 @@ def read_header(path: Path) -> BetasHeader:
     Raises:
         DataError: the file is missing, damaged or not four-dimensional.
     """
-    with _named_errors(path):
+    with reading(path):
         if path.suffix == ".hdf5":
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 shape = tuple(reversed(file[HDF5_DATASET].shape))
         else:
             shape = tuple(nibabel.load(path).shape)
     if len(shape) != 4:
         raise DataError("Betas must have four axes.", where=str(path), expected="X, Y, Z, trials", found=shape)
     return BetasHeader((int(shape[0]), int(shape[1]), int(shape[2])), int(shape[3]))
+
+
+def read_probe(path: Path, roi: Roi) -> bytes:
+    """Return a little of a betas file, by which two equal deliveries are known without reading them; maybe nothing.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with reading(path):
+        if path.suffix == ".hdf5":  # a chunk holds all trials of a voxel
+            x, z_y = roi.flat % roi.grid[0], roi.flat // roi.grid[0]
+            with open_hdf5(path) as file:
+                chosen = np.linspace(0, roi.num_voxels - 1, PROBED_VOXELS).astype(int)
+                parts = [file[HDF5_DATASET][:, z_y[v] // roi.grid[1], z_y[v] % roi.grid[1], x[v]] for v in chosen]
+        else:
+            image = nibabel.load(path)
+            with _open_maybe_gzip(path) as stream:
+                stream.read(int(image.dataobj.offset))
+                content = stream.read(int(np.prod(roi.grid)) * image.header.get_data_dtype().itemsize)
+            parts = [np.frombuffer(content, dtype=np.uint8)]
+    return b"".join(part.tobytes() for part in parts if len(np.unique(part)) > 1)
 
 
 def read_betas(path: Path, roi: Roi) -> npt.NDArray[np.float32]:
@@ -111,13 +131,13 @@ def read_betas(path: Path, roi: Roi) -> npt.NDArray[np.float32]:
     if header.grid != roi.grid:
         raise DataError("Betas and ROI have different grids.", where=str(path), expected=roi.grid, found=header.grid)
     read = _read_hdf5 if path.suffix == ".hdf5" else _read_nifti
-    with _named_errors(path):
+    with reading(path):
         return read(path, roi, header.num_trials)
 
 
 def _read_hdf5(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32]:
     """Read run by run along X: NSD's chunks hold all trials of one voxel, so only the ROI's chunks are touched."""
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         dataset = file[HDF5_DATASET]
         betas_TV = np.empty((num_trials, roi.num_voxels), dtype=np.float32)
         for z, y, x_start, x_stop, voxels in roi.x_runs():
@@ -159,21 +179,3 @@ def _open_maybe_gzip(path: Path) -> Iterator[IO[bytes]]:
     else:
         with open(path, "rb") as stream:
             yield stream
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Turn what the file formats raise about damage into an error that names the file."""
-    if not path.is_file():
-        raise DataError("A file of the data set is missing.", where=str(path), todo="download it, then run again")
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, EOFError, KeyError, ValueError, zlib.error, ImageFileError) as error:
-        raise DataError(
-            "A file of the data set is truncated or damaged.",
-            where=str(path),
-            found=str(error) or type(error).__name__,
-            todo="download this file again, then run the same command",
-        ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from nd_dist.errors import DataError
 from nd_dist.files import read_json
+from shards.sources.files import reading
 
 SPLITS = ("train2017", "val2017")
 
@@ -17,7 +17,7 @@ def captions_path(folder: Path, split: str) -> Path:
 
 
 def read_captions(folder: Path, splits: Iterable[str]) -> dict[int, tuple[str, ...]]:
-    """Return every COCO image's captions, in the order of their annotation ids.
+    """Return every COCO image's captions that are not blank, in the order of their annotation ids.
 
     Args:
         folder: Where the annotation files lie.
@@ -29,14 +29,8 @@ def read_captions(folder: Path, splits: Iterable[str]) -> dict[int, tuple[str, .
     captions: dict[int, list[tuple[int, str]]] = {}
     for split in splits:
         path = captions_path(folder, split)
-        content = read_json(path)
-        try:
-            for annotation in content["annotations"]:
-                captions.setdefault(int(annotation["image_id"]), []).append(
-                    (int(annotation["id"]), str(annotation["caption"]).strip())
-                )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                "A caption file is not in COCO's format.", where=str(path), found=f"{type(error).__name__}: {error}"
-            ) from error
-    return {coco_id: tuple(text for _, text in sorted(entries)) for coco_id, entries in captions.items()}
+        with reading(path, "A file of COCO's captions"):
+            for annotation in read_json(path)["annotations"]:
+                entry = int(annotation["id"]), str(annotation["caption"]).strip()
+                captions.setdefault(int(annotation["image_id"]), []).append(entry)
+    return {coco_id: tuple(text for _, text in sorted(entries) if text) for coco_id, entries in captions.items()}

@@ -1,7 +1,8 @@
 """The contract between a data set's layout and the packer: what every reader must tell and hand out.
 
-A reader knows one layout on disk (file names, 1-based ids, axis order); the packer knows none. Readers touch no betas
-before ``read_session``, and say at construction what is missing.
+A reader knows one layout on disk (file names, 1-based ids, axis order); the packer knows none. Readers say at
+construction what is missing, read whole sessions in ``read_session`` only, and leave it to the packer which trials are
+wanted (``data.max_sessions``).
 
 Shape suffixes: T trials, V voxels of one subject, N pictures, H height, W width.
 """
@@ -24,9 +25,10 @@ class SubjectDesign:
         subject: Subject id, 1-based as in file names.
         num_voxels: Voxels of the ROI.
         session: (T,) 1-based session of each trial, non-decreasing.
-        image_id: (T,) 0-based image id.
-        is_test: (T,) whether the image is one that all subjects share.
+        image_id: (T,) 0-based image id; -1 where it is not known: such a trial counts for z-scoring only.
+        is_test: (T,) whether the image is a test image, which all subjects share.
         source: JSON facts that identify this subject's data (kept in the index, compared on resume).
+        absent: Sessions that took place, but whose betas are not at hand.
     """
 
     subject: int
@@ -35,6 +37,7 @@ class SubjectDesign:
     image_id: npt.NDArray[np.int64]
     is_test: npt.NDArray[np.bool_]
     source: Mapping[str, object]
+    absent: tuple[int, ...] = ()
 
     @property
     def num_trials(self) -> int:
@@ -43,8 +46,8 @@ class SubjectDesign:
 
     @property
     def sessions(self) -> tuple[int, ...]:
-        """Sessions in order."""
-        return tuple(int(session) for session in np.unique(self.session))
+        """Sessions whose betas are at hand, in order."""
+        return tuple(int(session) for session in np.unique(self.session) if session not in self.absent)
 
     def trials_of(self, session: int) -> npt.NDArray[np.int64]:
         """Return the 0-based trials of a session, in order."""
@@ -72,13 +75,13 @@ class DatasetReader(Protocol):
 
     @property
     def source(self) -> Mapping[str, object]:
-        """JSON facts that identify the data set's pictures, captions and design."""
+        """JSON facts that identify the data set's pictures, captions and design; ``simulated``: it is made up."""
 
     def design(self, subject: int) -> SubjectDesign:
         """Return a subject's design."""
 
     def read_session(self, subject: int, session: int) -> npt.NDArray[np.float32]:
-        """Return one session's betas (T, V) in percent signal change; NaN where the data set has none."""
+        """Return the betas (T, V) of a session's trials in percent signal change; NaN where the data set has none."""
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return pictures (N, H, W, 3), 0..255, in the order of ``image_ids``."""

@@ -13,26 +13,30 @@ unpickles.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.config import Config
 from nd_dist.errors import DataError
-from nd_dist.files import hash_json
+from nd_dist.files import read_json
 from nd_dist.schema import SEMANTIC
 from shards.sources.contract import SubjectDesign
+from shards.sources.files import open_hdf5, reading
 
 BEHAVIOUR = ".behav.npy"
 # columns of behav.npy; image and trial are 0-based, session is 1-based
 IMAGE, SUBJECT, SESSION, TRIAL, IS_SHARED = 0, 1, 2, 5, 16
 NUM_COLUMNS = 17
 MAX_MEMBER_BYTES = 1 << 20
+PICTURES = "coco_images_224_float16.hdf5"
+PIXEL_SLACK = 1e-2
+EXPORT_RECORD = "nd_dist_export.json"  # in a folder that `nd export` wrote
 
 
 class MindEye2Reader:
@@ -45,7 +49,8 @@ class MindEye2Reader:
 
     def __init__(self, config: Config, num_images: int) -> None:
         self._root, self._config = config.nsd_root, config.data
-        self._rows: dict[int, npt.NDArray[np.int64]] = {}
+        self._designs: dict[int, SubjectDesign] = {}
+        self._delivered: dict[bytes, Path] = {}
         self.num_images = num_images
 
     @classmethod
@@ -55,8 +60,7 @@ class MindEye2Reader:
         Raises:
             DataError: what is missing.
         """
-        path = config.nsd_root / "coco_images_224_float16.hdf5"
-        reader = cls(config, _hdf5_shape(path, "images")[0])
+        reader = cls(config, _shape(config.nsd_root / PICTURES, "images")[0])
         if SEMANTIC in config.data.targets:
             _ = reader._captions
         return reader
@@ -64,46 +68,19 @@ class MindEye2Reader:
     @property
     def source(self) -> Mapping[str, object]:
         """Facts that identify the data set."""
-        return {"reader": "mindeye2", "num_images": self.num_images}
+        record = self._root / EXPORT_RECORD
+        is_simulated = record.is_file() and bool(read_json(record).get("simulated"))
+        return {"reader": "mindeye2", "num_images": self.num_images, "simulated": is_simulated}
 
     def design(self, subject: int) -> SubjectDesign:
-        """Return a subject's design, put together from the behaviour of all its trials.
+        """Return a subject's design, put together from the behaviour of the trials that were downloaded.
 
         Raises:
-            DataError: a file is missing, or trials are missing or do not fit the betas.
+            DataError: a file or trials are missing, or what they say of themselves is not where they lie.
         """
-        behaviour = self._behaviour(subject)
-        trials = behaviour[:, TRIAL]
-        num_trials, num_voxels = _hdf5_shape(self._betas_path(subject), "betas")
-        if (trials != np.arange(len(trials))).any() or len(trials) > num_trials:
-            missing = np.setdiff1d(np.arange(trials.max() + 1), trials)
-            raise DataError(
-                f"The trials of subject {subject} are not complete.",
-                where=str(self._root / f"wds/subj{subject:02d}"),
-                expected=f"trials 0 .. {num_trials - 1}, each once",
-                found=f"{len(trials)} trials" + (f", trial {missing[0]} is missing" if len(missing) else ""),
-                todo="download all train tars and new_test, or set data.max_sessions",
-            )
-        image_id = behaviour[:, IMAGE]
-        if int(image_id.min()) < 0 or int(image_id.max()) >= self.num_images:
-            raise DataError(
-                "A trial names a picture that does not exist.",
-                where=str(self._root / f"wds/subj{subject:02d}"),
-                expected=f"0 .. {self.num_images - 1}",
-                found=int(image_id.max()),
-            )
-        return SubjectDesign(
-            subject=subject,
-            num_voxels=num_voxels,
-            session=behaviour[:, SESSION],
-            image_id=image_id,
-            is_test=behaviour[:, IS_SHARED] == 1,
-            source={
-                "betas": self._betas_path(subject).name,
-                "roi": "nsdgeneral, z-scored as published",
-                "trials": hash_json(behaviour[:, [IMAGE, SESSION, IS_SHARED]].tolist()),
-            },
-        )
+        if subject not in self._designs:
+            self._designs[subject] = self._read_design(subject)
+        return self._designs[subject]
 
     def read_session(self, subject: int, session: int) -> npt.NDArray[np.float32]:
         """Return one session's betas (T, V) as published (z-scored).
@@ -111,36 +88,32 @@ class MindEye2Reader:
         Raises:
             DataError: the file is damaged.
         """
-        trials = np.flatnonzero(self._behaviour(subject)[:, SESSION] == session)
-        path = self._betas_path(subject)
-        try:
-            with h5py.File(path, "r") as file:
-                return np.asarray(file["betas"][trials[0] : trials[-1] + 1], dtype=np.float32)
-        except (OSError, KeyError) as error:
-            raise DataError("Betas cannot be read.", where=str(path), found=str(error)) from error
+        trials = self.design(subject).trials_of(session)
+        with reading(path := self._betas_path(subject)), open_hdf5(path) as file:
+            return np.asarray(file["betas"][trials[0] : trials[-1] + 1], dtype=np.float32)
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return pictures (N, H, W, 3), 0..255, rounded from half precision.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file is damaged, or holds something else than pixels of 0..1.
         """
-        path = self._root / "coco_images_224_float16.hdf5"
-        try:
-            with h5py.File(path, "r") as file:
-                pictures_NCHW = np.stack([file["images"][image_id] for image_id in image_ids])
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError("Pictures cannot be read.", where=str(path), found=str(error)) from error
-        pixels_NHWC = pictures_NCHW.astype(np.float32).transpose(0, 2, 3, 1)
-        return np.clip(np.rint(pixels_NHWC * 255), 0, 255).astype(np.uint8)
+        with reading(path := self._root / PICTURES), open_hdf5(path) as file:
+            pictures_NCHW = np.stack([file["images"][image_id] for image_id in image_ids]).astype(np.float32)
+            for image_id, picture_CHW in zip(image_ids, pictures_NCHW, strict=True):
+                if not (picture_CHW.min() >= -PIXEL_SLACK and picture_CHW.max() <= 1 + PIXEL_SLACK):  # or NaN
+                    raise ValueError(
+                        f"image {image_id} has pixels {picture_CHW.min()} .. {picture_CHW.max()}, not 0 .. 1"
+                    )
+        return np.clip(np.rint(pictures_NCHW.transpose(0, 2, 3, 1) * 255), 0, 255).astype(np.uint8)
 
     def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
-        """Return the captions of pictures; empty ones are left out.
+        """Return the captions of pictures; blank ones are left out.
 
         Raises:
             DataError: a picture has no caption.
         """
-        captions = [tuple(str(text) for text in self._captions[image_id] if str(text)) for image_id in image_ids]
+        captions = [tuple(str(text) for text in self._captions[image_id] if text.strip()) for image_id in image_ids]
         if missing := [image_id for image_id, texts in zip(image_ids, captions, strict=True) if not texts]:
             raise DataError("A picture has no caption.", where=str(self._root), found=f"image {missing[0]}")
         return captions
@@ -149,15 +122,9 @@ class MindEye2Reader:
     def _captions(self) -> npt.NDArray[np.str_]:
         """Captions, (num_images, 5)."""
         path = self._root / "COCO_73k_annots_curated.npy"
-        try:
+        todo = "a file of Python objects: save it once as an array of text, or leave c out of data.targets"
+        with reading(path, "The file of MindEye2's captions", todo if _is_pickled(path) else ""):
             captions = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                "MindEye2's captions cannot be read (a file of Python objects is refused).",
-                where=str(path),
-                found=str(error),
-                todo="save it once as an array of text, or leave c out of data.targets",
-            ) from error
         if captions.ndim != 2 or len(captions) != self.num_images:
             raise DataError(
                 "MindEye2's captions do not fit the pictures.",
@@ -168,34 +135,168 @@ class MindEye2Reader:
         return np.asarray(captions)
 
     def _betas_path(self, subject: int) -> Path:
-        return self._root / f"betas_all_subj{subject:02d}_fp32_renorm.hdf5"
-
-    def _behaviour(self, subject: int) -> npt.NDArray[np.int64]:
-        """Return the behaviour of all trials of the wanted sessions in order, (T, 17); missing entries are -1."""
-        if subject not in self._rows:
-            self._rows[subject] = self._read_subject(subject)
-        return self._rows[subject]
-
-    def _read_subject(self, subject: int) -> npt.NDArray[np.int64]:
-        """Read the behaviour of a subject's trials from its tars.
+        """Return the published betas of a subject.
 
         Raises:
-            DataError: a tar is missing or damaged, or a session has no training trials.
+            DataError: they are missing, and what lies there instead.
+        """
+        path = self._root / f"betas_all_subj{subject:02d}_fp32_renorm.hdf5"
+        others = sorted(found.name for found in self._root.glob(f"betas*subj{subject:02d}*.hdf5") if found != path)
+        if not path.is_file() and others:
+            raise DataError(
+                f"The published betas of subject {subject} are missing.",
+                where=str(path),
+                found=f"{', '.join(others)}: a file of MindEye2's notebook has half precision and another z-scoring",
+                todo="download the published file",
+            )
+        return path
+
+    def _read_design(self, subject: int) -> SubjectDesign:
+        """Put a subject's design together.
+
+        Raises:
+            DataError: see ``design``.
+        """
+        rows, present = self._read_rows(subject)
+        num_rows, num_voxels = _shape(betas := self._betas_path(subject), "betas")
+        trial, last = rows[:, TRIAL], int(rows[:, SESSION].max())
+        required = min(self._config.max_sessions or last, last)
+        folder = self._root / f"wds/subj{subject:02d}"
+        if missing := [session for session in range(1, required + 1) if session not in present]:
+            raise DataError(
+                f"The trials of subject {subject} are not complete: no training trials of session {missing[0]}.",
+                where=str(folder / "train"),
+                expected=", ".join(f"{session - 1}.tar" for session in missing[:5]),
+                found=f"{len(present)} tars of sessions {_ranges(present)}",
+                todo="download them" + (f", or set data.max_sessions={missing[0] - 1}" if missing[0] > 1 else ""),
+            )
+        session = _sessions(rows, present)
+        complete = np.isin(session, present)
+        problem = ""
+        if len(np.unique(trial)) < len(trial):
+            problem = f"trial {_first_repeated(trial)} twice"
+        elif (session[trial] != rows[:, SESSION]).any():
+            wrong = rows[np.flatnonzero(session[trial] != rows[:, SESSION])[0]]
+            problem = f"trial {wrong[TRIAL]} in session {wrong[SESSION]} instead of {session[wrong[TRIAL]]}"
+        elif len(absent := np.setdiff1d(np.flatnonzero(complete), trial)):
+            problem = f"{len(trial)} trials, trial {absent[0]} is missing"
+        elif int(np.count_nonzero(session <= required)) > num_rows:
+            problem = f"betas of {num_rows} trials"
+        if problem:
+            raise DataError(
+                f"The trials of subject {subject} are not complete, or contradict each other.",
+                where=str(folder),
+                expected=f"trials 0 .. {num_rows - 1}, each once and in order",
+                found=problem,
+                todo="download all train tars and new_test, or set data.max_sessions",
+            )
+        self._refuse_copy(betas)
+        image_id, is_test = np.full(len(session), -1), np.zeros(len(session), dtype=np.bool_)
+        image_id[trial], is_test[trial] = rows[:, IMAGE], rows[:, IS_SHARED] == 1
+        return SubjectDesign(
+            subject=subject,
+            num_voxels=num_voxels,
+            session=session,
+            image_id=image_id,
+            is_test=is_test,
+            source={"betas": betas.name, "roi": "nsdgeneral, z-scored as published"},
+            absent=tuple(np.unique(session[num_rows:]).tolist()),
+        )
+
+    def _refuse_copy(self, path: Path) -> None:
+        """Refuse betas that are another subject's.
+
+        Raises:
+            DataError: they begin alike.
+        """
+        with reading(path), open_hdf5(path) as file:
+            probe = np.asarray(file["betas"][:1]).tobytes()
+        other = self._delivered.setdefault(probe, path)
+        if other != path and "equal-trials" not in self._config.accept:
+            raise DataError(
+                "Two subjects have the same betas: one was delivered twice.",
+                where=str(path),
+                found=f"begins like {other.name}",
+                todo="download both again; data.accept=[equal-trials] packs them as they are",
+            )
+
+    def _read_rows(self, subject: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """Return the behaviour (T, 17) of all trials in a subject's tars, and the sessions of its training tars.
+
+        Raises:
+            DataError: a tar is missing, damaged, has another name, or holds what belongs elsewhere.
         """
         folder = self._root / f"wds/subj{subject:02d}"
-        tars = [*sorted((folder / "train").glob("*.tar")), folder / "new_test/0.tar"]
-        rows = np.array([row for path in tars for row in _read_behaviour(path)], dtype=np.int64)
-        last_session = int(rows[:, SESSION].max())
-        train_sessions = range(1, len(tars))
-        if last_session > len(train_sessions) and self._config.max_sessions is None:
+        trains = sorted((folder / "train").glob("*.tar"))
+        if strange := [path for path in trains if not re.fullmatch(r"0|[1-9]\d*", path.stem)]:
             raise DataError(
-                f"Subject {subject} has test trials of session {last_session}, but no training trials of it.",
-                where=str(folder / "train"),
-                expected=f"{last_session - 1}.tar",
-                todo=f"download it, or set data.max_sessions={len(train_sessions)}",
+                "This is not the name of a session's trials.",
+                where=str(strange[0]),
+                expected="0.tar, 1.tar ..., one a session",
+                todo="remove it (a second download of the same file?) or give it its name",
             )
-        rows = rows[rows[:, SESSION] <= (self._config.max_sessions or last_session)]
-        return np.asarray(rows[np.argsort(rows[:, TRIAL], kind="stable")])
+        shared_path = self._root / "shared1000.npy"
+        shared: npt.NDArray[np.bool_] | None = None
+        if shared_path.exists():
+            with reading(shared_path):
+                shared = np.load(shared_path, allow_pickle=False).astype(np.bool_)
+        rows = []
+        for path in (*trains, folder / "new_test/0.tar"):
+            is_train = path.parent.name == "train"
+            for row in _read_behaviour(path):
+                expected = {"subject": subject, "shared": int(not is_train)}
+                found = {"subject": int(row[SUBJECT]), "shared": int(row[IS_SHARED])}
+                if is_train:
+                    expected["session"], found["session"] = int(path.stem) + 1, int(row[SESSION])
+                if not 0 <= (image_id := int(row[IMAGE])) < self.num_images:
+                    expected["image"], found["image"] = self.num_images - 1, image_id
+                elif shared is not None and image_id < len(shared) and bool(shared[image_id]) == is_train:
+                    found["shared"] = int(shared[image_id])
+                if expected != found or row[SESSION] < 1 or row[TRIAL] < 0:
+                    raise DataError(
+                        f"A trial says something else than where it lies (trial {int(row[TRIAL])}).",
+                        where=str(path),
+                        expected=", ".join(f"{name} {value}" for name, value in expected.items()),
+                        found=", ".join(f"{name} {value}" for name, value in found.items()),
+                        todo="download the file again",
+                    )
+                rows.append(row)
+        found_rows = np.array(rows, dtype=np.int64).reshape(-1, NUM_COLUMNS)
+        return found_rows[np.argsort(found_rows[:, TRIAL], kind="stable")], sorted(int(p.stem) + 1 for p in trains)
+
+
+def _sessions(rows: npt.NDArray[np.int64], present: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the session (T,) of every trial up to the last one, known or not.
+
+    Where training trials were not downloaded, sessions are taken to be as long as the first (750 trials in NSD).
+    """
+    trial, session = rows[:, TRIAL], rows[:, SESSION]
+    num_trials, length = int(trial.max()) + 1, int(np.count_nonzero(session == 1))
+    if set(range(1, int(session.max()) + 1)) <= set(present):
+        sessions = np.zeros(num_trials, dtype=np.int64)
+        sessions[trial] = session
+        return np.maximum.accumulate(sessions)
+    return 1 + np.arange(-(-num_trials // length) * length) // length
+
+
+def _first_repeated(values: npt.NDArray[np.int64]) -> int:
+    """Return the first value that is there more than once."""
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts > 1][0])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers for people: ``1..3, 5``."""
+    runs = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1) if numbers else []
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs) or "none"
+
+
+def _is_pickled(path: Path) -> bool:
+    """Return whether an npy file says that it holds Python objects."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as stream:
+        return b"'descr': '|O'" in stream.read(256)
 
 
 def _read_behaviour(path: Path) -> Iterator[npt.NDArray[np.float64]]:
@@ -204,22 +305,17 @@ def _read_behaviour(path: Path) -> Iterator[npt.NDArray[np.float64]]:
     Raises:
         DataError: the tar is missing, damaged, or holds another layout.
     """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                _check_member(member)
-                if not member.name.endswith(BEHAVIOUR):
-                    continue
-                stream = tar.extractfile(member)
-                assert stream is not None, "regular members have content"
-                values = np.load(io.BytesIO(stream.read()), allow_pickle=False).reshape(-1)
-                if len(values) != NUM_COLUMNS:
-                    raise ValueError(f"{member.name} has {len(values)} columns instead of {NUM_COLUMNS}")
-                yield np.where(np.isfinite(values), values, -1)
-    except FileNotFoundError as error:
-        raise DataError("A file of trials is missing.", where=str(path), todo="download it") from error
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        raise DataError("A file of trials cannot be read.", where=str(path), found=str(error)) from error
+    with reading(path, "A file of trials"), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            _check_member(member)
+            if not member.name.endswith(BEHAVIOUR):
+                continue
+            stream = tar.extractfile(member)
+            assert stream is not None, "regular members have content"
+            values = np.load(io.BytesIO(stream.read()), allow_pickle=False).reshape(-1)
+            if len(values) != NUM_COLUMNS:
+                raise ValueError(f"{member.name} has {len(values)} columns instead of {NUM_COLUMNS}")
+            yield np.where(np.isfinite(values), values, -1)
 
 
 def _check_member(member: tarfile.TarInfo) -> None:
@@ -235,16 +331,11 @@ def _check_member(member: tarfile.TarInfo) -> None:
         raise ValueError(f"member {member.name[:60]!r} is not a small plain npy file")
 
 
-def _hdf5_shape(path: Path, name: str) -> tuple[int, ...]:
-    """Return the shape of a dataset.
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    """Return the shape of a data set of an HDF5 file.
 
     Raises:
-        DataError: the file or dataset is missing or damaged.
+        DataError: the file or the data set is missing or damaged.
     """
-    if not path.is_file():
-        raise DataError("A file of MindEye2's data set is missing.", where=str(path), todo="download it")
-    try:
-        with h5py.File(path, "r") as file:
-            return tuple(int(size) for size in file[name].shape)
-    except (OSError, KeyError) as error:
-        raise DataError("A file of MindEye2's data set cannot be read.", where=str(path), found=str(error)) from error
+    with reading(path), open_hdf5(path) as file:
+        return tuple(int(size) for size in file[name].shape)

@@ -6,13 +6,11 @@ a phantom in the same formats read alike. Sources: NSD data manual; the publishe
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -20,11 +18,13 @@ from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.files import sha256_file
 from nd_dist.schema import SEMANTIC
-from shards.sources.betas import BetasHeader, Roi, read_betas, read_header, read_labels
+from shards.sources.betas import BetasHeader, Roi, read_betas, read_header, read_labels, read_probe
 from shards.sources.coco import SPLITS, captions_path, read_captions
 from shards.sources.contract import SubjectDesign
+from shards.sources.files import open_hdf5, read_columns, reading
 from shards.sources.nsd_layout import Experiment, NsdLayout, num_pictures
 
+_RESPONSES = ("SUBJECT", "SESSION", "RUN", "TRIAL", "73KID", "10KID")
 _SUFFIXES = {"hdf5": (".hdf5",), "nifti": (".nii.gz", ".nii"), "auto": (".hdf5", ".nii.gz", ".nii")}
 
 
@@ -43,6 +43,7 @@ class NsdReader:
         self._captions_dir = Path(config.data.captions.replace("${nsd_root}", str(config.nsd_root)))
         self._experiment = experiment
         self._rois: dict[int, Roi] = {}
+        self._delivered: dict[bytes, Path] = {}
         self.num_images = num_images
 
     @classmethod
@@ -73,6 +74,7 @@ class NsdReader:
             "reader": "nsd",
             "expdesign_sha256": sha256_file(self._layout.expdesign),
             "num_images": self.num_images,
+            "simulated": self._layout.is_phantom,
         }
 
     def design(self, subject: int) -> SubjectDesign:
@@ -89,10 +91,12 @@ class NsdReader:
                 expected=f"1 .. {len(experiment.image_id)}",
                 todo="change data.subjects",
             )
-        sessions = self._sessions(subject)
-        roi = self.roi(subject)
-        for session in sessions:
-            self._check_session(subject, session, roi)
+        sessions, roi = self._sessions(subject), self.roi(subject)
+        required = self._config.max_sessions or len(sessions)
+        absent = tuple(s for s in sessions if s > required and self._find_betas(subject, s) is None)
+        for number in sessions:
+            if number not in absent:
+                self._check_session(subject, number, roi)
         num_trials = int(experiment.trials_per_session[: len(sessions)].sum())
         image_id = experiment.image_id[subject - 1, :num_trials]
         if int(image_id.max()) >= self.num_images:
@@ -102,11 +106,12 @@ class NsdReader:
                 expected=f"more than {int(image_id.max())} pictures",
                 found=self.num_images,
             )
-        self._check_responses(subject, image_id)
+        session = np.repeat(np.arange(1, len(sessions) + 1), experiment.trials_per_session[: len(sessions)])
+        self._check_responses(subject, session, image_id)
         return SubjectDesign(
             subject=subject,
             num_voxels=roi.num_voxels,
-            session=np.repeat(np.arange(1, len(sessions) + 1), experiment.trials_per_session[: len(sessions)]),
+            session=session,
             image_id=image_id,
             is_test=experiment.is_test[:num_trials],
             source={
@@ -114,6 +119,7 @@ class NsdReader:
                 "roi": self._config.roi,
                 "roi_sha256": sha256_file(self._layout.roi(subject, self._config.roi)),
             },
+            absent=absent,
         )
 
     def roi(self, subject: int) -> Roi:
@@ -141,14 +147,11 @@ class NsdReader:
             DataError: the stimulus file is damaged.
         """
         path = self._layout.stimuli
-        try:
-            with h5py.File(path, "r") as file:
-                bricks = file["imgBrick"]
-                pictures_NHWC = np.empty((len(image_ids), *bricks.shape[1:]), dtype=np.uint8)
-                for row, image_id in enumerate(image_ids):
-                    pictures_NHWC[row] = bricks[image_id]
-        except (OSError, KeyError, ValueError, IndexError) as error:
-            raise DataError("NSD's pictures cannot be read.", where=str(path), found=str(error)) from error
+        with reading(path, "The file of NSD's pictures"), open_hdf5(path) as file:
+            bricks = file["imgBrick"]
+            pictures_NHWC = np.empty((len(image_ids), *bricks.shape[1:]), dtype=np.uint8)
+            for row, image_id in enumerate(image_ids):
+                pictures_NHWC[row] = bricks[image_id]
         return pictures_NHWC
 
     def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
@@ -157,7 +160,7 @@ class NsdReader:
         Raises:
             DataError: a picture has no caption.
         """
-        missing = [image_id for image_id in image_ids if image_id not in self._captions]
+        missing = [image_id for image_id in image_ids if not self._captions.get(image_id)]
         if missing:
             raise DataError(
                 "COCO's annotation files hold no caption for some of NSD's pictures.",
@@ -171,13 +174,25 @@ class NsdReader:
     def _captions(self) -> dict[int, tuple[str, ...]]:
         """0-based image id -> captions."""
         path = self._layout.stim_info
-        try:
-            with open(path, newline="", encoding="utf-8") as stream:
-                rows = [(int(row["nsdId"]), int(row["cocoId"]), row["cocoSplit"]) for row in csv.DictReader(stream)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError("NSD's table of pictures cannot be read.", where=str(path), found=str(error)) from error
-        by_coco_id = read_captions(self._captions_dir, sorted({split for _, _, split in rows}))
-        return {image_id: by_coco_id[coco_id] for image_id, coco_id, _ in rows if coco_id in by_coco_id}
+        ids, words = read_columns(path, ",", ["nsdId", "cocoId"], ["cocoSplit", "shared1000"])
+        shared = ids["nsdId"][[text.strip().lower() in ("true", "1") for text in words["shared1000"]]]
+        is_shared = np.unique(self._experiment.image_id[:, self._experiment.is_test])
+        if not np.array_equal(np.sort(ids["nsdId"]), np.arange(len(ids["nsdId"]))) or set(shared) != set(is_shared):
+            raise DataError(
+                "NSD's table of pictures and its design disagree (nsdId counts from 0; shared1000 is the test set).",
+                where=str(path),
+                expected=f"ids 0 .. {len(ids['nsdId']) - 1}, {len(is_shared)} of them shared as in nsd_expdesign.mat",
+                found=f"ids {ids['nsdId'].min()} .. {ids['nsdId'].max()}, {len(shared)} of them shared",
+            )
+        by_coco_id = read_captions(self._captions_dir, sorted(set(words["cocoSplit"])))
+        pairs = zip(ids["nsdId"].tolist(), ids["cocoId"].tolist(), strict=True)
+        return {image_id: by_coco_id[coco_id] for image_id, coco_id in pairs if coco_id in by_coco_id}
+
+    def _find_betas(self, subject: int, session: int) -> Path | None:
+        """Return the betas file of a session in the wanted format, if there is one."""
+        suffixes = _SUFFIXES[self._config.betas_format]
+        paths = (self._layout.betas(subject, self._config.betas, session, suffix) for suffix in suffixes)
+        return next((path for path in paths if path.is_file()), None)
 
     def _betas_path(self, subject: int, session: int) -> Path:
         """Return the betas file of a session in the wanted format.
@@ -185,20 +200,18 @@ class NsdReader:
         Raises:
             DataError: there is none.
         """
+        if (path := self._find_betas(subject, session)) is not None:
+            return path
         suffixes = _SUFFIXES[self._config.betas_format]
-        paths = [self._layout.betas(subject, self._config.betas, session, suffix) for suffix in suffixes]
-        for path in paths:
-            if path.is_file():
-                return path
         raise DataError(
             f"Subject {subject} has no betas of session {session}.",
-            where=str(paths[0]),
+            where=str(self._layout.betas(subject, self._config.betas, session, suffixes[0])),
             expected=" or ".join(suffixes),
             todo=f"download it, or set data.max_sessions={session - 1}" if session > 1 else "download it",
         )
 
     def _sessions(self, subject: int) -> range:
-        """Return the sessions to pack: those with betas or responses, at most ``data.max_sessions``.
+        """Return the sessions that took place: up to the last one with betas or responses.
 
         Raises:
             DataError: the subject has none.
@@ -206,41 +219,53 @@ class NsdReader:
         folder = self._layout.betas_dir(subject, self._config.betas)
         matches = (re.fullmatch(r"betas_session(\d+)\..*", path.name) for path in folder.glob("betas_session*"))
         found = {int(match[1]) for match in matches if match}
-        found |= {int(row["SESSION"]) for row in self._response_rows(subject)}
         if not found:
             raise DataError(
                 f"Subject {subject} has no betas.", where=str(folder), todo="check nsd_root and data.betas"
             )
-        available = len(self._experiment.trials_per_session)
-        return range(1, min(max(found), self._config.max_sessions or available, available) + 1)
+        found |= set(self._responses(subject).get("SESSION", np.array([], dtype=np.int64)).tolist())
+        return range(1, min(max(found), len(self._experiment.trials_per_session)) + 1)
 
     def _check_session(self, subject: int, session: int, roi: Roi) -> None:
-        """Refuse betas whose shape is not the ROI's grid and the design's number of trials."""
+        """Refuse betas whose shape is not the ROI's grid and the design's, and those of another session or subject."""
         path = self._betas_path(subject, session)
         expected = BetasHeader(roi.grid, int(self._experiment.trials_per_session[session - 1]))
         if (found := read_header(path)) != expected:
             raise DataError("Betas do not fit ROI and design.", where=str(path), expected=expected, found=found)
-
-    def _response_rows(self, subject: int) -> list[dict[str, str]]:
-        """Return the rows of a subject's responses, none where the file is absent."""
-        path = self._layout.responses(subject)
-        if not path.is_file():
-            return []
-        with open(path, newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream, delimiter="\t"))
-
-    def _check_responses(self, subject: int, image_id: npt.NDArray[np.int64]) -> None:
-        """Refuse responses whose 1-based ``73KID`` is not the design's image."""
-        rows = self._response_rows(subject)
-        if not rows:
-            return
-        shown = np.array([int(row["73KID"]) - 1 for row in rows[: len(image_id)]])
-        if len(shown) != len(image_id) or (shown != image_id).any():
+        probe = read_probe(path, roi)
+        other = self._delivered.setdefault(probe, path) if probe else path
+        if other != path and "equal-trials" not in self._config.accept:
             raise DataError(
-                "Responses and design disagree about the pictures shown.",
+                "Two files of betas hold the same data: one was delivered twice.",
+                where=str(path),
+                found=f"begins like {other}",
+                todo="download both again; data.accept=[equal-trials] packs them as they are",
+            )
+
+    def _responses(self, subject: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Return what a subject's responses say of each trial, nothing where the file is absent."""
+        path = self._layout.responses(subject)
+        return read_columns(path, "\t", _RESPONSES)[0] if path.exists() else {}
+
+    def _check_responses(self, subject: int, session: npt.NDArray[np.int64], image_id: npt.NDArray[np.int64]) -> None:
+        """Refuse responses that name another subject, session or picture (1-based) than place and design do."""
+        found = self._responses(subject)
+        if not found:
+            return
+        wanted = {"SUBJECT": np.full(len(image_id), subject), "SESSION": session, "73KID": image_id + 1}
+        wanted["10KID"] = self._experiment.order[: len(image_id)] + 1
+        is_sorted = np.lexsort([found[name] for name in ("TRIAL", "RUN", "SESSION")]) == np.arange(len(found["TRIAL"]))
+        problem = "" if is_sorted.all() else f"SESSION, RUN, TRIAL do not count up in trial {is_sorted.argmin()}"
+        for name, values in wanted.items():
+            told = found[name][: len(values)]
+            for trial in np.flatnonzero(told != values[: len(told)])[:1]:
+                problem = f"{name} is {told[trial]} instead of {values[trial]} in trial {trial} (0-based)"
+        if len(found["TRIAL"]) < len(image_id):
+            problem = f"{len(found['TRIAL'])} trials"
+        if problem:
+            raise DataError(
+                "Responses and design disagree about the trials.",
                 where=str(self._layout.responses(subject)),
                 expected=f"{len(image_id)} trials as in nsd_expdesign.mat",
-                found=f"{len(shown)} trials"
-                if len(shown) != len(image_id)
-                else f"first difference in trial {int(np.flatnonzero(shown != image_id)[0])} (0-based)",
+                found=problem,
             )

@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import scipy.io
 
 from nd_dist.errors import DataError
+from shards.sources.files import open_hdf5, reading
 
 SPACE = "func1pt8mm"
+PHANTOM_RECORD, PHANTOM_STARTED = "phantom.json", ".phantom-started.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class NsdLayout:
     """
 
     root: Path
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether `nd phantom` made this data set up."""
+        return any((self.root / name).exists() for name in (PHANTOM_RECORD, PHANTOM_STARTED))
 
     @property
     def expdesign(self) -> Path:
@@ -70,11 +76,13 @@ class Experiment:
 
     Args:
         image_id: (subjects, T) image of every trial of a complete subject.
+        order: (T,) which of a subject's images a trial shows (NSD's 10k id).
         is_test: (T,) whether a trial shows an image that all subjects share.
         trials_per_session: (sessions,) number of trials.
     """
 
     image_id: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
     is_test: npt.NDArray[np.bool_]
     trials_per_session: npt.NDArray[np.int64]
 
@@ -87,7 +95,7 @@ class Experiment:
         """
         if not path.is_file():
             raise DataError("NSD's design is missing.", where=str(path), todo="check nsd_root")
-        try:
+        with reading(path, "NSD's design"):
             content = scipy.io.loadmat(path)
             order = content["masterordering"].ravel().astype(np.int64) - 1
             subject_images = content["subjectim"].astype(np.int64) - 1
@@ -95,17 +103,17 @@ class Experiment:
             pattern = np.atleast_3d(content["stimpattern"]).astype(np.int64)
             trials_per_session = pattern.sum(axis=(1, 2))
             image_id = subject_images[:, order]
-        except (KeyError, IndexError, TypeError, ValueError, OSError, NotImplementedError) as error:
-            raise DataError("NSD's design cannot be read.", where=str(path), found=str(error)) from error
         is_test = order < len(shared)  # the first 10k-indices are the shared images
+        lowest = min(int(values.min()) for values in (order, subject_images, shared))
         for found, expected, what in (
+            (lowest >= 0, True, "all ids are counted from 1"),
             (int(trials_per_session.sum()), len(order), "stimpattern holds as many stimuli as masterordering"),
             (bool(np.isin(image_id[:, is_test], shared).all()), True, "the first indices of subjectim are sharedix"),
             (bool(np.isin(image_id[:, ~is_test], shared).any()), False, "no other index of subjectim is in sharedix"),
         ):
             if found != expected:
                 raise DataError(f"NSD's design contradicts itself: {what}.", where=str(path), found=found)
-        return Experiment(image_id, is_test, trials_per_session)
+        return Experiment(image_id, order, is_test, trials_per_session)
 
 
 def num_pictures(path: Path) -> int:
@@ -116,8 +124,5 @@ def num_pictures(path: Path) -> int:
     """
     if not path.is_file():
         raise DataError("NSD's pictures are missing.", where=str(path), todo="download nsd_stimuli.hdf5")
-    try:
-        with h5py.File(path, "r") as file:
-            return int(file["imgBrick"].shape[0])
-    except (OSError, KeyError) as error:
-        raise DataError("NSD's pictures cannot be read.", where=str(path), found=str(error)) from error
+    with reading(path, "The file of NSD's pictures"), open_hdf5(path) as file:
+        return int(file["imgBrick"].shape[0])

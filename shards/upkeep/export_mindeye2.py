@@ -6,8 +6,9 @@ are not packed, so they are not exported. Voxels are what was packed: z-scored, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,13 +19,14 @@ from PIL import Image
 from nd_dist.errors import DataError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json
 from shards.format.codec import PICTURES
+from shards.format.index import Index
 from shards.format.tables import ABSENT, TEST, Table, table_bytes
 from shards.reading.reader import ShardReader
+from shards.sources import mindeye2
 from shards.sources.mindeye2 import IMAGE, IS_SHARED, NUM_COLUMNS, SESSION, SUBJECT, TRIAL
 
 PICTURE_SIDE = 224
 NUM_NEIGHBOURS, NUM_OLDS = 15, 3
-RECORD = "nd_dist_export.json"
 
 
 @dataclass(frozen=True)
@@ -51,49 +53,89 @@ def export(reader: ShardReader, out_dir: Path, subjects: Sequence[int] | None = 
     Raises:
         DataError: a subject was not packed, a shard is damaged, the folder holds something else, or the disk is full.
     """
-    _claim(out_dir, reader.index.id)
-    wanted = sorted(reader.index.subjects) if subjects is None else list(subjects)
+    index, made = reader.index, _claim(out_dir, reader.index)
+    wanted = sorted(index.subjects) if subjects is None else list(subjects)
     files = []
     for subject in wanted:
         rows = reader.trials_of(subject)
-        betas = out_dir / f"betas_all_subj{subject:02d}_fp32_renorm.hdf5"
-        if not betas.exists():
-            _write_betas(betas, reader, subject, rows)
-        tars = _write_behaviour(out_dir / f"wds/subj{subject:02d}", rows)
-        files += [betas, *tars]
+        files.append(out_dir / _betas_name(subject))
+        write = partial(_write_betas, files[-1], reader, subject, rows)
+        made.write(files[-1].name, index.content_id((subject,), ()), write)
+        files += _write_behaviour(out_dir / f"wds/subj{subject:02d}", rows)
     shared = np.zeros(reader.index.num_images, dtype=np.bool_)
     shared[reader.trials["image"][reader.trials["split"] == TEST]] = True
     write_bytes(out_dir / "shared1000.npy", table_bytes(shared))
     files.append(out_dir / "shared1000.npy")
-    seen = np.unique(np.concatenate([reader.trials_of(subject)["image"] for subject in wanted]))
-    has_pictures = PICTURES in reader.index.features and bool((reader.store(PICTURES)["shard"][seen] != ABSENT).all())
+    exported = [subject for subject in index.subjects if _betas_name(subject) in made.files]
+    seen = np.unique(np.concatenate([reader.trials_of(subject)["image"] for subject in exported]))
+    has_pictures = PICTURES in index.features and bool((reader.store(PICTURES)["shard"][seen] != ABSENT).all())
     if has_pictures:
-        files.append(out_dir / "coco_images_224_float16.hdf5")
-        if not files[-1].exists():
-            _write_pictures(files[-1], reader, seen)
+        files.append(out_dir / mindeye2.PICTURES)
+        made_for = index.content_id(exported, (PICTURES,))
+        made.write(files[-1].name, made_for, partial(_write_pictures, files[-1], reader, seen))
     return ExportSummary(tuple(str(path.relative_to(out_dir)) for path in files), has_pictures)
 
 
-def _claim(out_dir: Path, index_id: str) -> None:
-    """Refuse a folder that is not empty, unless it is of an export of the same shards."""
-    record = out_dir / RECORD
-    if record.is_file() and read_json(record) == {"index": index_id}:
-        return
+@dataclass
+class _Made:
+    """The large files of an export, and the content that each was made of.
+
+    Args:
+        record: The file that says so.
+        is_simulated: Whether the data are made up.
+        files: Name -> hash of the content.
+    """
+
+    record: Path
+    is_simulated: bool | None
+    files: dict[str, str]
+
+    def write(self, name: str, made_for: str, write: Callable[[], None]) -> None:
+        """Write a file, unless it is there and was made of the same content."""
+        if self.files.get(name) != made_for or not (self.record.parent / name).is_file():
+            write()
+            self.files[name] = made_for
+            write_json(self.record, {"simulated": self.is_simulated, "files": self.files})
+
+
+def _betas_name(subject: int) -> str:
+    return f"betas_all_subj{subject:02d}_fp32_renorm.hdf5"
+
+
+def _claim(out_dir: Path, index: Index) -> _Made:
+    """Return what a folder holds of an export.
+
+    Raises:
+        DataError: it holds something else, or an export of other shards.
+    """
+    record, found = out_dir / mindeye2.EXPORT_RECORD, "other files"
+    made = _Made(record, index.is_simulated, {})
+    if record.is_file():
+        made.files = dict(read_json(record).get("files", {}))
+        content = {_betas_name(subject): index.content_id((subject,), ()) for subject in index.subjects}
+        found = "an export of other shards"
+        if all(content.get(name) == made_for for name, made_for in made.files.items() if name != mindeye2.PICTURES):
+            return made
     if out_dir.exists() and any(out_dir.iterdir()):
-        raise DataError("The folder to export to is not empty.", where=str(out_dir), todo="choose a new folder")
-    write_json(record, {"index": index_id})
+        raise DataError(
+            "The folder to export to is not empty.", where=str(out_dir), found=found, todo="choose a new folder"
+        )
+    write_json(record, {"simulated": index.is_simulated, "files": {}})
+    return made
 
 
 def _write_betas(path: Path, reader: ShardReader, subject: int, rows: Table) -> None:
-    """Write (trials, voxels) float32 in trial order, a session at a time."""
+    """Write (trials, voxels) float32 in trial order, a session at a time; trials that were not packed are zero."""
     num_voxels = reader.num_voxels[subject]
     with atomic_path(path) as part, h5py.File(part, "w") as file:
-        betas = file.create_dataset("betas", (len(rows), num_voxels), dtype="<f4")
+        betas = file.create_dataset("betas", (int(rows["trial"][-1]) + 1, num_voxels), dtype="<f4")
         for session in np.unique(rows["session"]):
-            trials = np.flatnonzero(rows["session"] == session)
-            stored_TV = np.empty((len(trials), num_voxels), dtype=reader.index.voxels.dtype)
-            reader.read_voxels(rows[trials], stored_TV)
-            betas[trials[0] : trials[-1] + 1] = stored_TV
+            of_session = rows[rows["session"] == session]
+            stored_TV = np.empty((len(of_session), num_voxels), dtype=reader.index.voxels.dtype)
+            reader.read_voxels(of_session, stored_TV)
+            trials = of_session["trial"]
+            is_whole = int(trials[-1]) - int(trials[0]) + 1 == len(trials)
+            betas[slice(trials[0], trials[-1] + 1) if is_whole else trials] = stored_TV
 
 
 def behaviour(rows: Table) -> npt.NDArray[np.float64]:
@@ -111,7 +153,7 @@ def _write_behaviour(folder: Path, rows: Table) -> list[Path]:
     is_test = rows["split"] == TEST
     wanted = {
         folder / f"train/{session - 1}.tar": np.flatnonzero((rows["session"] == session) & ~is_test)
-        for session in np.unique(rows["session"]).tolist()
+        for session in np.unique(rows["session"][~is_test]).tolist()
     }
     wanted[folder / "new_test/0.tar"] = np.flatnonzero(is_test)
     for path, trials in wanted.items():
@@ -131,7 +173,7 @@ def _write_tar(path: Path, values: npt.NDArray[np.float64], trials: npt.NDArray[
             others = np.flatnonzero(values[:, IMAGE] == values[trial, IMAGE])
             tar.write(
                 {
-                    "__key__": f"sample{trial:09d}",
+                    "__key__": f"sample{int(values[trial, TRIAL]):09d}",
                     "behav.npy": table_bytes(values[trial : trial + 1]),
                     "past_behav.npy": table_bytes(_padded(values[before[::-1]], NUM_NEIGHBOURS)),
                     "future_behav.npy": table_bytes(_padded(values[after], NUM_NEIGHBOURS)),

@@ -1,13 +1,15 @@
-"""Proves a folder of shards: hashes, tables against tar headers, every record, counts, splits, normalisation.
+"""Proves a folder of shards: hashes, tables against tar headers, every record, counts, splits, normalisation, and that
+nothing in it is a copy of something else or cannot be real.
 
-Reads everything once. Each problem names its shard and, where one can be told, its sample. Nothing is changed;
-``shards.upkeep.repair`` does that.
+Reads everything once, a server's files from the server and not from a cache. Each problem names its shard and, where
+one can be told, its sample. Nothing is changed; ``shards.upkeep.repair`` does that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
@@ -18,19 +20,32 @@ import numpy.typing as npt
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
-from shards.format.checksum import checksum
-from shards.format.codec import NPY_HEADER_BYTES, PICTURES, VOXELS, image_key, member_field, npy_header
+from shards.format.codec import (
+    NPY_HEADER_BYTES,
+    PICTURES,
+    VOXELS,
+    checksum,
+    decode_png,
+    image_key,
+    image_shard_path,
+    member_field,
+    npy_header,
+    trial_shard_path,
+)
 from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
 from shards.format.tables import TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
-from shards.packing import normalize
-from shards.packing.image_means import ImageMeans
+from shards.packing import doubts, normalize
+from shards.packing.held import number_of
 from shards.places.store import StoredFile
 from shards.reading.reader import trial_row_key
 from shards.sources import nsd_counts
 
 TOLERANCE = 5e-3
 """Of mean 0 and standard deviation 1, in stored (half) precision."""
+
+SINGLE_COLOUR_RATIO = 50
+"""A PNG of a single colour is smaller than its pixels by far more than this."""
 
 Progress = Callable[[int, int], None]
 
@@ -72,18 +87,25 @@ def verify(
     Args:
         location: Folder that ``nd pack`` wrote, or a URL of a copy of it.
         progress: Called with (shards done, all shards).
-        remote: Cache and server settings of a URL.
+        remote: Server settings of a URL; its cache is not looked at.
     """
-    try:
-        index = Index.read(location, remote)
-    except DataError as error:
-        return [Problem(INDEX_NAME, "", str(error))]
+    with tempfile.TemporaryDirectory(prefix="nd-verify-") as cache:  # for a server's tables
+        remote = (remote or RemoteConfig()).model_copy(update={"cache_dir": Path(cache)})
+        try:
+            index = Index.read(location, remote)
+        except DataError as error:
+            return [Problem(INDEX_NAME, "", str(error))]
+        return _verify(index, progress)
+
+
+def _verify(index: Index, progress: Progress | None) -> list[Problem]:
+    """Return everything that is wrong with the shards of an index."""
     scales = [info.scale for info in index.features.values() if info.scale is not None]
     problems = [problem for table in (*index.tables.values(), *scales) for problem in _check_file(index, table)]
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
-    problems += check_counts(index)
-    means: dict[int, ImageMeans] = {}
+    problems += [*check_counts(index), *check_copies(index)]
+    means: dict[int, normalize.ImageMeans] = {}
     for number in range(len(index.shards)):
         problems += verify_shard(index, number, means)
         if progress is not None:
@@ -97,12 +119,9 @@ def verify(
 def _read_whole(index: Index, file: StoredFile) -> tuple[bytes, list[Problem]]:
     """Return a file's content, and what is wrong with it before its hash is looked at."""
     try:
-        with open(index.store.open(file), "rb") as stream:
-            content = stream.read()
+        content = index.store.read_whole(file.path)
     except DataError as error:
         return b"", [Problem(file.path, "", f"the file is missing or cannot be read: {error.found}")]
-    except OSError as error:
-        return b"", [Problem(file.path, "", f"the file cannot be read: {error.strerror}")]
     if len(content) != file.bytes:
         return b"", [Problem(file.path, "", f"the file has {len(content)} bytes instead of {file.bytes}")]
     return content, []
@@ -127,24 +146,53 @@ def check_counts(index: Index) -> Iterator[Problem]:
         yield Problem(path, image_key(int(beyond[0])), f"{len(beyond)} trials show images that do not exist")
     for subject, info in index.subjects.items():
         rows = trials[trials["subject"] == subject]
-        tests = rows[rows["split"] == TEST]
-        found = nsd_counts.KnownCounts(
-            sessions=len(np.unique(rows["session"])),
-            trials=len(rows),
-            images=len(np.unique(rows["image"])),
-            test_images=len(np.unique(tests["image"])),
-            test_trials=len(tests),
-            voxels=info.voxels,
-        )
+        found = _counts(rows, info.voxels)
         expected = nsd_counts.KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
         yield from _compare(path, f"subject {subject}", "the index", expected, found)
-        known = nsd_counts.expected_counts(subject, found)
+        trained = np.unique(rows["session"][rows["split"] != TEST])
+        whole = _counts(rows[np.isin(rows["session"], trained)], info.voxels)  # of the others test trials alone
+        known = nsd_counts.expected_counts(subject, whole)
         is_real = index.num_images == nsd_counts.NUM_IMAGES and info.source.get("roi") == nsd_counts.ROI
         if is_real and known is not None:
-            yield from _compare(path, f"subject {subject}", "NSD's known counts", known, found)
+            yield from _compare(path, f"subject {subject}", "NSD's known counts", known, whole)
+        if len(np.unique(rows["trial"])) < len(rows):
+            yield Problem(path, f"subject {subject}", "a trial is there twice")
         most = int(np.unique(rows["image"], return_counts=True)[1].max(initial=0))
         if is_real and most > nsd_counts.MAX_REPEATS:
             yield Problem(path, f"subject {subject}", f"an image was shown {most} times instead of at most three")
+
+
+def _counts(rows: Table, num_voxels: int) -> nsd_counts.KnownCounts:
+    """Return what some rows of a subject hold."""
+    tests = rows[rows["split"] == TEST]
+    return nsd_counts.KnownCounts(
+        sessions=len(np.unique(rows["session"][rows["split"] != TEST])),
+        trials=len(rows),
+        images=len(np.unique(rows["image"])),
+        test_images=len(np.unique(tests["image"])),
+        test_trials=len(tests),
+        voxels=num_voxels,
+    )
+
+
+def check_copies(index: Index) -> Iterator[Problem]:
+    """Yield trials that equal one of another session or subject, before or after z-scoring, or are zero throughout."""
+    rows, raw = index.trials, index.raw_checksums
+    names = [doubts.trial_name(*row) for row in rows[["subject", "session", "trial"]].tolist()]
+    zeros = {s: checksum(memoryview(bytes(4 * info.voxels))) for s, info in index.subjects.items()}
+    is_zero = raw == np.array([zeros.get(subject, 0) for subject in rows["subject"].tolist()], dtype=np.uint64)
+    found = [f"{doubts.CONSTANT_TRIALS} {names[trial]}" for trial in np.flatnonzero(is_zero & (raw != 0)).tolist()]
+    found += doubts.equal_trials(np.where(is_zero, 0, raw), names)
+    found += doubts.equal_trials(rows["checksum"], names)
+    places = dict(zip(names, rows["shard"].tolist(), strict=True))
+    for doubt in dict.fromkeys(found):
+        yield from _doubtful(index, index.shards[places[doubt.split(" ")[1]]].path, [doubt])
+
+
+def _doubtful(index: Index, path: str, found: Sequence[str]) -> Iterator[Problem]:
+    """Yield what cannot be real and was not accepted when it was packed."""
+    for kind, sample in (doubt.split(" ") for doubt in found if doubt not in index.accepted):
+        yield Problem(path, sample, f"cannot be real: {doubts.WORDS[kind]}")
 
 
 def _compare(
@@ -156,7 +204,7 @@ def _compare(
             yield Problem(path, sample, f"{other} {name} instead of {value} ({source})")
 
 
-def verify_shard(index: Index, number: int, means: dict[int, ImageMeans] | None = None) -> list[Problem]:
+def verify_shard(index: Index, number: int, means: dict[int, normalize.ImageMeans] | None = None) -> list[Problem]:
     """Return what is wrong with one shard, against tables that are sound.
 
     Args:
@@ -172,16 +220,40 @@ def verify_shard(index: Index, number: int, means: dict[int, ImageMeans] | None 
     rows = table[table["shard"] == number]
     if shard.kind == TRIALS:
         expected = _expected_trials(index, rows)
+        named = {(trial_shard_path(s, e, "-test" in shard.path), f"s{s:02d}") for s, e in _sessions_of(rows)}
     else:
         expected = _expected_images(index.features[shard.kind], shard.kind, table, number)
+        named = {(image_shard_path(shard.kind, shard.group, number_of(shard)), shard.group)}
     problems = [*_check_members(shard, content, expected)]
+    if named != {(shard.path, shard.group)}:
+        problems.append(Problem(shard.path, "", "the table lists samples in it that belong into another shard"))
     if hashlib.sha256(content).hexdigest() != shard.sha256 and not problems:
         problems.append(Problem(shard.path, "", "bytes between the samples differ from what was packed"))
     if shard.samples != len(expected):
         problems.append(Problem(shard.path, "", f"{len(expected)} samples in the table instead of {shard.samples}"))
     if not problems and shard.kind == TRIALS:
         problems += _check_normalization(index, shard, content, rows, {} if means is None else means)
+    if not problems and shard.kind == PICTURES:
+        problems += _check_pictures(index, shard, content, expected)
     return problems
+
+
+def _sessions_of(rows: Table) -> set[tuple[int, int]]:
+    """Return the subjects and sessions of rows of trials."""
+    return set(rows[["subject", "session"]].tolist())
+
+
+def _check_pictures(
+    index: Index, shard: ShardInfo, content: bytes, expected: Sequence[_Expected]
+) -> Iterator[Problem]:
+    """Yield pictures of a single colour; only a small PNG can be one."""
+    most_bytes = prod(index.features[PICTURES].shape) // SINGLE_COLOUR_RATIO
+    for item in expected:
+        start, stop = item.member.offset, item.member.offset + item.member.num_bytes
+        if stop - start <= most_bytes:
+            picture_HWC = decode_png(content[start:stop], where=item.key)
+            found = doubts.picture_doubts(picture_HWC[None], [int(item.key[1:])])
+            yield from _doubtful(index, shard.path, found)
 
 
 def _expected_trials(index: Index, rows: Table) -> list[_Expected]:
@@ -240,7 +312,7 @@ def _scheme(index: Index, subject: int) -> normalize.Scheme:
 
 
 def _check_normalization(
-    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, ImageMeans]
+    index: Index, shard: ShardInfo, content: bytes, rows: Table, means: dict[int, normalize.ImageMeans]
 ) -> Iterator[Problem]:
     """Yield voxels of a session that are not finite or not z-scored."""
     subject = int(rows["subject"][0])
@@ -251,17 +323,22 @@ def _check_normalization(
     if not np.isfinite(voxels_TV).all():
         yield Problem(shard.path, "", "some voxels are not finite")
         return
-    num_invalid = int((voxels_TV == 0).all(axis=0).sum())
-    if num_invalid != shard.invalid_voxels:
-        yield Problem(shard.path, "", f"{num_invalid} voxels are zero instead of {shard.invalid_voxels}")
     scheme = _scheme(index, subject)
     is_fitted = _is_fitted(rows, scheme)
+    only_test = not (rows["split"] != TEST).any()
+    num_invalid = int((voxels_TV == 0).all(axis=0).sum())
+    if num_invalid != shard.invalid_voxels and not (only_test and num_invalid > shard.invalid_voxels):
+        yield Problem(shard.path, "", f"{num_invalid} voxels are zero instead of {shard.invalid_voxels}")
+    session = doubts.session_name(subject, int(rows["session"][0]))
+    yield from _doubtful(index, shard.path, doubts.invalid_doubts(shard.invalid_voxels, num_voxels, session))
+    if only_test:  # fitted on trials that are not here
+        return
     if scheme.per_session:
         yield from _check_moments(shard.path, normalize.fit(voxels_TV, is_fitted, where=shard.path), scheme.ddof)
         return
     if subject not in means:
         trials = index.trials[index.trials["subject"] == subject]
-        means[subject] = ImageMeans(trials["image"][_is_fitted(trials, scheme)])
+        means[subject] = normalize.ImageMeans(trials["image"][_is_fitted(trials, scheme)])
     means[subject].add(voxels_TV, rows["image"], is_fitted)
 
 

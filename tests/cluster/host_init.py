@@ -52,14 +52,11 @@ def become_host(spec: dict[str, str], own: pathlib.Path) -> None:
 
 
 def wait_for_port(address: str, port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    while True:  # the test that waits for the host has the time limit
         try:
             socket.create_connection((address, port), 1).close()
             return
         except OSError:
-            if time.monotonic() > deadline:
-                raise
             time.sleep(0.05)
 
 

@@ -15,10 +15,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.support.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.3"
@@ -78,19 +79,6 @@ def children_of(pid: int) -> list[int]:
 def parent_of(pid: int) -> int:
     """Return the parent of a process, as this machine counts."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def wait_until(is_true: Callable[[], object], within_s: float, what: str) -> float:
-    """Wait for a condition and return the seconds that it took.
-
-    Raises:
-        AssertionError: it did not come true in time.
-    """
-    started = time.monotonic()
-    while not is_true():
-        assert time.monotonic() - started < within_s, f"not within {within_s:.0f} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 @dataclass
@@ -228,13 +216,11 @@ class Cluster:
         given: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environment()}
         return subprocess.Popen([*enter, "--", *words], text=True, **{**given, **options})  # type: ignore[call-overload,no-any-return]
 
-    def run(
-        self, name: str, words: Sequence[str], timeout_s: float = 300, **options: object
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, name: str, words: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command on a host to its end."""
         process = self.popen(name, words, **options)
         try:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=HANG_S)
         finally:
             for child in [*children_of(process.pid), process.pid]:
                 with contextlib.suppress(ProcessLookupError):
@@ -313,7 +299,7 @@ def _bound(*words: str) -> list[str]:
 
 def _await_namespace(pid: int) -> None:
     """Wait until a process has left this machine's network namespace."""
-    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), 60, "a network namespace")
+    wait_until(lambda: _link(pid, "net") not in ("", _link(os.getpid(), "net")), "a network namespace")
 
 
 def _make_key(path: Path) -> None:

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster.hosts import Cluster, wait_until
+from tests.cluster.hosts import Cluster
+from tests.support.waiting import wait_until
 
 PROGRAMS = ("/usr/sbin/munged", "/usr/sbin/slurmctld", "/usr/sbin/slurmd", "sbatch", "srun", "squeue", "scontrol")
 CPUS = 4
@@ -36,12 +37,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,sched_min_interval=100000
 ReturnToService=2
-SlurmdTimeout=15
+SlurmdTimeout=60
 KillWait=5
 OverTimeLimit=0
 UnkillableStepTimeout=10
-MessageTimeout=20
-TCPTimeout=5
+MessageTimeout=100
+TCPTimeout=30
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -88,12 +89,12 @@ def wait_for_nodes(cluster: Cluster) -> None:
         states = query(cluster, ["sinfo", "-h", "-N", "-o", "%T"]).split()
         return states.count("idle") == cluster.num_hosts
 
-    wait_until(idle, 180, "idle nodes in sinfo")
+    wait_until(idle, "idle nodes in sinfo", pause_s=0.1)
 
 
 def query(cluster: Cluster, words: Sequence[str]) -> str:
     """Return what a Slurm command prints, an empty text where it fails; never waits for ever."""
-    return cluster.run("node1", ["timeout", "20", *words], 40).stdout
+    return cluster.run("node1", ["timeout", "300", *words]).stdout
 
 
 def job_state(cluster: Cluster, job: str) -> str:
@@ -102,9 +103,9 @@ def job_state(cluster: Cluster, job: str) -> str:
     return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), "")
 
 
-def wait_for_state(cluster: Cluster, job: str, *states: str, within_s: float = 600) -> str:
+def wait_for_state(cluster: Cluster, job: str, *states: str) -> str:
     """Wait until a job is in one of some states and return which."""
-    wait_until(lambda: job_state(cluster, job) in states, within_s, f"job {job} in {states}")
+    wait_until(lambda: job_state(cluster, job) in states, f"job {job} in {states}", pause_s=0.1)
     return job_state(cluster, job)
 
 
@@ -116,4 +117,4 @@ def run_queued_now(cluster: Cluster, job: str) -> None:
 
 def sbatch(cluster: Cluster, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a submitting command on the first host."""
-    return cluster.run("node1", ["timeout", "180", *words], 240)
+    return cluster.run("node1", words)

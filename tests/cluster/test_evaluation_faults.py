@@ -66,7 +66,7 @@ def test_an_evaluation_goes_on_without_a_lost_rank_and_its_numbers_are_the_same(
 ) -> None:
     job = start(healthy, words, broken / "run")
     do(job)
-    code, text = end_of(job, f"{fault}, nd evaluate", time.monotonic(), bound_s=300)
+    code, text = end_of(job, f"{fault}, nd evaluate", time.monotonic())
     assert code == 0, text
     assert "ranks [1] were lost on the way" in text
     assert [event["dead"]["rank"] for event in job.events(0) if event["event"] == "unit_taken_over"] == [1]
@@ -82,7 +82,7 @@ def test_an_evaluation_that_loses_a_host_ends_or_goes_on_and_the_same_command_co
         healthy.crash("node2")
     else:
         healthy.cut("node2")
-    code, text = end_of(job, f"host {fault}, nd evaluate", time.monotonic(), bound_s=300)
+    code, text = end_of(job, f"host {fault}, nd evaluate", time.monotonic())
     assert code in (0, 4), text
     assert code == 0 or "node2" in text, text  # a rank that only lost the network may end its work before it is ended
     healthy.repair()

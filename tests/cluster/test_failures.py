@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from nd_dist.events import events_path, read_events
-from tests.cluster.hosts import Cluster, wait_until
+from tests.cluster.hosts import Cluster
 from tests.cluster.jobs import Job, end_of, losses, require_launcher, run_nd, words_of
+from tests.support.waiting import wait_until
 
 FAULT_STEP = 16
 
@@ -83,13 +84,13 @@ def test_a_stopped_rank_is_named_and_ended(healthy: Cluster, broken: Path) -> No
 
 @pytest.mark.slow
 def test_a_host_that_is_cut_off_for_good_is_named_and_clears_itself(healthy: Cluster, broken: Path) -> None:
-    job = start(healthy, broken, launch__timeout_s=600)
+    job = start(healthy, broken)
     healthy.cut("node2")
     code, text = end_of(job, "link cut for good", time.monotonic())
     assert code == 4, text
     assert "Host node2 with rank(s) 1 does not answer" in text
     healthy.heal("node2")
-    assert_goes_on(healthy, broken, launch__timeout_s=600)
+    assert_goes_on(healthy, broken)
 
 
 @pytest.mark.slow
@@ -109,13 +110,13 @@ def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(
     launcher: str, healthy: Cluster, broken: Path
 ) -> None:
     require_launcher(launcher)
-    job = start(healthy, broken, "--launcher", launcher, launch__timeout_s=600)
+    job = start(healthy, broken, "--launcher", launcher)
     began = time.monotonic()
     healthy.cut("node2")
     time.sleep(20)
     at = max(step for _, step in losses(job.events(0)))
     healthy.heal("node2")
-    wait_until(lambda: max(step for _, step in losses(job.events(0))) > at + 4, 300, "training goes on")
+    wait_until(lambda: max(step for _, step in losses(job.events(0))) > at + 4, "training goes on")
     job.signal(signal.SIGTERM)
     code, text = end_of(job, f"link cut for 20 s, then SIGTERM, {launcher}", began + 20)
     assert code == 5, text
@@ -182,7 +183,7 @@ def test_other_launchers_end_as_well(launcher: str, healthy: Cluster, broken: Pa
 @pytest.mark.parametrize("launcher", ["deepspeed-openmpi", "deepspeed-mpich"])
 def test_a_cut_off_host_is_cleared_under_mpi_too(launcher: str, healthy: Cluster, broken: Path) -> None:
     require_launcher(launcher)
-    job = start(healthy, broken, "--launcher", launcher, launch__timeout_s=600)
+    job = start(healthy, broken, "--launcher", launcher)
     healthy.cut("node2")
     code, text = end_of(job, f"link cut for good, {launcher}", time.monotonic())
     assert code == 4, text

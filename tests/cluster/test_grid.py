@@ -10,8 +10,9 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
-from tests.cluster.hosts import Cluster, wait_until
-from tests.cluster.jobs import LIMIT_S, Job, end_of, record, run_nd, wait_until_clear, words_of
+from tests.cluster.hosts import Cluster
+from tests.cluster.jobs import Job, end_of, record, run_nd, wait_until_clear, words_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 NETWORKS = ("z", "g02")
@@ -23,7 +24,7 @@ def start(cluster: Cluster, folder: Path, steps: tuple[int, int] = STEPS) -> Job
     """Start the grid on the first host and wait until both hosts train."""
     job = Job(cluster, "node1", grid_words(folder, steps), folder / "run")
     for network in NETWORKS:
-        wait_until(lambda name=network: len(steps_of(folder, name)) > 8, LIMIT_S, f"steps of {network}")
+        wait_until(lambda name=network: len(steps_of(folder, name)) > 8, f"steps of {network}")
     assert {host_of(folder, network) for network in NETWORKS} == {"node1", "node2"}
     return job
 
@@ -52,7 +53,7 @@ def host_of(folder: Path, network: str) -> object:
 
 def assert_completed(cluster: Cluster, folder: Path) -> None:
     """Run the same command again: every training ends, and the subject's decoder is there."""
-    run_nd(cluster, "node1", *grid_words(folder), within_s=LIMIT_S)
+    run_nd(cluster, "node1", *grid_words(folder))
     every = {(stage, step) for stage in (1, 2) for step in range(STEPS[stage - 1])}
     for network in NETWORKS:
         assert set(steps_of(folder, network)) == every
@@ -79,7 +80,7 @@ def test_a_host_that_is_cut_off_is_named_clears_itself_and_the_same_command_goes
     job = start(healthy, broken, LONG)
     began = time.monotonic()
     healthy.cut("node2")
-    wait_until(lambda: not healthy.hosts["node2"].leftovers(), LIMIT_S, "node2 cleared itself")
+    wait_until(lambda: not healthy.hosts["node2"].leftovers(), "node2 cleared itself")
     record(fault="link cut for good, the grid over ssh", host_clear_s=round(time.monotonic() - began, 1))
     job.signal(signal.SIGINT)  # the other host's training would last for long
     code, text = end_of(job, "link cut for good, the grid over ssh, then ctrl-C", time.monotonic())
@@ -88,7 +89,7 @@ def test_a_host_that_is_cut_off_is_named_clears_itself_and_the_same_command_goes
     healthy.repair()
     again = Job(healthy, "node1", grid_words(broken, LONG), broken / "run")
     for network in NETWORKS:
-        wait_until(lambda name=network: loaded(broken, name), LIMIT_S, f"a loaded checkpoint of {network}")
+        wait_until(lambda name=network: loaded(broken, name), f"a loaded checkpoint of {network}")
     again.signal(signal.SIGINT)
     assert end_of(again, "ctrl-C, the grid over ssh", time.monotonic())[0] == 5
 
@@ -100,7 +101,7 @@ def loaded(folder: Path, network: str) -> list[dict[str, object]]:
 def test_a_killed_host_fails_its_training_only(healthy: Cluster, broken: Path) -> None:
     job = start(healthy, broken)
     healthy.crash("node2")
-    code, text = end_of(job, "host killed, the grid over ssh", time.monotonic(), bound_s=LIMIT_S)
+    code, text = end_of(job, "host killed, the grid over ssh", time.monotonic())
     assert code == 4, text
     assert "Hosts that do not answer any more: node2" in text
     done = {network for network in NETWORKS if len(steps_of(broken, network)) == sum(STEPS)}

@@ -15,7 +15,7 @@ import pytest
 
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
-from tests.cluster.hosts import Cluster, cluster, wait_until
+from tests.cluster.hosts import Cluster, cluster
 from tests.cluster.jobs import ND, losses, metrics_points, record, record_start, run_nd, wait_until_clear, words_of
 from tests.cluster.slurm import (
     job_state,
@@ -28,6 +28,7 @@ from tests.cluster.slurm import (
     write_slurm,
 )
 from tests.cluster.test_line import assert_equal_shards, hosts_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
 NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time=20:00", "slurm.sbatch.mem=1G"]
@@ -252,8 +253,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
         events = read_events(events_path(folder / "run", 0))
         return [event["step"] for event in events if event["event"] == "checkpoint_loaded"]
 
-    wait_until(loaded, 600, "a loaded checkpoint")
-    assert loaded()[0] >= 8
+    assert wait_until(loaded, "a loaded checkpoint")[0] >= 8
     wait_for_step(folder, max(step for _, step in before) + 2)
     query(slurm, ["scancel", job])
     wait_for_state(slurm, job, "CANCELLED", "FAILED", "COMPLETED")
@@ -263,7 +263,7 @@ def assert_goes_on(slurm: Cluster, job: str, folder: Path) -> None:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, 600, f"step {step}")
+    wait_until(lambda: max((at for _, at in curve(folder)), default=0) >= step, f"step {step}")
 
 
 def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slurm: Cluster, folder: Path) -> None:
@@ -273,8 +273,8 @@ def test_ranks_that_srun_starts_without_pmi_are_refused_and_never_work_alone(slu
     )
     python = ND[0]
     words = ["srun", "--mpi=none", "--ntasks=2", "--nodes=2", python, "-c", code]
-    result = slurm.run("node1", ["timeout", "180", *words], 240)
+    result = slurm.run("node1", words)
     assert result.returncode != 0
     assert "MPI does not see the ranks that the launcher started" in result.stderr
-    good = slurm.run("node1", ["timeout", "180", *words[:1], "--mpi=pmi2", *words[2:]], 240)
+    good = slurm.run("node1", [*words[:1], "--mpi=pmi2", *words[2:]])
     assert good.returncode == 0, good.stderr

@@ -1,21 +1,22 @@
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from launch.cli import app
 from launch.recipe import load_recipe
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
+from tests.support.command_line import nd, nd_process
 
-ND = [sys.executable, "-m", "launch.cli"]
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
-
-
-def nd(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
-    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, env=environ, **options)  # type: ignore[call-overload,no-any-return]
+SHARED = ("--ranks", "--hostfile", "--launcher", "--include", "--exclude", "--dry-run")
 
 
 def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
@@ -27,36 +28,89 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for command in [
-        "doctor",
-        "phantom",
-        "pack",
-        "verify",
-        "export",
-        "train",
-        "evaluate",
-        "sweep",
-        "merge",
-        "report",
-        "demo",
-        "conformance",
-        "submit",
-        "status",
-    ]:
+    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert command in result.stdout
 
 
+def commands_of(group: Any) -> dict[str, Any]:  # Any: click's classes, wherever typer keeps them
+    """Return every command by its words: ``train``, ``config keys``, ..."""
+    found: dict[str, Any] = {}
+    for name, command in getattr(group, "commands", {}).items():
+        inner = commands_of(command)
+        found |= {f"{name} {word}": each for word, each in inner.items()} if inner else {name: command}
+    return found
+
+
+COMMANDS = commands_of(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_examples_that_the_command_takes(name: str) -> None:
+    epilog = COMMANDS[name].epilog or ""
+    examples = [line for line in epilog.split("\n\n") if line.startswith("nd ")]
+    assert examples
+    for example in examples:
+        words = shlex.split(example.partition(" > ")[0])
+        assert words[: 1 + len(name.split())] == ["nd", *name.split()]
+        COMMANDS[name].make_context(name, words[1 + len(name.split()) :])
+        settings = [word for word in words if "=" in word]
+        load_recipe("paper", settings)
+    text = CliRunner().invoke(app, [*name.split(), "--help"]).output
+    assert " ".join(text.split()).endswith(" ".join(examples[-1].split()))
+
+
 @pytest.mark.parametrize("command", LAUNCHING)
-def test_a_dry_run_prints_config_hosts_and_the_exact_command_and_writes_nothing(command: str, tmp_path: Path) -> None:
-    result = nd(command, "demo", f"run_dir={tmp_path / 'run'}", f"nsd_root={tmp_path}", "--ranks", "2", "--dry-run")
+def test_every_launching_command_shows_the_shared_options_and_its_own(command: str) -> None:
+    options = {name for parameter in COMMANDS[command].params for name in parameter.opts}
+    own = {"train": {"--stages", "--all-targets", "--at-once"}, "sweep": {"--estimate"}}.get(command, set())
+    assert {"recipe", "overrides", *SHARED, *own} <= options
+    help_text = CliRunner().invoke(app, [command, "--help"]).output
+    assert all(option in help_text for option in {*SHARED, *own})
+
+
+def completions(line: str) -> list[str]:
+    """Return what a shell offers at the end of a line, from a process that may not import torch."""
+    code = (
+        "import sys\nsys.argv = ['nd']\nfrom launch.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'numpy', 'deepspeed'} & set(sys.modules)\n"
+    )
+    count = str(len(line.split(" ")) - 1)
+    variables = {"_ND_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": count}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **variables}
+    )
+    return result.stdout.split()
+
+
+def test_a_shell_completes_commands_recipes_and_keys() -> None:
+    assert completions("nd ev") == ["evaluate"]
+    assert completions("nd train de") == ["demo", "demo_full"]
+    assert completions("nd phantom x --recipe pa") == ["paper"]
+    assert completions("nd train demo sampler.ka") == ["sampler.kappa="]
+    assert completions("nd config show demo training.learn") == ["training.learning_rate="]
+    assert completions("nd submit tr") == ["train"]
+    assert completions("nd config sh") == ["show"]
+    assert completions("nd status ru") == [], "the shell offers files"
+
+
+@pytest.mark.parametrize("command", LAUNCHING)
+def test_a_dry_run_prints_what_is_not_a_default_the_exact_command_and_the_verdict_and_writes_nothing(
+    command: str, tmp_path: Path
+) -> None:
+    words = [f"run_dir={tmp_path / 'run'}", f"nsd_root={tmp_path}", f"shards_dir={tmp_path / 'none'}"]
+    result = nd(command, "demo", *words, "--ranks", "2", "--dry-run")
     assert f"launch.ranks.{command}" in result.stdout
     assert "hosts: localhost slots=2" in result.stdout
-    assert "kappa:" in result.stdout
+    assert "  kappa: 1000.0\n" in result.stdout
+    assert "slurm:" not in result.stdout, "all of its settings have their defaults"
+    assert result.stdout.splitlines()[-1].startswith("# would be refused: ")
+    assert result.returncode == 3
+    assert "where: " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_value_is_exit_code_2_without_a_traceback() -> None:
-    result = nd("train", "demo", "sampler.eta=1.5")
+    result = nd_process("train", "demo", "sampler.eta=1.5")
     assert result.returncode == 2
     assert "sampler.eta" in result.stderr
     assert "Traceback" not in result.stderr
@@ -93,9 +147,26 @@ def test_a_dry_submission_prints_the_script_and_writes_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["demo", "demo"], ["train", "demo", "--array"]])
-def test_what_cannot_be_submitted_is_refused(words: list[str]) -> None:
-    assert nd("submit", *words, "--dry-run").returncode == 2
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo", "demo"], "expected: pack, train, evaluate, sweep"),
+        (["trian", "demo"], "did you mean train?"),
+        (["train", "demo", "--array"], "Only a sweep is an array"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused(words: list[str], message: str) -> None:
+    result = nd("submit", *words, "--dry-run")
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("grid", [[], ["--all-targets"]])
+def test_stages_that_are_no_numbers_are_said_once_as_they_were_typed(grid: list[str]) -> None:
+    result = nd("train", "demo", "--stages", "a", "--dry-run", *grid)
+    assert result.returncode == 2
+    assert "where: --stages" in result.stderr
+    assert "found: a" in result.stderr
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_read(tmp_path: Path) -> None:

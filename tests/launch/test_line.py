@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from nd_dist.events import events_path, read_events
+from tests.support.command_line import ND, Ended, nd_process
 
-ND = [sys.executable, "-m", "launch.cli"]
+pytestmark = pytest.mark.launch
 TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
@@ -28,8 +28,8 @@ def words_of(folder: Path) -> list[str]:
     return [*TINY, f"nsd_root={folder / 'nsd'}", f"shards_dir={folder / 'shards'}", f"run_dir={folder / 'run'}"]
 
 
-def nd(*words: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300)
+def nd(*words: str) -> Ended:
+    result = nd_process(*words)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -42,7 +42,7 @@ def points_of(folder: Path, run: str = "run") -> Any:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `nd demo` ran with two ranks in every stage."""
     folder = tmp_path_factory.mktemp("line")
-    nd("demo", *words_of(folder), "--ranks", "2")
+    (folder / "output").write_text(nd("demo", *words_of(folder), "--ranks", "2").stdout)
     return folder
 
 
@@ -76,6 +76,20 @@ def test_running_the_demo_again_repeats_nothing_and_keeps_the_metrics(finished: 
     nd("demo", *words_of(finished), "--ranks", "2")
     assert (finished / "run" / "metrics.json").read_bytes() == before
     assert sum(e["event"] == "train_step" for e in read_events(events_path(finished / "run", 0))) == steps
+
+
+def test_a_stage_is_one_line_on_the_terminal_and_its_shapes_stand_in_the_ranks_log(finished: Path) -> None:
+    lines = (finished / "output").read_text().splitlines()
+    assert [line.split(":")[0].strip() for line in lines if "million parameters" in line] == ["stage 1", "stage 2"]
+    log = (finished / "run" / "logs" / "train" / "rank-0000.log").read_text()
+    for stage in (1, 2):
+        assert f"stage {stage}: parameters {{'voxels." in log
+        assert f"stage {stage}: this rank's first batch {{'rows': 2" in log
+
+
+def test_a_dry_run_of_what_would_start_says_so(finished: Path) -> None:
+    for command in ("pack", "train", "evaluate"):
+        assert nd(command, "demo", *words_of(finished), "--dry-run").stdout.endswith("# would start\n")
 
 
 @pytest.mark.slow

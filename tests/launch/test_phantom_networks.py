@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nd_dist.errors import CheckpointError, ConfigError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
 from shards.phantom.networks.trainer import average_path
 from tests.ranks.launching import ROOT, environment
+from tests.support.waiting import HANG_S, wait_until
 
 TOY = ["stages=[vae]", "vae.steps=60", "vae.batch_size=4",
        "checkpoint_every=20"]  # fmt: skip
@@ -31,13 +31,15 @@ def start(out_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
 
 def interrupt(out_dir: Path, act: Callable[[subprocess.Popen[bytes]], None]) -> int:
     """Start two ranks, act once five steps are made, and return the exit code."""
-    process, deadline = start(out_dir, 2), time.monotonic() + 300
-    while sum(event["event"] == "train_step" for event in read_events(events_path(out_dir, 0))) < 5:
+    process = start(out_dir, 2)
+
+    def has_trained() -> bool:
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return sum(event["event"] == "train_step" for event in read_events(events_path(out_dir, 0))) >= 5
+
+    wait_until(has_trained)
     act(process)
-    return process.wait(300)
+    return process.wait(HANG_S)
 
 
 def kill_last_rank(out_dir: Path) -> None:
@@ -48,13 +50,13 @@ def kill_last_rank(out_dir: Path) -> None:
 @pytest.mark.slow
 def test_after_a_killed_rank_and_after_a_stop_the_same_command_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight, killed, stopped = (tmp_path / name for name in ("straight", "killed", "stopped"))
-    assert start(straight, 2).wait(300) == 0
+    assert start(straight, 2).wait(HANG_S) == 0
     assert interrupt(killed, lambda _: kill_last_rank(killed)) == RankFailure.exit_code
-    assert start(killed, 2).wait(300) == 0
+    assert start(killed, 2).wait(HANG_S) == 0
     assert interrupt(stopped, lambda process: process.send_signal(signal.SIGTERM)) == Requeue.exit_code
     saved = [event["step"] for event in read_events(events_path(stopped, 0)) if event["event"] == "checkpoint_saved"]
     assert saved[-1] >= 5  # not only where one was due
-    assert start(stopped, 2).wait(300) == 0
+    assert start(stopped, 2).wait(HANG_S) == 0
     expected = load_file(average_path(straight, "vae"))
     for folder in (killed, stopped):
         found = load_file(average_path(folder, "vae"))
@@ -78,11 +80,17 @@ def test_ranks_that_do_not_divide_a_batch_are_refused_before_anything_starts(tmp
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_a_dry_run_shows_deepspeeds_launcher_and_its_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_deepspeeds_launcher_and_its_hosts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pdsh").write_text("#!/bin/sh\n")
+    (tmp_path / "pdsh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "hosts").write_text("alpha slots=2\nbeta slots=2\n")
     main([str(tmp_path / "out"), "--hostfile", str(tmp_path / "hosts"), "--dry-run"])
     printed = capsys.readouterr().out
     assert "deepspeed.launcher.runner" in printed
     assert "launch.ranks.phantom_networks" in printed
     assert "alpha" in printed
+    assert printed.endswith("# would start\n")
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.recipe import all_keys, config_yaml, load_recipe, nearest_keys, recipe_names
+from launch.recipe import changed_settings, config_yaml, load_recipe, recipe_names, yaml_text
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 
@@ -38,12 +38,18 @@ def test_the_paper_recipe_holds_the_published_values() -> None:
     ("override", "fragments"),
     [
         ("sampler.eta=1.5", ["sampler.eta", "1.5", "less than or equal to 1"]),
-        ("eta=0.5", ["eta: unknown key", "sampler.eta"]),
-        ("smapler.kappa=1", ["smapler: unknown key", "sampler"]),
+        ("eta=0.5", ["eta=0.5: unknown key", "sampler.eta"]),
+        ("smapler.kappa=1", ["smapler.kappa=1: unknown key", "sampler"]),
+        ("training.batch_size=8", ["did you mean training.samples_per_subject"]),
+        ("training.stages=1,2", ["a list is expected: training.stages=[1,2]"]),
+        ("data.subjects=1", ["a list is expected: data.subjects=[1]"]),
+        ("training.stages.x=1", ["training.stages.x=1"]),
+        ("training={stages: [3]}", ["training={stages: [3]}: training.stages.0: Input should be 1 or 2"]),
+        ("seed=[1,", ["seed=[1,: its value is no YAML"]),
         ("training.target_subject=9", ["subjects [9]", "[1, 2, 3, 4]"]),
         ("data.targets=[c,q]", ["unknown targets ['q']"]),
         ("seed=-1", ["seed", "greater than or equal to 0"]),
-        ("sampler=3", ["demo.yaml"]),
+        ("sampler=3", ["sampler=3: a section", "nd config keys sampler."]),
         ("nsd_root=${missing_key}", ["missing_key"]),
         ("noequals", ["key=value", "noequals"]),
     ],
@@ -52,12 +58,12 @@ def test_a_wrong_override_is_one_clear_config_error(override: str, fragments: li
     with pytest.raises(ConfigError) as caught:
         load_recipe("demo", [override])
     assert caught.value.exit_code == 2
-    for fragment in fragments:
+    for fragment in ["where: the command line\n", *fragments]:
         assert fragment in str(caught.value)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="demo, demo_full, paper"):
+    with pytest.raises(ConfigError, match=r"demo, demo_full, paper(.|\n)*did you mean demo"):
         load_recipe("demoo")
 
 
@@ -68,10 +74,56 @@ def test_a_recipe_that_is_no_yaml_names_its_file(tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
-def test_the_nearest_key_prefers_the_same_last_word() -> None:
-    assert nearest_keys("kappa")[0] == "sampler.kappa"
-    assert "sampler" in nearest_keys("smapler")
-    assert "training.learning_rate" in set(all_keys())
+def wrong(recipe: str, *words: str) -> list[str]:
+    """Return the lines of the error of a recipe with words: its place, then what is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, words)
+    return [caught.value.where, *(line.strip() for line in caught.value.found.splitlines()[1:])]
+
+
+@pytest.mark.parametrize(
+    ("words", "guilty"),
+    [
+        (["seed=1", "sampler.eta=1.5", "noequals", "run_dir=x"], {"sampler.eta=1.5", "noequals"}),
+        (["seed=-1", "nsd_root=${missing}", "foo=1"], {"seed=-1", "nsd_root=${missing}", "foo=1"}),
+        (["seed=1", "seed=-1"], {"seed=-1"}),
+        (["decoder.num_blocks=2", "training.target_subject=9"], {"training.target_subject=9"}),
+        (["data.subjects=[1,2]", "training.target_subject=4"], {"data.subjects=[1,2] training.target_subject=4"}),
+        (["data.subjects=[1,", "training.target_subject=4"], {"data.subjects=[1,"}),
+    ],
+)
+def test_every_wrong_word_is_named_once_and_no_right_one(words: list[str], guilty: set[str]) -> None:
+    where, *lines = wrong("demo", *words)
+    assert where == "the command line"
+    assert {line.split(": ")[0] for line in lines} == guilty
+    assert len(lines) == len(guilty)
+
+
+def test_a_wrong_recipe_is_told_from_wrong_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: -1\nsampler: {eta: 3}\n")
+    assert wrong(str(path), "run_dir=x")[0] == str(path)
+    where, *lines = wrong(str(path), "seed=-2", "run_dir=x")
+    assert where == f"{path} and the command line"
+    assert lines[0].startswith("seed=-2: ")
+    assert lines[1].startswith("sampler.eta: ")
+
+
+def test_a_list_whose_entries_are_wrong_is_one_fault() -> None:
+    _, *lines = wrong("demo", "training.stages=[a]")
+    assert lines == ["training.stages=[a]: training.stages.0: Input should be 1 or 2 (got 'a')"]
+
+
+def test_what_differs_from_the_defaults_is_a_recipe_of_the_same_configuration(tmp_path: Path) -> None:
+    for name in recipe_names():
+        config = load_recipe(name, ["nsd_root=elsewhere", "sweep.axes={sampler.cfg_scale: [3, 7.5]}"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml_text(changed_settings(config)))
+        assert load_recipe(str(path)) == config
+    changed = changed_settings(load_recipe("demo"))
+    assert changed["sampler"]["kappa"] == 1000
+    assert not {"slurm", "launch", "remote"} & set(changed)
+    assert "captions" not in changed["data"], "it follows nsd_root, as the default does"
 
 
 @pytest.mark.parametrize("recipe", ["demo", "demo_full"])

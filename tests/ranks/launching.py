@@ -12,10 +12,10 @@ from typing import Any
 
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
+from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "tests.ranks.train_program"
-TIMEOUT_S = 900  # a hang ends some time; a busy machine is no failure
 
 
 def write_job(path: Path, config: Config, **options: int) -> Path:
@@ -42,7 +42,7 @@ def run_with_deepspeed(num_ranks: int, *jobs: Path) -> subprocess.CompletedProce
     where = ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--module", MODULE]
     return subprocess.run(
         [*launcher, *where, *map(str, jobs)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=HANG_S, check=False,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def run_ranks(num_ranks: int, *jobs: Path) -> list[int]:
         for rank in range(num_ranks)
     ]
     try:
-        return [process.wait(TIMEOUT_S) for process in ranks]
+        return [process.wait(HANG_S) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.config import Config, DataConfig, DecoderConfig, LaunchConfig, TrainingConfig
+from tests.support.waiting import HANG_S
 
 
 def small_recipe(folder: Path, **training: Any) -> Config:  # Any: fields of TrainingConfig, checked there
@@ -23,5 +24,5 @@ def small_recipe(folder: Path, **training: Any) -> Config:  # Any: fields of Tra
             hidden_size=32, num_blocks=2, initial_channels=(8, 16, 16), prior_depth=1, prior_dim_head=8
         ),
         training=TrainingConfig(**{**defaults, **training}),
-        launch=LaunchConfig(timeout_s=60),
+        launch=LaunchConfig(timeout_s=HANG_S),
     )

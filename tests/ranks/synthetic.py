@@ -32,7 +32,7 @@ class SyntheticSource:
     bad_rank: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
     num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44})
-    index_id: str = "synthetic"
+    content: str = "synthetic"
 
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
@@ -49,6 +49,9 @@ class SyntheticSource:
         shape = self.shapes[name]
         weights = normal(NUM_FACTORS, int(np.prod(shape)), words=("target", name))
         return torch.from_numpy(np.tanh(self.factors(image_id) @ weights / 3).reshape(-1, *shape))
+
+    def content_id(self, request: StageRequest) -> str:
+        return f"{self.content}, subjects {request.subjects}"
 
     def open_stream(self, request: StageRequest) -> SyntheticStream:
         return SyntheticStream(self, request)
@@ -70,13 +73,6 @@ class SyntheticSource:
             torch.arange(256, dtype=torch.float32).view(1, 16, 16, 1) + 40 * torch.from_numpy(colours)[:, None, None]
         )
         return grey.clamp(0, 255).to(torch.uint8)
-
-    def training_rows(
-        self, subject: int, sessions: tuple[int, ...] | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, NUM_IMAGES, 16):
-            image_id = np.arange(start, min(start + 16, NUM_IMAGES))
-            yield torch.from_numpy(self.clean_voxels(subject, image_id)), self.target("z", image_id)
 
 
 class SyntheticStream:

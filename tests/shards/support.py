@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from shards.packing.pack import pack
 
 PHANTOM = PhantomConfig(num_subjects=3, num_sessions=4, trials_per_session=15, num_shared=4, num_voxels=50)
 SEED = 11
+ROOT = Path(__file__).parents[2]
+MPIRUN = Path(sys.executable).with_name("mpirun")
 TARGETS = ("c", "z", "g02")
 
 
@@ -80,6 +85,23 @@ def make_config(nsd_root: Path, shards_dir: Path, **data: Any) -> Config:
 def pack_alone(config: Config, extractor: PooledExtractor | None = None) -> Index:
     """Pack in this process."""
     return pack(config, Comm(), EventLog(config.run_dir, 0, "pack"), extractor or PooledExtractor())
+
+
+def start_ranks(ranks: int, nsd_root: Path, shards_dir: Path, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
+    """Pack with ranks of their own, each with a pause before every batch; one rank needs no mpirun."""
+    program = [sys.executable, "-m", "tests.shards.pack_program", str(nsd_root), str(shards_dir), str(pause_s)]
+    return subprocess.Popen(
+        [str(MPIRUN), "-n", str(ranks), *program] if ranks > 1 else program,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

@@ -14,10 +14,11 @@ import select
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from tests.support.waiting import HANG_S
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -26,7 +27,6 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
-TIMEOUT_S = 120.0
 
 
 class Chromium:
@@ -114,9 +114,8 @@ class Chromium:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + TIMEOUT_S
         while True:
-            answer = self._receive(end)
+            answer = self._receive()
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
@@ -124,13 +123,12 @@ class Chromium:
             self.events.append(answer)
 
     def _wait_for(self, method: str) -> None:
-        end = time.monotonic() + TIMEOUT_S
         while not any(event["method"] == method for event in self.events):
-            self.events.append(self._receive(end))
+            self.events.append(self._receive())
 
-    def _receive(self, end: float) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
+            ready, _, _ = select.select([self._read], [], [], HANG_S)
             assert ready, "Chromium does not answer"
             chunk = os.read(self._read, 1 << 20)
             assert chunk, "Chromium has ended"

@@ -1,15 +1,19 @@
 """Plans of ``rank_program`` with real launchers, and whether processes are gone."""
 
-import time
+import json
+import subprocess
+import sys
 
 import psutil
 
+from launch.plans.environment import environment
 from launch.plans.hosts import Host
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
 from launch.plans.tools import find_tools
 from nd_dist.config import Config
 from nd_dist.events import events_path, read_events
+from tests.support.waiting import HANG_S, wait_until
 
 
 def plan_of(
@@ -36,8 +40,22 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def assert_gone(pids: list[int], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.1)
+def assert_gone(pids: list[int]) -> None:
+    """Wait until processes that do not end by themselves have been ended."""
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
+
+
+def start_launcher(config: Config, behaviour: str = "hang", grace_s: int = 2 * HANG_S) -> subprocess.Popen[bytes]:
+    """Start a launcher of two ranks, and return once both run."""
+    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
+        "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
+        f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
+        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {grace_s})\n"
+        "run_plan(launch, Watcher(Console()), environment())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
+    wait_until(lambda: len(rank_pids(config, 2)) == 2)
+    return process

@@ -1,49 +1,44 @@
-"""The DeepSpeed engine: the only file that imports deepspeed.
+"""The DeepSpeed engine: process groups, ZeRO, mixed precision, gradient accumulation and clipping, the optimizer.
 
-It owns the process groups, ZeRO, mixed precision, gradient accumulation and clipping, the optimizer and its schedule,
-and DeepSpeed's part of a checkpoint. What is trained, and when things are saved, is decided elsewhere.
+Only this file imports deepspeed. What is trained, and when things are saved, is decided elsewhere.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
-from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.checkpoint import ds_to_universal
+from deepspeed.checkpoint.ds_to_universal import main as write_universal
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param as full_parameter
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn.utils import clip_grads_with_norm_
 
 from nd_dist.config import TrainingConfig
-from nd_dist.errors import CheckpointError, ConfigError, DataError, StorageError, WorldError
+from nd_dist.errors import ConfigError, WorldError
 from nd_dist.schema import Batch
-from nd_dist.training.collective import barrier, on_main
-from nd_dist.training.engine.finite import raise_not_finite
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer
 from nd_dist.training.engine.sharded import shard_large_layers
-from nd_dist.training.gather import Gather, gather_rows, identity
 from nd_dist.training.objective.objectives import StepInputs, Trainable
 from nd_dist.training.parameters import check_training, deepspeed_config
+from nd_dist.training.ranks import Gather, gather_rows, identity, raise_not_finite
 from nd_dist.training.schedule import Schedule
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 
+__all__ = ["Engine", "Monitor", "connect", "full_parameter", "training_device", "write_universal"]
+
 Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
 """Takes (name, value, step) events; rank 0's are written."""
-
-Objective = TypeVar("Objective", bound=Trainable, covariant=True)
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -113,7 +108,7 @@ class StepOutcome:
     should_stop: bool
 
 
-class Engine(Generic[Objective]):
+class Engine:
     """Trains an objective over all ranks. Every rank makes the same calls in the same order.
 
     Args:
@@ -130,7 +125,7 @@ class Engine(Generic[Objective]):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Trainable,
         training: TrainingConfig,
         schedule: Schedule,
         request: StageRequest,
@@ -138,21 +133,18 @@ class Engine(Generic[Objective]):
         timeout_s: int,
     ) -> None:
         check_training(training)
-        self.world, self.device, self.zero_stage = world, training_device(world), training.zero_stage
-        self.dtype = _TORCH_DTYPES[training.dtype]
-        self.objective, self._training = objective, training
-        self._schedule, rows = schedule, request.samples_per_subject * len(request.subjects)
-        layers = {}
+        self.objective, self.training, self.world, self.device = objective, training, world, training_device(world)
+        self._schedule, self._dtype = schedule, _TORCH_DTYPES[training.dtype]
+        rows, layers = request.samples_per_subject * len(request.subjects), {}
         if training.shard_layers:
             layers = shard_large_layers(objective.network, rows, request.samples_per_subject, world, self.device)
-        self.is_sharded, self.sharded_layers = training.shard_layers, tuple(layers)
-        self._shards = ShardOptimizer(layers, training, world, self.device)
-        self._optimizer = objective.optimizer(training)
-        self._weight_decays = [group["weight_decay"] for group in self._optimizer.param_groups]
+        self.sharded_layers = tuple(layers)
+        self.shards = ShardOptimizer(layers, training, world, self.device)
+        self.optimizer = objective.optimizer(training)
         try:
-            self._engine: Any = deepspeed.initialize(  # Any: deepspeed has no types
+            self.deepspeed: Any = deepspeed.initialize(  # Any: deepspeed has no types
                 model=objective,
-                optimizer=self._optimizer,
+                optimizer=self.optimizer,
                 config=deepspeed_config(training, rows // world.size, world.size),
             )[0]
         except ValueError as error:
@@ -175,168 +167,55 @@ class Engine(Generic[Objective]):
         Raises:
             NonFiniteError: on every rank, before any parameter changed, where a loss or gradient is not finite.
         """
-        self._set_schedule(step)
-        summaries: list[dict[str, float]] = []
+        learning_rate, betas = self._schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["betas"] = learning_rate, betas
+        means: list[list[float]] = []  # of every micro-step, over ranks: the terms, then both flags
         for batch in batches:
-            if summaries:
-                self._engine.step()  # counts the micro-step before; only the last one updates
-            summaries.append(self._micro_step(batch, step, stop_wanted))
-        names = [name for name in summaries[0] if not name.startswith("_")]
-        terms = {name: math.fsum(summary[name] for summary in summaries) / len(summaries) for name in names}
-        grad_norm, is_skipped = self._finish_step(batches, step)
-        should_stop = any(summary["_stop"] > 0 for summary in summaries)
-        return StepOutcome(terms, self._schedule.learning_rate(step), grad_norm, is_skipped, should_stop)
+            if means:
+                self.deepspeed.step()  # counts the micro-step before; only the last one updates
+            loss, terms = self.deepspeed(StepInputs.of(batch, self.device, self._dtype), step)
+            is_bad = not bool(torch.isfinite(loss.detach()))
+            flags = torch.tensor([is_bad, stop_wanted], dtype=torch.float64, device=self.device)
+            totals = torch.cat([torch.stack([value.double() for value in terms.values()]), flags])
+            distributed.all_reduce(totals)
+            means.append([total / self.world.size for total in totals.tolist()])
+            if means[-1][-2] > 0:
+                raise_not_finite("loss", step, batch, is_bad)
+            self.deepspeed.backward(loss)
+        *values, _, stops = (math.fsum(column) / len(batches) for column in zip(*means, strict=True))
+        grad_norm, is_skipped = self._update(batches[-1], step)
+        return StepOutcome(dict(zip(terms, values, strict=True)), learning_rate, grad_norm, is_skipped, stops > 0)
 
-    def _micro_step(self, batch: Batch, step: int, stop_wanted: bool) -> dict[str, float]:
-        """Run forward and backward of one batch; return the terms' means over ranks and ``_stop``."""
-        inputs = StepInputs.of(batch, self.device, self.dtype)
-        loss, terms = self._engine(inputs, step)
-        is_bad = not bool(torch.isfinite(loss.detach()))
-        local = [*(value.double() for value in terms.values()), *self._flags(is_bad, stop_wanted)]
-        totals = torch.stack(local)
-        distributed.all_reduce(totals)
-        *sums, num_bad, num_stop = totals.tolist()
-        if num_bad > 0:
-            raise_not_finite("loss", step, batch, self.world, is_bad)
-        self._engine.backward(loss)
-        means = {name: total / self.world.size for name, total in zip(terms, sums, strict=True)}
-        return {**means, "_stop": num_stop}
-
-    def _flags(self, *flags: bool) -> list[torch.Tensor]:
-        """Return flags as float64 numbers on the training device."""
-        return [torch.tensor(float(flag), dtype=torch.float64, device=self.device) for flag in flags]
-
-    def _finish_step(self, batches: Sequence[Batch], step: int) -> tuple[float, bool]:
+    def _update(self, batch: Batch, step: int) -> tuple[float, bool]:
         """Update the parameters; return the gradient norm and whether the loss scaler skipped it.
 
         ZeRO computes the norm first and leaves the parameters alone where it is not finite; without ZeRO, and of
         sharded layers, it is computed here, and gradients without ZeRO are clipped here.
         """
-        is_plain, shard_norm = self.zero_stage == 0, self._shards.norm()
-        norm = self._plain_norm() if is_plain else 0.0
+        is_plain, shard_norm, norm = self.training.zero_stage == 0, self.shards.norm(), 0.0
+        if is_plain:  # gradients are whole and equal on every rank
+            gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm + shard_norm):
-            raise_not_finite("gradient", step, batches[-1], self.world, True)
-        if is_plain and self._training.gradient_clip > 0:
+            raise_not_finite("gradient", step, batch, True)
+        if is_plain and self.training.gradient_clip > 0:
             total = torch.tensor(norm, device=self.device)
-            clip_grads_with_norm_(self.objective.parameters(), self._training.gradient_clip, total)
-        self._engine.step()
+            clip_grads_with_norm_(self.objective.parameters(), self.training.gradient_clip, total)
+        self.deepspeed.step()
         if not is_plain:
-            norm = _as_float(self._engine.get_global_grad_norm())
-        if is_plain or (self._engine.was_step_applied() and math.isfinite(norm) and norm >= 0):
-            self._shards.step(self._schedule.learning_rate(step), self._schedule.betas(step))
+            found = self.deepspeed.get_global_grad_norm()  # none, a number or a tensor
+            norm = math.nan if found is None else float(found)
+        if is_plain or (self.deepspeed.was_step_applied() and math.isfinite(norm) and norm >= 0):
+            self.shards.step(*self._schedule(step))
             return math.hypot(norm, shard_norm), False
-        if self.dtype == torch.float16:
+        if self._dtype == torch.float16:
             return math.nan, True
-        raise_not_finite("gradient", step, batches[-1], self.world, True)
-
-    def _plain_norm(self) -> float:
-        """Return the global gradient norm without ZeRO: gradients are whole and equal on every rank."""
-        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
-
-    def _set_schedule(self, step: int) -> None:
-        """Set the step's learning rate and betas."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._schedule.learning_rate(step)
-            group["betas"] = self._schedule.betas(step)
-
-    def full_state(self) -> dict[str, torch.Tensor]:
-        """Return the network's whole state dict in float32 on the CPU on rank 0, an empty one elsewhere."""
-        state = self._shards.whole()
-        for name, parameter in self.objective.network.named_parameters():
-            full = safe_get_full_fp32_param(parameter)  # collective under ZeRO; none where nothing is partitioned
-            if self.world.is_main:
-                value = parameter.detach() if full is None else full
-                state[name] = value.to(device="cpu", dtype=torch.float32).view(_full_shape(parameter))
-        return state
-
-    def save(self, folder: Path, tag: str) -> None:
-        """Write the state of every rank to ``folder / tag``.
-
-        Raises:
-            StorageError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
-        """
-        try:
-            self._shards.save(folder / tag)
-            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-        except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
-            raise StorageError(
-                "A checkpoint could not be written; the one before is still valid.",
-                where=f"{folder / tag}, rank {self.world.rank}",
-                found=_cause(error, folder),
-                todo="free some space, then run the same command again: it continues from the last valid checkpoint",
-            ) from error
-        barrier()  # the files of all ranks are there: they are hashed next
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """What the files of a checkpoint depend on besides the recipe."""
-        return {"world_size": self.world.size, "zero_stage": self.zero_stage, "shard_layers": self.is_sharded}
-
-    def can_load(self, saved: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint of this layout can be read: any number of ranks, ZeRO 1 and 2 in exchange."""
-        stages = {self.zero_stage, saved["zero_stage"]}
-        return saved["shard_layers"] == self.is_sharded and (len(stages) == 1 or stages == {1, 2})
-
-    def load(self, folder: Path, tag: str, saved: Mapping[str, Any]) -> None:
-        """Load the state of every rank from ``folder / tag``, which ranks of the ``saved`` layout wrote.
-
-        Raises:
-            CheckpointError: DeepSpeed cannot read it.
-        """
-        if saved == self.layout or self.zero_stage == 0:
-            self._load_deepspeed(folder, tag)
-        else:  # ZeRO's files are those of one world; DeepSpeed's universal format is any world's
-            universal = f"universal-{tag}"
-            on_main(lambda: _convert(folder / tag, folder / universal))
-            self._engine._config.load_universal_checkpoint = True
-            self._load_deepspeed(folder, universal)
-            self._engine._config.load_universal_checkpoint = False
-            on_main(lambda: shutil.rmtree(folder / universal))
-        for group, weight_decay in zip(self._optimizer.param_groups, self._weight_decays, strict=True):
-            group["weight_decay"] = weight_decay  # ZeRO 3 gives all groups the first one's when it reads universal
-        for state in self._optimizer.state.values():  # read to the CPU, and fused AdamW wants its count on the device
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
-        self._shards.load(folder / tag, saved["world_size"])
-
-    def _load_deepspeed(self, folder: Path, tag: str) -> None:
-        """Load DeepSpeed's state; the schedule is this project's."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
-        if path is None:
-            raise CheckpointError("DeepSpeed cannot read a checkpoint.", where=str(folder / tag))
+        raise_not_finite("gradient", step, batch, True)
 
     def close(self) -> None:
         """Free DeepSpeed's hooks and buffers; the engine cannot be used afterwards."""
-        self._engine.destroy()
-
-
-def _convert(source: Path, target: Path) -> None:
-    """Write a checkpoint of ZeRO 1 to 3 in DeepSpeed's universal format, which any number of ranks reads (rank 0).
-
-    Raises:
-        CheckpointError: DeepSpeed cannot convert it, or the disk is full.
-    """
-    shutil.rmtree(target, ignore_errors=True)
-    options = Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,  # in this process: forking one that computes with threads can hang
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    target.mkdir()
-    try:
-        ds_to_universal.main(options)
-    except (AssertionError, LookupError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            "A checkpoint cannot be converted for another number of ranks.",
-            where=str(source),
-            found=f"{type(error).__name__}: {error}",
-            todo="continue with the number of ranks that saved it",
-        ) from error
-    (target.parent / "latest_universal").unlink()
+        self.deepspeed.destroy()
 
 
 def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor:
@@ -346,7 +225,7 @@ def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor
         ConfigError: a monitor's package is not installed.
     """
     if not training.monitors:
-        return _no_monitor
+        return lambda events: None
     folder, job = str(run_dir / "monitor"), f"stage{stage}"
     sections: dict[str, dict[str, object]] = {
         "tensorboard": {"enabled": True, "output_path": folder, "job_name": job},
@@ -364,28 +243,3 @@ def open_monitor(training: TrainingConfig, run_dir: Path, stage: int) -> Monitor
             todo='pip install "nd-dist[track]", or leave it out',
         ) from error
     return lambda events: master.write_events(list(events))
-
-
-def _no_monitor(events: Sequence[tuple[str, float, int]]) -> None:
-    """Take the events where no monitor was asked for."""
-
-
-def _cause(error: Exception, folder: Path) -> str:
-    """Return why a file could not be written; torch's own writer does not say that the disk is full."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, DataError):
-        return error.found or error.what
-    free = shutil.disk_usage(folder).free
-    return f"{str(error).splitlines()[0]} ({free / 1e6:.1f} MB free in that folder)"
-
-
-def _as_float(norm: object) -> float:
-    """Return DeepSpeed's norm (None, a number or a tensor) as a float; NaN where there is none."""
-    return math.nan if norm is None else float(norm)  # type: ignore[arg-type]
-
-
-def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """Return the whole shape of a parameter, also where ZeRO 3 holds only a part of it."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape

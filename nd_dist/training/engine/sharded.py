@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 from nd_dist.models.decoder import VOXEL_PREFIX
+from nd_dist.training.ranks import all_rows
 from nd_dist.world import World
 
 _PER_TOKEN = ("prior", "contrastive", "upsampler")
@@ -46,14 +47,6 @@ class Columns:
     def widths(self) -> list[int]:
         """Number of columns of every rank."""
         return [stop - start for start, stop in map(self.of, range(self.world.size))]
-
-    def all_rows(self, rows_BI: torch.Tensor) -> torch.Tensor:
-        """Return the rows (N, I) of all ranks; every rank has as many."""
-        if self.world.size == 1:
-            return rows_BI
-        parts = [torch.empty_like(rows_BI) for _ in range(self.world.size)]
-        distributed.all_gather(parts, rows_BI.contiguous())
-        return torch.cat(parts)
 
     def to_rows(self, columns_NC: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows with all columns (B, O), given all rows with this rank's columns (N, C)."""
@@ -101,7 +94,7 @@ class _ShardedAffine(torch.autograd.Function):
         layer: ShardedLinear,
     ) -> torch.Tensor:
         """Return (B, O); the weight is an argument so that autograd comes back here."""
-        all_NI = layer.columns.all_rows(rows_BI)
+        all_NI = rows_BI if layer.columns.world.size == 1 else all_rows(rows_BI)
         ctx.save_for_backward(all_NI)
         ctx.layer = layer
         bias = layer.own.get("bias")

@@ -108,16 +108,9 @@ def _blurred(pictures_BCHW: torch.Tensor, draws: Draws) -> torch.Tensor:
     kernel_BK = torch.softmax(-(offset**2) / (2 * sigma_B1**2), dim=1)
     kernels = kernel_BK.repeat_interleave(channels, dim=0)[:, None]
     pad = BLUR_SIZE // 2
-    maps = F.pad(pictures_BCHW, (pad, pad, pad, pad), mode="reflect").reshape(
-        1, num * channels, *_padded(pictures_BCHW)
-    )
+    maps = F.pad(pictures_BCHW, (pad, pad, pad, pad), mode="reflect").flatten(0, 1)[None]
     maps = F.conv2d(maps, kernels[..., None], groups=num * channels)
     return F.conv2d(maps, kernels[:, :, None], groups=num * channels).view_as(pictures_BCHW)
-
-
-def _padded(pictures_BCHW: torch.Tensor) -> tuple[int, int]:
-    """Return height and width with the blur's border."""
-    return pictures_BCHW.shape[2] + BLUR_SIZE - 1, pictures_BCHW.shape[3] + BLUR_SIZE - 1
 
 
 def _cropped(pictures_BCHW: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -17,9 +17,9 @@ def cross_entropy(logits_NN: torch.Tensor, target_NN: torch.Tensor) -> torch.Ten
     return -(target_NN * logits_NN.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
-def both_ways(logits_NN: torch.Tensor, target_NN: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the cross entropies of rows and of columns, against the target and its transpose."""
-    return (cross_entropy(logits_NN, target_NN) + cross_entropy(logits_NN.T, target_NN.T)) / 2
+def both_ways(logits_NN: torch.Tensor, of_rows_NN: torch.Tensor, of_columns_NN: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the cross entropies of rows and of columns, each against its own targets (a row each)."""
+    return (cross_entropy(logits_NN, of_rows_NN) + cross_entropy(logits_NN.T, of_columns_NN)) / 2
 
 
 def mixed_target(weight_N: torch.Tensor, column_N: torch.Tensor, is_released: bool) -> torch.Tensor:
@@ -43,7 +43,7 @@ def bimixco(
 
     Source: MindEye, equation of BiMixCo; ``mixed_NN`` from ``mixed_target``.
     """
-    return both_ways(predicted_ND @ target_ND.T / temperature, mixed_NN)
+    return both_ways(predicted_ND @ target_ND.T / temperature, mixed_NN, mixed_NN.T)
 
 
 def soft_clip(predicted_ND: torch.Tensor, target_ND: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -57,7 +57,7 @@ def soft_clip(predicted_ND: torch.Tensor, target_ND: torch.Tensor, temperature: 
 def soft_clip_of(logits_NN: torch.Tensor, likeness_NN: torch.Tensor) -> torch.Tensor:
     """Return the SoftCLIP loss of scores (row: prediction, column: target) and of the targets' own, over tau each."""
     soft_NN = likeness_NN.softmax(dim=-1)
-    return (cross_entropy(logits_NN, soft_NN) + cross_entropy(logits_NN.T, soft_NN)) / 2
+    return both_ways(logits_NN, soft_NN, soft_NN)
 
 
 def soft_contrastive(
@@ -73,11 +73,10 @@ def soft_contrastive(
 
     Source: NeuralDiffuser's low-level contrastive term (after MindEye).
     """
-
     given_student_NN = (teacher_ND @ augmented_ND.T / temperature).softmax(dim=-1)
     given_augmented_NN = (augmented_ND @ teacher_ND.T / temperature).softmax(dim=-1)
     logits_NN = student_ND @ augmented_ND.T / temperature
-    return (cross_entropy(logits_NN, given_student_NN) + cross_entropy(logits_NN.T, given_augmented_NN)) / 2
+    return both_ways(logits_NN, given_student_NN, given_augmented_NN)
 
 
 def latent_l1(predicted_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from scipy.special import betaincinv
 
 from nd_dist.models.draws import Draws
-from nd_dist.training.gather import Gather, GlobalRows
+from nd_dist.training.ranks import Gather, GlobalRows
 
 BETA = 0.15
 MIX_PROBABILITY = 0.5

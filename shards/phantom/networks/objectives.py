@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nd_dist.pixels import normalize_pixels
-from nd_dist.training.gather import Gather, identity
+from nd_dist.training.ranks import Gather, identity
 from shards.phantom.backgrounds import PLACES
 from shards.phantom.captions import NUM_CAPTIONS, captions_of
 from shards.phantom.networks.architectures import LATENT_SIZE, MAX_TOKENS, SCHEDULER_CONFIG, TEXT_WIDTH

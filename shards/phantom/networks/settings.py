@@ -13,7 +13,7 @@ from nd_dist.config import LaunchConfig
 from nd_dist.config.base import Count, Fraction, Positive, Section
 from nd_dist.errors import ConfigError
 from nd_dist.events import EventLog
-from nd_dist.training.gather import Gather, identity
+from nd_dist.training.ranks import Gather, identity
 from nd_dist.world import World
 from shards.phantom.captions import vocabulary
 from shards.phantom.networks.tokenizer import write_tokenizer

@@ -10,8 +10,8 @@ from torch import nn
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
-from nd_dist.training.collective import on_main
 from nd_dist.training.engine.engine import training_device
+from nd_dist.training.ranks import on_main
 from nd_dist.training.records import check_fingerprint
 from shards.phantom.networks.batch_norm import make_batch_norms_global
 from shards.phantom.networks.folders import Networks, build_networks, set_scaling_factor, text_encoder_of

@@ -27,7 +27,7 @@ from nd_dist.files import atomic_path
 from nd_dist.schema import Batch
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.engine.engine import Engine
-from nd_dist.training.loop import Hooks, StagePlan, train_stage
+from nd_dist.training.loop import Stage, train_stage
 from nd_dist.training.objective.objectives import TOTAL, StepInputs, Trainable
 from nd_dist.training.source import StageRequest
 from nd_dist.world import World
@@ -36,7 +36,6 @@ from shards.phantom.networks.objectives import Objective
 from shards.phantom.networks.settings import NetworkName, NetworksRecipe, Workplace
 
 BETA1 = 0.9
-KEPT_CHECKPOINTS = 2
 AVERAGE = "average."
 
 
@@ -54,14 +53,14 @@ class WarmUpAndCoolDown:
     steps: int
     peak: float
 
+    def __call__(self, step: int) -> tuple[float, tuple[float, float]]:
+        """Return the learning rate and AdamW's betas of a 0-based optimizer step; the betas never change."""
+        return self.learning_rate(step), (BETA1, self.settings.beta2)
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a 0-based optimizer step."""
         left = (self.steps - step) / (self.settings.cooldown_fraction * self.steps)
         return self.peak * min(1.0, (step + 1) / self.settings.warmup_steps, left)
-
-    def betas(self, step: int) -> tuple[float, float]:
-        """Return AdamW's betas, the same in every step."""
-        return BETA1, self.settings.beta2
 
 
 class NetworkLoss(Trainable):
@@ -205,21 +204,24 @@ def train_network(
     settings, recipe = place.settings, place.settings.recipe(name)
     loss = NetworkLoss(*parts, recipe.seed, settings).train()
     training = TrainingConfig(
-        weight_decay=recipe.weight_decay, gradient_clip=settings.gradient_clip, zero_stage=0, shard_layers=False
+        weight_decay=recipe.weight_decay,
+        gradient_clip=settings.gradient_clip,
+        zero_stage=0,
+        shard_layers=False,
+        checkpoint_every=settings.checkpoint_every,
     )
     request = StageRequest(1, (0,), (), recipe.batch_size, None, recipe.seed)  # one stream of rows, no subjects
     schedule = WarmUpAndCoolDown(settings, recipe.steps, recipe.learning_rate)
     engine = Engine(loss, training, schedule, request, place.world, place.timeout_s)
-    checkpoints = StageCheckpoints(place.out_dir / "checkpoints" / name, engine, facts, KEPT_CHECKPOINTS, place.events)
-    plan = StagePlan(name, recipe.steps, settings.checkpoint_every, recipe.steps, 0, 1)
-    write = partial(_after_step, loss, plan, place, facts)
-    hooks = Hooks(place.should_stop, None, lambda *_: None, lambda _: None, write)
-    train_stage(plan, engine, RowStream(recipe.batch_size, place.world), checkpoints, place.events, hooks)
+    checkpoints = StageCheckpoints(place.out_dir / "checkpoints" / name, engine, facts, place.events)
+    after_step = partial(_after_step, loss, name, place, facts)
+    stage = Stage(name, recipe.steps, place.should_stop, None, lambda *_: None, lambda _: None, after_step)
+    train_stage(stage, engine, RowStream(recipe.batch_size, place.world), checkpoints, place.events)
     engine.close()
 
 
-def _after_step(loss: NetworkLoss, plan: StagePlan, place: Workplace, facts: Mapping[str, object]) -> None:
+def _after_step(loss: NetworkLoss, name: NetworkName, place: Workplace, facts: Mapping[str, object]) -> None:
     """Move the average; write it where a checkpoint follows."""
-    step = loss.update_average()
-    if place.world.is_main and (step % plan.checkpoint_every == 0 or step == plan.total_steps):
-        write_average(loss, step, facts, average_path(place.out_dir, str(plan.stage)))
+    step, settings = loss.update_average(), place.settings
+    if place.world.is_main and (step % settings.checkpoint_every == 0 or step == settings.recipe(name).steps):
+        write_average(loss, step, facts, average_path(place.out_dir, name))

@@ -1,25 +1,18 @@
 """`nd pack --dry-run`, `nd verify`, `nd verify --repair` and `nd export` as a user types them."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import nd, nd_process
 from tests.support.file_server import FileServer
 
-ND = [sys.executable, "-m", "launch.cli"]
+pytestmark = pytest.mark.launch
 SMALL = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
     "phantom.num_voxels=60", "data.subjects=[1,2,3]", "data.targets=[z]", "data.int8_targets=[z]",
 ]  # fmt: skip
-
-
-def nd(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb", **variables}
-    return subprocess.run([*ND, *words], capture_output=True, text=True, check=False, timeout=300, env=environ)
 
 
 def words_of(folder: Path) -> list[str]:
@@ -123,10 +116,10 @@ def test_a_repair_without_a_recipe_says_what_to_run(packed: Path, tmp_path: Path
 
 def test_export_and_verify_take_a_url(packed: Path, tmp_path: Path) -> None:
     with FileServer(packed / "shards") as server:
-        result = nd("export", server.url, str(tmp_path / "out"), "--subject", "1", TMPDIR=str(tmp_path))
+        result = nd_process("export", server.url, str(tmp_path / "out"), "--subject", "1", TMPDIR=str(tmp_path))
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "out/betas_all_subj01_fp32_renorm.hdf5").is_file()
-        verified = nd("verify", server.url, TMPDIR=str(tmp_path))
+        verified = nd_process("verify", server.url, TMPDIR=str(tmp_path))
         assert verified.returncode == 0, verified.stdout + verified.stderr
     refused = nd("verify", "https://me:hunter2@host/shards")
     assert refused.returncode == 2

@@ -1,11 +1,9 @@
 """`nd submit` with a stand-in for sbatch that numbers the jobs and keeps what it was given."""
 
-import io
 import shlex
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from launch.commands.submit import plan_jobs, submit_command
 from launch.grid.plan import GridRequest
@@ -24,8 +22,12 @@ echo "$((100 + number));brain"
 SINGLE = ("decoder.heads=single", "data.subjects=[1,2,5]")
 
 
+def words_of(folder: Path, *words: str) -> list[str]:
+    return [f"run_dir={folder / 'my run'}", *words]
+
+
 def recipe(folder: Path, *words: str) -> Config:
-    return load_recipe("demo", [f"run_dir={folder / 'my run'}", *words])
+    return load_recipe("demo", words_of(folder, *words))
 
 
 @pytest.fixture
@@ -37,14 +39,11 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
-def submit(commands: str, config: Config, grid: GridRequest | None = None, is_array: bool = False) -> str:
-    text = io.StringIO()
-    submit_command(commands, config, is_array, grid, False, Console(file=text, soft_wrap=True))
-    return text.getvalue()
-
-
-def test_commands_joined_by_commas_run_one_after_the_other(tmp_path: Path, sbatch: Path) -> None:
-    said = submit("pack,train,evaluate", recipe(tmp_path))
+def test_commands_joined_by_commas_run_one_after_the_other(
+    tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit_command("pack,train,evaluate", "demo", words_of(tmp_path), False, None, False)
+    said = capsys.readouterr().out
     folder = tmp_path / "my run" / "slurm"
     dependent = "--kill-on-invalid-dep=yes"
     assert sbatch.read_text().splitlines() == [
@@ -59,7 +58,7 @@ def test_commands_joined_by_commas_run_one_after_the_other(tmp_path: Path, sbatc
 
 def test_jobs_that_were_submitted_before_one_was_refused_are_named(tmp_path: Path, sbatch: Path) -> None:
     with pytest.raises(RankFailure, match=r"QOSMaxSubmitJobPerUserLimit(.|\n)*scancel 101 102 103"):
-        submit("pack,train,evaluate,sweep", recipe(tmp_path))
+        submit_command("pack,train,evaluate,sweep", "demo", words_of(tmp_path), False, None, False)
 
 
 def test_the_grid_is_an_array_for_each_stage_whose_tasks_wait_for_their_own_first_stage(tmp_path: Path) -> None:
@@ -93,7 +92,8 @@ def test_the_merging_job_asks_for_one_rank_only(tmp_path: Path) -> None:
 
 
 def test_each_point_of_a_sweep_array_has_a_folder_with_the_trained_decoder(tmp_path: Path, sbatch: Path) -> None:
-    submit("sweep", recipe(tmp_path, "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]"), is_array=True)
+    words = words_of(tmp_path, "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]")
+    submit_command("sweep", "demo", words, True, None, False)
     run_dir = tmp_path / "my run"
     (run_dir / "checkpoints").mkdir()
     lines = (run_dir / "slurm" / "sweep.sbatch").read_text().splitlines()
@@ -103,7 +103,7 @@ def test_each_point_of_a_sweep_array_has_a_folder_with_the_trained_decoder(tmp_p
     assert tasks[2][1:] == ["sweep.kappa=[100000]", "sweep.eta=[0.1]"]
     for name in folders:
         assert (run_dir / "sweep" / name / "checkpoints").resolve() == run_dir / "checkpoints"
-    submit("sweep", recipe(tmp_path, "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]"), is_array=True)
+    submit_command("sweep", "demo", words, True, None, False)
 
 
 @pytest.mark.parametrize(

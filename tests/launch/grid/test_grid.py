@@ -5,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from nd_dist.errors import ConfigError
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TARGETS
-
-ND = [sys.executable, "-m", "launch.cli"]
+from tests.support.command_line import ND, nd
+from tests.support.waiting import HANG_S, wait_until
 
 
 def paper(*overrides: str) -> Config:
@@ -122,8 +121,8 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
 
 
 def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:
-    words = [*ND, "train", "paper", f"run_dir={tmp_path / 'run'}", "--all-targets", "--subjects", "1,7", "--dry-run"]
-    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    words = ["train", "paper", f"run_dir={tmp_path / 'run'}", "--all-targets", "--subjects", "1,7", "--dry-run"]
+    shown = nd(*words).stdout
     assert "32 trainings" in shown
     assert "training.target_subject=7 'training.targets=[g12]' 'training.stages=[2]'" in shown
     assert list(tmp_path.iterdir()) == []
@@ -149,15 +148,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shards: list[str], tmp_path: Path) -> None:
     words = [*ND, "train", "demo", *shards, f"run_dir={tmp_path}", "--subjects", "1", "--at-once", "2"]
     first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "subj01" / "z" / "checkpoints" / "stage1" / "done.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until((tmp_path / "subj01" / "z" / "checkpoints" / "stage1" / "done.json").exists)
     first.send_signal(signal.SIGTERM)
-    out, _ = first.communicate(timeout=120)
+    out, _ = first.communicate(timeout=HANG_S)
     assert first.returncode == 5, out  # "requeue me": everything saved
 
-    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
+    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert again.returncode == 0, again.stdout + again.stderr
     for network in ("z", "g02"):
         events = list(read_events(events_path(tmp_path / "subj01" / network, 0)))
@@ -167,4 +163,3 @@ def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shar
     own = Decoder.load(tmp_path / "subj01" / "g02" / "checkpoints" / "stage2" / "model").state_dict()
     assert {spec.name for spec in merged.targets} == {"z", "g02"}
     assert all((merged.state_dict()[name] == value).all() for name, value in own.items())
-    assert (tmp_path / "subj01" / "checkpoints" / "stage2" / "model" / "z_statistics.safetensors").exists()

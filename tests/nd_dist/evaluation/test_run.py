@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.results import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
+from tests.support.waiting import HANG_S, wait_until
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
@@ -202,11 +202,12 @@ def slow(world: Path) -> Path:
     return world / "slow"
 
 
+@pytest.mark.launch
 def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Path, slow: Path) -> None:
     processes = [_start(world, "killed", SLOW) for _ in range(2)]
-    victim = int(_wait_for(lambda: _owner_of_a_reconstruction(world / "killed"))["pid"])
+    victim = int(wait_until(lambda: _owner_of_a_reconstruction(world / "killed"), pause_s=0.005)["pid"])
     os.kill(victim, signal.SIGKILL)
-    codes = {process.pid: process.wait(timeout=200) for process in processes}
+    codes = {process.pid: process.wait(timeout=HANG_S) for process in processes}
     assert sorted(codes.values()) == [-signal.SIGKILL, 0]
     assert numbers(world / "killed") == numbers(slow)
     assert pictures(world / "killed") == pictures(slow)
@@ -214,16 +215,14 @@ def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Pa
     assert not list((world / "killed").rglob(".*.part"))
 
 
+@pytest.mark.launch
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun (pip install mpich)")
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_mpi_ranks_get_the_same_numbers_as_one(world: Path, size: int) -> None:
+def test_several_mpi_ranks_get_the_same_numbers_as_one(world: Path) -> None:
     assert MPIRUN is not None
-    name = f"mpi-{size}"
-    assert _start(world, name, 4, [MPIRUN, "-n", str(size)]).wait(timeout=200) == 0
-    assert numbers(world / name) == numbers(world / "run")
-    assert pictures(world / name) == pictures(world / "run")
-    assert all(events(world / name, "evaluation_done", rank) for rank in range(size))
-    assert not events(world / name, "ranks_missing")
+    assert _start(world, "mpi", 4, [MPIRUN, "-n", "3"]).wait(timeout=HANG_S) == 0
+    assert numbers(world / "mpi") == numbers(world / "run")
+    assert pictures(world / "mpi") == pictures(world / "run")
+    assert all(events(world / "mpi", "evaluation_done", rank) for rank in range(3))
 
 
 @pytest.mark.slow
@@ -231,9 +230,9 @@ def test_several_mpi_ranks_get_the_same_numbers_as_one(world: Path, size: int) -
 def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(world: Path, slow: Path) -> None:
     assert MPIRUN is not None
     job = _start(world, "died", SLOW, [MPIRUN, "-n", "2"])
-    victim = _wait_for(lambda: _owner_of_a_reconstruction(world / "died"))
+    victim = wait_until(lambda: _owner_of_a_reconstruction(world / "died"), pause_s=0.005)
     os.kill(int(victim["pid"]), signal.SIGKILL)
-    assert job.wait(timeout=60) != 0
+    assert job.wait(timeout=HANG_S) != 0
     assert not (world / "died" / "metrics.json").exists()
     run(toy_job(world, "died", num_steps=SLOW))
     assert numbers(world / "died") == numbers(slow)
@@ -262,14 +261,6 @@ def _owner_of_a_reconstruction(run_dir: Path, pid: int = 0) -> dict[str, Any]:
         if owner and pid in (0, owner["pid"]):
             return owner
     return {}
-
-
-def _wait_for(find: Callable[[], Any], seconds: float = 200.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-    return found
 
 
 def test_a_subject_without_images_is_an_error(world: Path) -> None:

@@ -56,9 +56,9 @@ def pictures(run_dir: Path, point: Point) -> dict[str, bytes]:
 
 def test_points_that_share_their_guided_steps_are_the_same_bits_as_alone(world: Path) -> None:
     points = tuple(Point(10.0, eta) for eta in (0.0, 0.35, 0.45, 0.7, 1.0))
-    run(dataclasses.replace(toy_job(world, "together", num_steps=8), points=points))
+    run(dataclasses.replace(toy_job(world, "together", num_steps=8, num_images=2), points=points))
     for point in points:
-        run(dataclasses.replace(toy_job(world, "alone", num_steps=8), points=(point,)))
+        run(dataclasses.replace(toy_job(world, "alone", num_steps=8, num_images=2), points=(point,)))
         assert pictures(world / "together", point) == pictures(world / "alone", point)
     different = {tuple(pictures(world / "together", point).values()) for point in points}
     assert len(different) == 4, ".35 and .45 are both 2 steps of 6"
@@ -130,7 +130,9 @@ def test_the_ceiling_control_is_an_evaluation_of_ground_truth_embeddings(world: 
 @pytest.fixture(scope="module")
 def swept(world: Path) -> Job:
     """A sweep over two kappas, two etas and two seeds."""
-    job = with_sweep(toy_job(world, "swept"), kappa=(5.0, 10.0), eta=(0.5, 1.0), seed=(3, 4), num_images=3)
+    job = with_sweep(
+        toy_job(world, "swept", num_images=2), kappa=(5.0, 10.0), eta=(0.5, 1.0), seed=(3, 4), num_images=3
+    )
     run_sweep(job)
     return job
 
@@ -151,7 +153,7 @@ def test_a_sweep_reports_every_point_and_records_how_one_was_chosen(swept: Job) 
 
 
 def test_another_seed_makes_other_pictures_and_is_reproduced_by_a_run_of_that_seed(world: Path, swept: Job) -> None:
-    other = toy_job(world, "seed-4", baseline=False)
+    other = toy_job(world, "seed-4", baseline=False, num_images=2)
     other = dataclasses.replace(other, config=other.config.model_copy(update={"seed": 4}))
     run(other)
     point = Point(10.0, 0.5)
@@ -196,7 +198,7 @@ def test_progress_says_how_much_time_is_left(swept: Job) -> None:
 def test_two_sweeps_join_into_one_table_with_what_sets_them_apart(world: Path, tmp_path: Path) -> None:
     runs = []
     for name, seed, kappas in (("one", 3, (5.0,)), ("two", 3, (5.0, 10.0)), ("three", 4, (5.0,))):
-        job = with_sweep(toy_job(world, f"join-{name}"), kappa=kappas, eta=(1.0,), select="")
+        job = with_sweep(toy_job(world, f"join-{name}", num_images=2), kappa=kappas, eta=(1.0,), select="")
         job = dataclasses.replace(job, config=job.config.model_copy(update={"seed": seed}))
         run_sweep(job)
         runs.append(job.config.run_dir)
@@ -217,7 +219,7 @@ def test_two_sweeps_join_into_one_table_with_what_sets_them_apart(world: Path, t
 def test_runs_of_different_protocols_do_not_join(world: Path, tmp_path: Path) -> None:
     runs = []
     for protocol in ("nd", "takagi"):
-        job = toy_job(world, f"protocol-{protocol}", protocol=protocol, baseline=False)
+        job = toy_job(world, f"protocol-{protocol}", protocol=protocol, baseline=False, num_images=2)
         run(job)
         runs.append(job.config.run_dir)
     with pytest.raises(DataError, match="protocol"):

@@ -6,26 +6,27 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.fanout.leases import LeasePool
+from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.tasks import Task, Watch, work_off
+from tests.support.waiting import HANG_S, wait_until
 
 WORKER = """
 import sys, time
 from pathlib import Path
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.tasks import Task, work_off
-folder, name, tasks, seconds, stale_s = Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:6])
+folder, name, tasks, stale_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 def task(index):
     result = folder / f"result-{index}"
     def work():
         (folder / f"log-{name}-{index}").touch()
-        time.sleep(seconds)
+        while not (folder / f"go-{name}").exists(): time.sleep(0.01)
         try:
             with open(result, "x") as stream: stream.write(name)
         except FileExistsError:
@@ -33,13 +34,14 @@ def task(index):
     return Task(f"task-{index}", result.exists, work)
 pool = LeasePool(folder / "leases", "launch", stale_s=stale_s)
 print("ready", flush=True)
-tally = work_off([task(i) for i in range(int(tasks))], pool)
+tally = work_off([task(i) for i in range(tasks)], pool)
 print(tally.done, tally.taken_over, flush=True)
 """
 
 
-def start(folder: Path, name: str, tasks: int, seconds: float, stale_s: float) -> subprocess.Popen[str]:
-    words = [str(folder), name, str(tasks), str(seconds), str(stale_s)]
+def start(folder: Path, name: str, tasks: int, stale_s: float = 2 * HANG_S) -> subprocess.Popen[str]:
+    """Start a worker; its tasks take until there is a file ``go-NAME``."""
+    words = [str(folder), name, str(tasks), str(stale_s)]
     process = subprocess.Popen([sys.executable, "-c", WORKER, *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -49,16 +51,8 @@ def start(folder: Path, name: str, tasks: int, seconds: float, stale_s: float) -
 def answer(worker: subprocess.Popen[str]) -> list[str]:
     """Return the words of a worker's last line, which reading its first one may have taken from the pipe."""
     assert worker.stdout is not None
-    words = worker.stdout.read().split()
-    worker.wait()
-    return words
-
-
-def wait_for(condition: "callable", seconds: float = 10.0) -> None:  # type: ignore[valid-type]
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+    worker.wait(HANG_S)
+    return worker.stdout.read().split()
 
 
 def results(folder: Path) -> list[str]:
@@ -66,7 +60,10 @@ def results(folder: Path) -> list[str]:
 
 
 def test_several_processes_do_every_task_once(tmp_path: Path) -> None:
-    workers = [start(tmp_path, name, 20, 0.03, 30) for name in "abc"]
+    workers = [start(tmp_path, name, 20) for name in "abc"]
+    wait_until(lambda: len(list(tmp_path.glob("log-*"))) == 3)
+    for name in "abc":
+        (tmp_path / f"go-{name}").touch()
     done = [int(answer(worker)[0]) for worker in workers]
     assert sum(done) == 20
     assert len(results(tmp_path)) == 20
@@ -74,25 +71,25 @@ def test_several_processes_do_every_task_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_costs_its_task_only_and_a_neighbour_notices_at_once(tmp_path: Path) -> None:
-    victim = start(tmp_path, "victim", 4, 30, 3600)
-    wait_for(lambda: list(tmp_path.glob("log-victim-*")))
+    victim = start(tmp_path, "victim", 4)
+    wait_until(lambda: list(tmp_path.glob("log-victim-*")))
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    begin = time.monotonic()
-    survivor = start(tmp_path, "survivor", 4, 0.01, 3600)
-    done, taken_over = answer(survivor)
-    assert (done, taken_over) == ("4", "1")
-    assert time.monotonic() - begin < 10, "waited for the stale time although the owner is known to be dead"
+    (tmp_path / "go-survivor").touch()
+    survivor = start(tmp_path, "survivor", 4)
+    assert answer(survivor) == ["4", "1"], "after a claim's stale time this would have been too late"
 
 
 def test_a_frozen_process_loses_its_task_and_does_no_harm_when_it_wakes_up(tmp_path: Path) -> None:
-    frozen = start(tmp_path, "frozen", 3, 0.4, 1)
-    wait_for(lambda: list(tmp_path.glob("log-frozen-*")))
+    frozen = start(tmp_path, "frozen", 3, stale_s=1)
+    wait_until(lambda: list(tmp_path.glob("log-frozen-*")))
     frozen.send_signal(signal.SIGSTOP)
-    other = start(tmp_path, "other", 3, 0.05, 1)
+    (tmp_path / "go-other").touch()
+    other = start(tmp_path, "other", 3, stale_s=1)
     assert answer(other) == ["3", "1"]
+    (tmp_path / "go-frozen").touch()
     frozen.send_signal(signal.SIGCONT)
-    frozen.communicate(timeout=20)
+    frozen.communicate(timeout=HANG_S)
     assert frozen.returncode == 0
     assert results(tmp_path) == ["other"] * 3
 
@@ -122,28 +119,37 @@ def test_a_stale_claim_is_taken_over_by_one_of_many_threads(tmp_path: Path) -> N
     assert [lease.generation for lease in leases] == [1]
 
 
+def wait_until_renewed(lease: Lease) -> None:
+    """Make a claim look as old as can be, and wait until its owner has renewed it."""
+    os.utime(lease.path, (1, 1))
+    wait_until(lambda: lease.path.stat().st_mtime > 1)
+
+
 def test_a_claim_is_renewed_while_its_owner_works(tmp_path: Path) -> None:
-    pool, other = LeasePool(tmp_path, "launch", stale_s=0.4), LeasePool(tmp_path, "launch", stale_s=0.4)
+    pool, other = LeasePool(tmp_path, "launch", stale_s=0.4), LeasePool(tmp_path, "launch")
     lease = pool.claim("task")
     assert lease is not None
     with pool.renewing(lease):
-        time.sleep(0.9)
+        wait_until_renewed(lease)
         assert other.claim("task") is None
         assert pool.holds(lease)
 
 
-def test_a_task_in_which_its_owner_hangs_goes_to_another_rank_although_the_owner_lives(tmp_path: Path) -> None:
-    pool = LeasePool(tmp_path, "launch", stale_s=1, limit_s=0.8)
-    other = LeasePool(tmp_path, "launch", stale_s=1)
+def test_a_task_in_which_its_owner_hangs_goes_to_another_rank_although_the_owner_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("nd_dist.fanout.leases.time", SimpleNamespace(monotonic=lambda: now))
+    pool, other = LeasePool(tmp_path, "launch", stale_s=0.4, limit_s=10), LeasePool(tmp_path, "launch", stale_s=2)
     lease = pool.claim("task")
     assert lease is not None
     with pool.renewing(lease):
-        end = time.monotonic() + 2.5
-        while time.monotonic() < end:  # it is slow, but goes on
+        for _ in range(3):  # it is slow, but goes on
+            now += 9
+            wait_until_renewed(lease)
             pool.note_progress()
-            time.sleep(0.02)
-        assert other.claim("task") is None
-        wait_for(lambda: other.claim("task"))
+        now += 11
+        wait_until(lambda: other.claim("task"))
         assert not pool.holds(lease)
 
 

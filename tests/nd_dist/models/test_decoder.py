@@ -40,14 +40,6 @@ def test_a_prediction_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(together[name][2:3], alone[name], rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_wanted_targets_are_predicted_with_equal_numbers() -> None:
-    model, voxels = decoder(), torch.randn(2, 20)
-    everything = model.predict(voxels, 1, [1, 2])
-    some = model.predict(voxels, 1, [1, 2], only=("z", "g04"))
-    assert some.keys() == {"z", "g04"}
-    torch.testing.assert_close(some["g04"], everything["g04"])
-
-
 def test_without_a_prior_the_backbone_is_the_prediction() -> None:
     model, voxels = decoder(prior_depth=0), torch.randn(2, 20)
     outputs = model({1: voxels})

@@ -45,11 +45,11 @@ def test_the_numbers_follow_their_distribution_along_samples_and_along_elements(
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean_and_is_off_without_draws() -> None:
     ones = torch.ones(200, 500)
-    dropped = Draws(0, 0, torch.arange(200)).dropout(ones, 0.25, "d")
+    dropped = dropout(ones, 0.25, Draws(0, 0, torch.arange(200)), "d")
     assert abs(float((dropped == 0).float().mean()) - 0.25) < 0.01
     assert abs(float(dropped.mean()) - 1) < 0.01
     assert dropout(ones, 0.25, None, "d") is ones
-    assert float(Draws(0, 0, torch.arange(200)).dropout(ones, 1.0, "d").abs().max()) == 0
+    assert float(dropout(ones, 1.0, Draws(0, 0, torch.arange(200)), "d").abs().max()) == 0
 
 
 def test_a_draw_without_shape_is_one_number_per_sample() -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError, Requeue
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
-from nd_dist.models.statistics import read_z_statistics
-from nd_dist.training.engine.finite import NonFiniteError
 from nd_dist.training.parameters import deepspeed_config
+from nd_dist.training.ranks import NonFiniteError
 from tests.nd_dist.training.one_rank import Events, losses, names, run
 from tests.ranks.recipe import small_recipe
-from tests.ranks.synthetic import NUM_IMAGES, SyntheticSource
+from tests.ranks.synthetic import SyntheticSource
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +85,6 @@ def test_stage_two_starts_from_the_heads_of_stage_one(finished: tuple[Config, Ev
     assert len(start[1]) == 64
 
 
-def test_statistics_of_z_are_those_of_the_exported_model(finished: tuple[Config, Events]) -> None:
-    config, _ = finished
-    model_dir = config.run_dir / "checkpoints" / "stage2" / "model"
-    source, statistics = SyntheticSource(), read_z_statistics(model_dir)
-    chunks = list(source.training_rows(1, None))
-    targets = torch.cat([z for _, z in chunks])
-    predicted = Decoder.load(model_dir).predict(torch.cat([v for v, _ in chunks]), 1, [0] * NUM_IMAGES)["z"]
-    for name, values in (("target", targets), ("prediction", predicted)):
-        torch.testing.assert_close(statistics[f"{name}_mean"], values.mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(statistics[f"{name}_std"], values.std(0, correction=0), rtol=1e-3, atol=1e-5)
-
-
 def test_a_finished_run_is_not_trained_again(copied: Config) -> None:
     assert names(run(copied)) == ["stage_skipped", "stage_skipped"]
 
@@ -105,8 +93,8 @@ def test_another_recipe_in_the_same_folder_is_refused_by_key(copied: Config) -> 
     training = copied.training.model_copy(update={"learning_rate": 0.5})
     with pytest.raises(CheckpointError, match=r"training\.learning_rate=0\.5"):
         run(copied.model_copy(update={"training": training}))
-    with pytest.raises(CheckpointError, match=r"data\.index=other"):
-        run(copied, SyntheticSource(index_id="other"))
+    with pytest.raises(CheckpointError, match=r"data\.content=other"):
+        run(copied, SyntheticSource(content="other"))
 
 
 def test_a_stop_saves_and_the_same_command_continues_bit_for_bit(
@@ -266,12 +254,12 @@ def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
     assert mean("c/top1_image_given_voxels", steps[-5:]) > 0.5  # chance 1/16
 
 
-def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path) -> None:
+def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Half precision needs ZeRO"):
         run(small_recipe(tmp_path / "a", dtype="bfloat16", zero_stage=0))
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="refuses the recipe on this device"):
-            run(small_recipe(tmp_path / "b", dtype="float16", shard_layers=False))
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some CPUs can
+    with pytest.raises(ConfigError, match="refuses the recipe on this device"):
+        run(small_recipe(tmp_path / "b", dtype="float16", shard_layers=False))
     with pytest.raises(ConfigError, match=r"shard_layers=false"):
         run(small_recipe(tmp_path / "c", gradient_clip=1.0))
 

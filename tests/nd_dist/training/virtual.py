@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from nd_dist.training.gather import Gather
+from nd_dist.training.ranks import Gather
+from tests.support.waiting import HANG_S
 
 T = TypeVar("T")
 
@@ -23,16 +24,16 @@ class VirtualRanks:
     def gather_of(self, rank: int) -> Gather:
         def gather(rows: torch.Tensor) -> torch.Tensor:
             self._slots[rank] = rows.detach()
-            self._barrier.wait(60)
+            self._barrier.wait(HANG_S)
             parts = [slot for slot in self._slots if slot is not None]
             if rows.requires_grad:  # the value once, its gradient once per rank
                 parts[rank] = rows * self.size - rows.detach() * (self.size - 1)
             gathered = torch.cat(parts)
-            self._barrier.wait(60)
+            self._barrier.wait(HANG_S)
             return gathered
 
         return gather
 
     def run(self, act: Callable[[int], T]) -> list[T]:
         with ThreadPoolExecutor(self.size) as pool:
-            return [future.result(120) for future in [pool.submit(act, rank) for rank in range(self.size)]]
+            return [future.result(HANG_S) for future in [pool.submit(act, rank) for rank in range(self.size)]]

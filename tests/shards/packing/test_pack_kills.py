@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,25 +16,25 @@ from nd_dist.errors import DataError
 from shards.format.index import Index
 from shards.packing.receipts import remove_abandoned_parts
 from shards.upkeep.verify import verify
-from tests.shards.packing.test_pack import MPIRUN, start_ranks
-from tests.shards.support import folder_bytes, make_config, pack_alone
+from tests.shards.support import MPIRUN, folder_bytes, make_config, pack_alone, start_ranks
+from tests.support.waiting import HANG_S, wait_until
 
 
-def wait_for(folder: Path, pattern: str, count: int) -> None:
-    """Wait until so many files are there."""
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob(pattern))) < count and time.monotonic() < deadline:
-        time.sleep(0.001)
+def wait_for(process: subprocess.Popen[bytes], folder: Path, pattern: str, count: int) -> None:
+    """Wait until so many files are there; some kinds come and go so fast that a packer can end before one is seen."""
+    wait_until(lambda: len(list(folder.glob(pattern))) >= count or process.poll() is not None, pause_s=0.001)
 
 
 def wait_until_nobody_packs(folder: Path) -> None:
     """Wait until the ranks of a killed mpirun are dead: its helpers end them a moment later."""
-    deadline = time.monotonic() + 60
-    while any(str(folder) in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])):
-        assert time.monotonic() < deadline, "ranks of a killed mpirun are still alive"
-        time.sleep(0.05)
+
+    def nobody_packs() -> bool:
+        return not any(str(folder) in (rank.info["cmdline"] or ()) for rank in psutil.process_iter(["cmdline"]))
+
+    wait_until(nobody_packs)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("pattern", "count"),
     [("**/*.part", 1), ("trials/*/*.tar", 3), (".pack/*.json", 11), ("features/z/*.tar", 2), ("index/*.npy", 1)],
@@ -45,7 +44,7 @@ def test_a_killed_packer_leaves_only_whole_shards_and_goes_on_to_the_same_bytes(
 ) -> None:
     folder = tmp_path / "shards"
     process = start_ranks(1, phantom_dir, folder, pause_s=0.01)
-    wait_for(folder, pattern, count)
+    wait_for(process, folder, pattern, count)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     expected = folder_bytes(packed_dir)
@@ -56,6 +55,7 @@ def test_a_killed_packer_leaves_only_whole_shards_and_goes_on_to_the_same_bytes(
     assert folder_bytes(folder) == expected
 
 
+@pytest.mark.launch
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs the extra mpi")
 @pytest.mark.parametrize(("ranks", "next_ranks"), [(2, 3), (3, 1)])
 def test_killed_ranks_are_followed_by_any_number_of_others(
@@ -63,7 +63,7 @@ def test_killed_ranks_are_followed_by_any_number_of_others(
 ) -> None:
     folder = tmp_path / "shards"
     process = start_ranks(ranks, phantom_dir, folder, pause_s=0.02)
-    wait_for(folder, ".pack/*.json", 9)
+    wait_for(process, folder, ".pack/*.json", 9)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not Index.exists(folder)
@@ -71,7 +71,7 @@ def test_killed_ranks_are_followed_by_any_number_of_others(
     if next_ranks == 1:
         pack_alone(make_config(phantom_dir, folder))
     else:
-        output, _ = start_ranks(next_ranks, phantom_dir, folder).communicate(timeout=240)
+        output, _ = start_ranks(next_ranks, phantom_dir, folder).communicate(timeout=HANG_S)
         assert Index.exists(folder), output.decode()
     assert verify(folder) == []
     remove_abandoned_parts(folder)

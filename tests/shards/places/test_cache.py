@@ -15,6 +15,7 @@ from shards.format.index import ShardInfo
 from shards.places import cache
 from shards.places.cache import NodeCache
 from shards.places.transport import TransferError
+from tests.support.waiting import HANG_S, wait_until
 
 
 def make_file(number: int, size: int = 1000) -> tuple[ShardInfo, bytes]:
@@ -31,20 +32,19 @@ class Source:
     def __init__(self, content: bytes, *failures: str) -> None:
         self.content, self.failures = content, list(failures)
         self.blocks: list[tuple[int, int]] = []
-        self.pause_s = 0.0
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def __call__(self, start: int, stop: int) -> bytes:
         self.blocks.append((start, stop))
-        time.sleep(self.pause_s)
+        self.may_go_on.wait(HANG_S)
         failure = self.failures.pop(0) if self.failures else ""
-        if failure == "cut":
-            raise TransferError("cut")
-        if failure == "final":
-            raise TransferError("refused", is_final=True)
-        block = bytearray(self.content[start:stop])
+        if failure == "refused":
+            raise TransferError("refused")
+        block = bytearray(self.content[start : (start + stop) // 2 if failure == "cut" else stop])
         if failure == "flip":
             block[0] ^= 1
-        return b"" if failure == "ends" else bytes(block)
+        return bytes(block)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_cache(folder: Path, max_bytes: int = 10**6) -> NodeCache:
-    return NodeCache(folder / "cache", max_bytes, pause_s=0.0)
+    return NodeCache(folder / "cache", max_bytes)
 
 
 def names(folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_file_is_downloaded_once_and_found_again_by_another_process(tmp_path: 
     source = Source(content)
     assert make_cache(tmp_path).get(file, source, "url").read_bytes() == content
     assert source.blocks == [(0, 300), (300, 600), (600, 900), (900, 1000)]
-    assert make_cache(tmp_path).get(file, Source(b"", "final"), "url").read_bytes() == content
+    assert make_cache(tmp_path).get(file, Source(b"", "refused"), "url").read_bytes() == content
 
 
 def test_many_threads_that_want_one_file_transfer_it_once(tmp_path: Path) -> None:
@@ -78,15 +78,22 @@ def test_many_threads_that_want_one_file_transfer_it_once(tmp_path: Path) -> Non
     assert len(source.blocks) == 4
 
 
-@pytest.mark.parametrize(
-    "failures", [["cut"], ["", "cut", "cut"], ["", "", "ends", ""], ["cut", "", "cut", "", "cut"]]
-)
-def test_a_cut_transfer_goes_on_where_it_ended(tmp_path: Path, failures: list[str]) -> None:
+@pytest.mark.parametrize("failures", [["cut"], ["", "cut", "cut"], ["cut", "", "cut", "", "cut"]])
+def test_a_block_that_arrives_in_part_goes_on_where_it_ended(tmp_path: Path, failures: list[str]) -> None:
     file, content = make_file(1)
     source = Source(content, *failures)
     assert make_cache(tmp_path).get(file, source, "url").read_bytes() == content
-    assert sum(stop - start for start, stop in source.blocks) < len(content) + 300 * (len(failures) + 1)
+    assert len(source.blocks) <= 4 + len(failures)
     assert names(tmp_path) == [f"{file.sha256[:16]}-nsd-s01-e01.tar"]
+
+
+def test_a_transfer_that_is_given_up_keeps_what_arrived_for_the_next_one(tmp_path: Path) -> None:
+    file, content = make_file(1)
+    with pytest.raises(DataError, match="refused"):
+        make_cache(tmp_path).get(file, Source(content, "", "", "refused"), "url")
+    source = Source(content)
+    assert make_cache(tmp_path).get(file, source, "url").read_bytes() == content
+    assert source.blocks == [(600, 900), (900, 1000)]
 
 
 def test_a_download_of_a_process_that_died_is_continued(tmp_path: Path) -> None:
@@ -119,16 +126,23 @@ def test_wrong_bytes_from_the_server_never_get_a_name_and_end_in_an_error(tmp_pa
     assert make_cache(tmp_path).get(file, once, "url").read_bytes() == content
 
 
-def test_a_refusal_is_not_tried_again_and_a_dead_server_a_few_times(tmp_path: Path) -> None:
+def test_a_file_that_stays_wrong_is_fetched_a_few_times(tmp_path: Path) -> None:
     file, content = make_file(1)
-    refusing = Source(content, "final")
-    with pytest.raises(DataError, match="refused"):
-        make_cache(tmp_path).get(file, refusing, "url")
-    assert len(refusing.blocks) == 1
-    dead = Source(content, *["cut"] * 99)
+    wrong = Source(content, *["flip"] * 99)
     with pytest.raises(DataError, match=f"{cache.TRIES} tries"):
-        make_cache(tmp_path).get(file, dead, "url")
-    assert len(dead.blocks) == cache.TRIES
+        make_cache(tmp_path).get(file, wrong, "url")
+    assert len(wrong.blocks) == 4 * cache.TRIES
+
+
+def test_files_of_another_user_in_the_cache_are_read(tmp_path: Path, another_user: int) -> None:
+    file, content = make_file(1)
+    path = make_cache(tmp_path).get(file, Source(content), "url")
+    (tmp_path / "cache").chmod(0o755)
+    os.seteuid(another_user)
+    try:
+        assert make_cache(tmp_path).get(file, Source(b"", "refused"), "url") == path
+    finally:
+        os.seteuid(0)
 
 
 def fill(node: NodeCache, numbers: Iterator[int] | range | list[int]) -> list[Path]:
@@ -156,6 +170,16 @@ def test_an_evicted_file_that_is_open_stays_readable(tmp_path: Path) -> None:
         assert stream.read() == make_file(0)[1]
 
 
+def start_a_slow_download(node: NodeCache, file: ShardInfo, content: bytes) -> tuple[Source, threading.Thread]:
+    """Return once a thread asks for the first block, which it gets when it ``may_go_on``."""
+    slow = Source(content)
+    slow.may_go_on.clear()
+    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
+    thread.start()
+    wait_until(lambda: slow.blocks)
+    return slow, thread
+
+
 def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path) -> None:
     node = make_cache(tmp_path, max_bytes=2500)
     file, content = make_file(7)
@@ -164,15 +188,11 @@ def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path
     os.utime(part, (0, 0))
     fill(node, [0, 1])
     assert not part.exists(), "its promised 1000 bytes did not fit beside the others"
-    slow = Source(content)
-    slow.pause_s = 0.1
-    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
-    thread.start()
-    while not slow.blocks:
-        time.sleep(0.001)
+    slow, thread = start_a_slow_download(node, file, content)
     with pytest.raises(DataError, match="downloads under way"):
         big, big_content = make_file(8, 2000)
         node.get(big, Source(big_content), "url")
+    slow.may_go_on.set()
     thread.join()
     assert node.get(file, Source(b""), "url").read_bytes() == content
 
@@ -180,13 +200,9 @@ def test_abandoned_downloads_are_evicted_and_running_ones_are_not(tmp_path: Path
 def test_a_file_that_is_busy_elsewhere_is_left_to_the_other(tmp_path: Path) -> None:
     node = make_cache(tmp_path)
     file, content = make_file(1)
-    slow = Source(content)
-    slow.pause_s = 0.05
-    thread = threading.Thread(target=lambda: node.get(file, slow, "url"))
-    thread.start()
-    while not slow.blocks:
-        time.sleep(0.001)
+    slow, thread = start_a_slow_download(node, file, content)
     assert not node.get_unless_busy(file, Source(b""), "url")
+    slow.may_go_on.set()
     thread.join()
     assert node.get_unless_busy(file, Source(b""), "url")
 
@@ -211,7 +227,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_evicts_what_it_can_then_says_so_and_goes_on_when_there_is_room(small_disk: Path) -> None:
-    node = NodeCache(small_disk / "cache", 10**9, pause_s=0.0)
+    node = NodeCache(small_disk / "cache", 10**9)
     files = [make_file(number, 90_000) for number in range(4)]
     paths = [node.get(file, Source(content), "url") for file, content in files[:2]]
     third = node.get(files[2][0], Source(files[2][1]), "url")
@@ -231,7 +247,7 @@ def test_a_full_disk_evicts_what_it_can_then_says_so_and_goes_on_when_there_is_r
 def test_a_disk_that_fills_while_a_block_is_written_is_an_error_without_a_half_file(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = NodeCache(small_disk / "cache", 10**9, pause_s=0.0)
+    node = NodeCache(small_disk / "cache", 10**9)
     file, content = make_file(1, 200_000)
     monkeypatch.setattr(cache, "BLOCK_BYTES", 50_000)
 

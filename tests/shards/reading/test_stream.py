@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def test_memory_is_used_again_when_batches_are_dropped(packed_dir: Path) -> None
         assert stream._pool.num_free_bytes < 8 * size
 
 
+def test_averaging_leaves_no_memory_of_every_number_of_trials(packed_dir: Path) -> None:
+    with make_stream(packed_dir, repeats="mean", targets=(), threads=1) as stream:
+        for _ in islice(stream, 50):
+            pass
+        assert len(stream._pool._free) <= len(SUBJECTS), "one size a subject"
+
+
 def test_splits_are_disjoint_and_hold_out_by_image(packed_dir: Path) -> None:
     images: dict[str, set[int]] = {}
     for split in ("train", "heldout", "test"):
@@ -193,6 +201,30 @@ def test_a_damaged_sample_stops_the_stream_again_and_again_and_is_never_skipped(
             next(stream)
         flip_byte(path, int(row["offset"]))
         assert next(stream).step == good
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_stream_that_is_interrupted_goes_on_with_the_same_step(
+    packed_dir: Path, reference: list[dict[int, tuple[object, ...]]], error: type[BaseException]
+) -> None:
+    with make_stream(packed_dir, threads=2) as stream:
+        found = [rows_of(batch) for batch in islice(stream, 3)]
+        right = stream._reader.files._read
+        stream._reader.files._read = raising(error)  # type: ignore[method-assign]
+        with pytest.raises(error):
+            for batch in stream:
+                found.append(rows_of(batch))
+        stream._reader.files._read = right  # type: ignore[method-assign]
+        assert stream.step == len(found)
+        found += [rows_of(batch) for batch in islice(stream, 3)]
+    assert found == reference[: len(found)]
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def read(*_: object) -> None:
+        raise error
+
+    return read
 
 
 def test_a_closed_stream_ends_and_closing_twice_is_fine(packed_dir: Path) -> None:

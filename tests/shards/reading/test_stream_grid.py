@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nd_dist.schema import Batch
 from shards.reading.reader import ShardReader
@@ -126,5 +127,7 @@ def test_averaged_items_are_the_means_that_random_access_reads(packed_dir: Path)
                 np.testing.assert_array_equal(batch.voxels[subject].numpy(), reader.voxels(subject, ids, sessions))
             assert stream.num_items == {s: len(reader.images(s, "train", sessions)) for s in (2, 1)}
         with open_stream(packed_dir, **settings, dtype="stored") as stored:
-            half = next(stored).voxels[1].numpy()
-        np.testing.assert_array_equal(half, batch.voxels[1].numpy().astype(np.float16))
+            as_stored = next(stored)
+        assert as_stored.targets["z"].dtype == torch.float16
+        assert as_stored.voxels[1].dtype == torch.float32, "a mean of halves is no half"
+        assert torch.equal(as_stored.voxels[1], batch.voxels[1])

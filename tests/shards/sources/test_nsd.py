@@ -91,10 +91,10 @@ def test_any_named_roi_with_several_positive_labels_can_be_read(phantom_dir: Pat
         reader_of(phantom_dir, roi="no-such-roi").design(1)
 
 
-def test_max_sessions_takes_the_first_ones(phantom_dir: Path) -> None:
+def test_a_design_tells_all_sessions_and_the_packer_chooses(phantom_dir: Path) -> None:
     design = reader_of(phantom_dir, max_sessions=2).design(1)
-    assert design.sessions == (1, 2)
-    assert design.num_trials == 30
+    assert design.sessions == (1, 2, 3, 4)
+    assert design.num_trials == 60
 
 
 def test_a_missing_session_in_the_middle_is_said(phantom_copy: Path) -> None:

@@ -12,7 +12,7 @@ from nd_dist.errors import DataError
 from shards.format.codec import image_shard_path, trial_shard_path
 from shards.format.index import Index
 from shards.reading.reader import ShardReader, trial_row_key
-from shards.reading.records import ShardFiles, Wanted
+from shards.reading.records import ShardFiles
 from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
 from shards.upkeep.repair import repair
@@ -62,13 +62,13 @@ def test_every_truncation_of_a_shard_is_found_by_verify_and_by_whoever_reads_it(
     num_bytes = int(row["bytes"][0]) if kind != "trials" else tiny_index.num_voxels[1] * 2
     record = [np.empty(num_bytes, dtype=np.uint8)]
     files = ShardFiles(tiny_index.store, tiny_index.shards)
-    files.read([Wanted(row, record, str)])
+    files.read(row, record, str)
     files.close()
     for size in range(len(content) - 1, -1, -1):
         os.truncate(path, size)
         assert "bytes instead of" in verify_shard(tiny_index, number)[0].what
         with pytest.raises(DataError, match="another size"):
-            files.read([Wanted(row, record, str)])
+            files.read(row, record, str)
 
 
 def test_every_flipped_byte_of_a_shard_that_is_streamed_is_an_error_or_touches_no_sample(tiny_index: Index) -> None:

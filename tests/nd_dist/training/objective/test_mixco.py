@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 
 from nd_dist.models.draws import Draws
-from nd_dist.training.gather import identity
 from nd_dist.training.objective.mixco import BETA, draw_mix, mix_voxels
+from nd_dist.training.ranks import identity
 from tests.nd_dist.training.virtual import VirtualRanks
 
 COUNT = 8

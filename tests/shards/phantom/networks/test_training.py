@@ -22,6 +22,7 @@ from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.networks.trainer import WarmUpAndCoolDown, average_path
 from tests.ranks.launching import ROOT, environment, free_port
 from tests.shards.phantom.networks.tiny import STEPS, losses_of, place_of, tiny_settings
+from tests.support.waiting import HANG_S
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -36,6 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out_dir
 
 
+@pytest.mark.launch
 def test_two_ranks_of_which_one_is_killed_and_then_one_rank_make_the_losses_of_one_rank(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -51,7 +53,7 @@ def test_two_ranks_of_which_one_is_killed_and_then_one_rank_make_the_losses_of_o
         )
         for rank in range(RANKS)
     ]
-    assert ranks[-1].wait(600) == -9
+    assert ranks[-1].wait(HANG_S) == -9
     ranks[0].kill()
     ranks[0].wait()
     assert list(losses_of(tmp_path))[-1] == ("unet", STEPS - 2)
@@ -170,4 +172,4 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert schedule.learning_rate(500) == 2.0
     assert schedule.learning_rate(850) == pytest.approx(1.0)
     assert schedule.learning_rate(999) < 0.01
-    assert schedule.betas(3) == (0.9, 0.99)
+    assert schedule(3)[1] == (0.9, 0.99)

@@ -19,6 +19,7 @@ from nd_dist.training.engine.engine import connect
 from nd_dist.world import World
 from shards.phantom.networks.settings import NetworkName, NetworkRecipe, NetworksRecipe, Workplace
 from shards.phantom.networks.stages import STAGES, run_stages
+from tests.support.waiting import HANG_S
 
 STEPS = 3
 
@@ -37,7 +38,7 @@ def place_of(
 ) -> Workplace:
     world = world or World()
     events = EventLog(out_dir, world.rank, "phantom_networks")
-    return Workplace(out_dir, settings, events, world, connect(world, 120), 120, should_stop)
+    return Workplace(out_dir, settings, events, world, connect(world, HANG_S), HANG_S, should_stop)
 
 
 def losses_of(out_dir: Path) -> dict[tuple[str, int], float]:

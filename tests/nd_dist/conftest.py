@@ -10,21 +10,23 @@ from nd_dist.frozen.stable_diffusion import StableDiffusion
 from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def sd_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion at toy width with random weights; read only."""
     return write_stable_diffusion(tmp_path_factory.mktemp("models") / "sd")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP's vision tower at toy width with random weights; read only."""
     return write_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def sd(sd_dir: Path) -> StableDiffusion:
     return stable_diffusion.load(sd_dir)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def clip(clip_dir: Path) -> ClipVision:
     return clip_vision.load(clip_dir)

@@ -1,0 +1,112 @@
+"""Arguments and options that several commands of `nd` share, each said once, and what a shell completes them with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_RECIPES_DIR = Path(__file__).parent / "recipes"
+
+
+def recipes_like(incomplete: str) -> list[str]:
+    """Return the names of recipes that begin with a text; a shell offers files where there are none."""
+    return sorted(path.stem for path in _RECIPES_DIR.glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+def settings_like(incomplete: str) -> list[tuple[str, str]]:
+    """Return ``key=`` and meaning of the settings whose key begins with a text."""
+    from launch.keys import settings_of
+
+    return [(f"{each.key}=", each.meaning) for each in settings_of() if each.key.startswith(incomplete)]
+
+
+def commands_like(incomplete: str) -> list[str]:
+    """Return the commands that can be submitted and begin with a text."""
+    from launch.commands.submit import SUBMITTED
+
+    return [name for name in SUBMITTED if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe: a name (`nd config recipes`) or the path of a YAML file.", autocompletion=recipes_like
+    ),
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe to use.", autocompletion=recipes_like)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="key=value overrides (`nd config keys`), e.g. sampler.kappa=1e5.", autocompletion=settings_like
+    ),
+]
+Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
+Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
+LauncherName = Annotated[
+    str,
+    typer.Option(
+        "--launcher",
+        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
+    ),
+]
+Include = Annotated[
+    str, typer.Option("--include", help="Use only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
+]
+Exclude = Annotated[str, typer.Option("--exclude", help="Leave these hosts and slots out (same form).")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what differs from the defaults, hosts, the exact command and whether it would start."
+    ),
+]
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+@dataclass(frozen=True)
+class LaunchWords:
+    """What every launching command is given; see ``launching``."""
+
+    recipe: Recipe
+    overrides: Overrides = None
+    ranks: Ranks = None
+    hostfile: Hostfile = None
+    launcher: LauncherName = "auto"
+    include: Include = ""
+    exclude: Exclude = ""
+    dry_run: DryRun = False
+
+    def launch(self, command: str, *more: str) -> None:
+        """Start a launching command, or show what it would start.
+
+        Args:
+            command: ``pack``, ``train``, ``evaluate``, ``sweep``, ``estimate``.
+            more: Further overrides.
+        """
+        from launch.commands.dry_run import dry_run_command
+        from launch.commands.launching import launch_command
+        from launch.plans.choose import LaunchOptions
+        from launch.recipe import load_recipe
+
+        config = load_recipe(self.recipe, [*(self.overrides or []), *more], command)
+        options = LaunchOptions(self.ranks, self.hostfile, self.launcher, self.include, self.exclude)
+        (dry_run_command if self.dry_run else launch_command)(command, config, options)
+
+
+def launching(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose first argument, ``words``, is filled from the fields of ``LaunchWords`` by typer."""
+    shared = inspect.signature(LaunchWords, eval_str=True).parameters.values()
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+    def filled(**values: Any) -> None:  # Any: whatever typer parsed
+        given = {each.name: values.pop(each.name) for each in own}
+        command(LaunchWords(**values), **given)
+
+    filled.__name__, filled.__doc__ = command.__name__, command.__doc__
+    filled.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    filled.__annotations__ = {}
+    return filled
