@@ -61,6 +61,9 @@ def _common(
 
 @_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
 def doctor(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of a launch, e.g. launch.interface=ib0.")
+    ] = None,
     hostfile: Hostfile = None,
     shared: Annotated[
         Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
@@ -69,7 +72,7 @@ def doctor(
     """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared))
+    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
 
 
 @_command("nd phantom demo/nsd phantom.num_subjects=2")
@@ -178,20 +181,37 @@ def sweep(
     words.launch("estimate" if estimate else "sweep")
 
 
-@_command("nd submit train paper run_dir=/scratch/me/run slurm.nodes=4 slurm.ranks_per_node=8 slurm.gpus_per_node=8")
+@_command(
+    "nd submit train paper run_dir=/scratch/me/run slurm.nodes=4 slurm.ranks_per_node=8 slurm.gpus_per_node=8",
+    "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
+    "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
+)
 def submit(
-    command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.", autocompletion=commands_like)],
+    command: Annotated[
+        str,
+        typer.Argument(
+            help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
+            autocompletion=commands_like,
+        ),
+    ],
     recipe: Recipe,
     overrides: Overrides = None,
     array: Annotated[
         bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
     ] = False,
+    all_targets: Annotated[
+        bool, typer.Option("--all-targets", help="train: the whole grid of trainings, an array for each stage.")
+    ] = False,
+    subjects: Annotated[str, typer.Option("--subjects", help="Target subjects of the grid, e.g. 1,2,5,7.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
-    """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
     from launch.commands.submit import submit_command
+    from launch.grid.plan import GridRequest, numbers
 
-    submit_command(command, recipe, overrides or [], array, dry_run)
+    chosen = numbers(subjects, "--subjects")
+    grid = GridRequest(chosen, all_targets=all_targets) if all_targets or chosen else None
+    submit_command(command, recipe, overrides or [], array, grid, dry_run)
 
 
 @_command("nd status runs/subj01 --watch", "nd status runs")

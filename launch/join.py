@@ -62,7 +62,7 @@ def join(arguments: Sequence[str]) -> None:
     if world.is_main:
         _lead(command, config, world)
         return
-    launch_id = knock(config.run_dir, world, config.launch.timeout_s)
+    launch_id = knock(config.run_dir, world, config.launch.start_s)
     rank.main(_program(command, config, launch_id))
 
 
@@ -80,7 +80,7 @@ def _lead(command: str, config: Config, world: World) -> None:
             env = recipe_environment(config.launch)
             door.folder = folder = RunFolder(config.run_dir, launch_id, env, world.size)
             held.callback(folder.release)
-            names = [socket.gethostname(), *door.wait(config.launch.timeout_s)]
+            names = [socket.gethostname(), *door.wait(config.launch.start_s)]
         except NdDistError as error:
             door.refuse(error)
             raise

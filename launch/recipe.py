@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from nd_dist.files import write_text
 RECIPES_DIR = Path(__file__).parent / "recipes"
 RETIRED = ("phantom_networks",)
 """Sections that configurations written by earlier versions hold."""
+_TIME = re.compile(r"\d+(:\d+)+")
 Settings = TypeVar("Settings", bound=Section)
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError)
 """What OmegaConf raises for text that it cannot read or merge."""
@@ -86,7 +88,7 @@ def load_settings(
             unknown keys with the nearest ones, values out of range with what is allowed.
     """
     try:
-        recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        recipe = OmegaConf.create(_quoted_times(path.read_text(encoding="utf-8")) if path is not None else "")
         base: Any = OmegaConf.merge(model().model_dump(mode="json"), recipe)  # Any: OmegaConf's types are unions
     except (*_UNREADABLE, OSError) as error:
         raise ConfigError("A recipe cannot be read.", where=str(path), found=str(error)) from error
@@ -100,6 +102,15 @@ def load_settings(
     raise ConfigError(
         "The configuration is wrong.", where=" and ".join(sorted(places)), found="\n    ".join(["", *lines])
     )
+
+
+def _quoted_times(text: str) -> str:
+    """Return YAML with times such as 24:00:00 in quotes: YAML 1.1 takes them for numbers to the base of 60."""
+    tokens = [token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken) and token.plain]
+    for token in reversed([token for token in tokens if _TIME.fullmatch(token.value)]):
+        first, last = token.start_mark.index, token.end_mark.index
+        text = f"{text[:first]}'{text[first:last]}'{text[last:]}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -131,11 +142,11 @@ def _attempt(
     """Return the settings of a recipe with words, or none and everything that is wrong with them."""
     merged = copy.deepcopy(base)
     for word in words:
-        key, sign, _ = word.partition("=")
+        key, sign, value = word.partition("=")
         try:
             if not sign:
                 raise ValueError("not of the form key=value")
-            merged.merge_with_dotlist([word])
+            merged.merge_with_dotlist([f"{key}={_quoted_times(value)}"])
             OmegaConf.select(merged, key)  # follows what its value refers to
         except _UNREADABLE as error:
             others = _attempt(model, base, command, _without(word, words))[1]

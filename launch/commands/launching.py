@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +63,8 @@ def launch_command(
 def launch_of(command: str, config: Config, launch_id: str, plan: LaunchPlan) -> Launch:
     """Return a launch that writes the recipe which its ranks read, once the run folder is its own."""
     plan = replace(plan, files={**plan.files, config_path(config): config_yaml(config)})
-    return Launch(command, config.run_dir, launch_id, plan, config.launch.stop_grace_s, config.launch.silence_s)
+    limits = (config.launch.stop_grace_s, config.launch.silence_s, config.launch.start_s)
+    return Launch(command, config.run_dir, launch_id, plan, *limits)
 
 
 def run_launch(
@@ -89,9 +89,8 @@ def _agents_of(command: str, config: Config, plan: LaunchPlan, launch_id: str) -
     """Return agents for the hosts of a plan that ssh reaches; under Slurm and on this machine none are needed."""
     if not plan.hosts or plan.argv[0] == "srun":
         return None
-    wanted = config.launch
     shared_dir = state_dir(config.run_dir).resolve()
-    inquiry = Inquiry(launch_id, shared_dir, wanted.interface, wanted.port, wanted.python or sys.executable)
+    inquiry = Inquiry(launch_id, shared_dir, config.launch)
     logs = config.run_dir / "logs" / command
     return HostAgents(plan.hosts, inquiry, logs, environment(), always_ssh="pdsh" in plan.argv)
 

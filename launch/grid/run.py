@@ -39,7 +39,7 @@ from launch.plans.environment import SECRET, environment
 from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
-from launch.supervise.run import tail_of
+from launch.supervise.outcome import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure, Requeue

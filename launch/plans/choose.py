@@ -70,7 +70,7 @@ def make_plan(command: str, config: Config, options: LaunchOptions, tools: Tools
     elif launcher != "srun":
         notes.append(stays_behind(os.environ, config.launch))
     if launcher == "srun":
-        plan = srun_plan(program, tools, env, hosts)
+        plan = srun_plan(program, tools, env, hosts, config.slurm, is_train)
     elif launcher == "local" and num_slots(hosts) == 1:
         plan = single_plan(program, tools, env)
     elif launcher == "local" and is_train:

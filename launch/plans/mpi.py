@@ -29,8 +29,8 @@ def mpirun_plan(
         raise ConfigError("There is no mpirun on this machine.", todo="install one: pip install mpich (extra `mpi`)")
     ranks, is_openmpi = num_slots(hosts), tools.mpi_flavour == "openmpi"
     words = [tools.mpirun, "-n", str(ranks)]
-    if not is_openmpi:  # hydra would ask the scheduler to start its helpers, even on this machine
-        words += ["-launcher", "ssh" if is_remote else "fork"]
+    if not is_openmpi:  # hydra would ask a scheduler to start its helpers, even on this machine, and wait for ever
+        words += ["-launcher", "ssh" if is_remote else "fork", "-rmk", "user"]
     if program.is_leased:  # the other ranks live on when one dies
         words.append("--enable-recovery" if is_openmpi else "-disable-auto-cleanup")
     if is_openmpi:

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
 from launch.supervise.heartbeat import Heartbeat, launch_record_path, read_record
 from launch.supervise.lock import hold_rank_lock
+from launch.supervise.outcome import tail_of
 from launch.supervise.stop import heeded
 from nd_dist.errors import ConfigError, NdDistError, RankFailure, Requeue, WorldError
 from nd_dist.events import EventLog, log_path
@@ -110,11 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world = World.from_env(os.environ)
     events = EventLog(start.run_dir, world.rank, start.command)
     _redirect_output(log_path(start.run_dir, start.command, world.rank))
+    has_said_end = mmap.mmap(-1, 1)  # a byte that the rank and its guard share
     pid = fork_rank()
     if pid:
-        code = _guard(pid, start, world, events)
+        code = _guard(pid, start, world, events, lambda: has_said_end[0] == 1)
     else:
         code = _run(start, world, events, record["size"] or world.size)
+        has_said_end[0] = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
@@ -132,15 +136,18 @@ def _parse(arguments: Sequence[str] | None) -> _Start:
     return _Start(words.module, Path(text_of_word(words.config)), words.launch, options)
 
 
-def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
+def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end: Callable[[], bool]) -> int:
     """Watch the rank; return its exit code."""
+    log = log_path(start.run_dir, start.command, world.rank)
 
     def report(cause: str) -> None:
         with contextlib.suppress(OSError):
+            if line := tail_of(log, 1).strip(" |"):
+                cause += f"; its log ends with: {line[:200]}"
             events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
 
-    heartbeat = Heartbeat(start.run_dir, start.launch_id)
-    return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
+    heartbeat = Heartbeat(start.run_dir, start.launch_id, world.size)
+    return Guard(pid, heartbeat, report, world.family != "pmi", has_said_end).watch()
 
 
 def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
@@ -170,8 +177,11 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
         kind, code, message = Requeue.__name__, Requeue.exit_code, "the rank was asked to stop"
+        if isinstance(error, SystemExit) and error.code != code:
+            kind, code, message = "SystemExit", RankFailure.exit_code, f"the program left with sys.exit({error.code})"
+            traceback.print_exc()
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
         kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
         traceback.print_exc()

@@ -24,6 +24,7 @@ ECHO = re.compile(
     r"closed by peer|[Cc]onnection (reset|refused|closed|was likely closed)|[Tt]imed? ?out|Broken pipe|NCCL|"
     r"DistBackendError|DistNetworkError|remote process exited"
 )
+LOG_TAIL_LINES = 20
 AGAIN = "run the same command again; it goes on from what is valid"
 
 
@@ -56,6 +57,8 @@ class Outcome:
     done: set[int] = field(default_factory=set)
     ends: list[dict[str, Any]] = field(default_factory=list)  # Any: events
     lost_hosts: list[str] = field(default_factory=list)
+    start_s: float = 0.0  # seconds that every rank had to start; 0: not over yet
+    _started: set[int] = field(default_factory=set)
     _last: dict[int, tuple[str, float]] = field(default_factory=dict)
     _units: dict[int, str] = field(default_factory=dict)  # what a rank of a leased plan took last
 
@@ -68,9 +71,11 @@ class Outcome:
             self._units[event["rank"]] = event["unit"]
         if event.get("launch") != self.launch_id:
             return
-        if event["event"] == "rank_done":
+        if event["event"] == "rank_start":
+            self._started.add(event["rank"])
+        elif event["event"] == "rank_done":
             self.done.add(event["rank"])
-        elif event["event"] in ("rank_failed", "rank_lost"):
+        elif event["event"] in ("rank_failed", "rank_lost") and event["rank"] not in self.done:
             self.ends.append(event)
 
     def lose(self, host: str) -> None:
@@ -86,10 +91,19 @@ class Outcome:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the work cannot be finished any more. Ranks of a leased plan may be lost."""
-        if self.plan.is_leased:
+        """Whether the work cannot be finished any more. Ranks of a leased plan may be lost once work has begun.
+
+        Before that they meet, and MPI lets nobody meet without all.
+        """
+        if self.plan.is_leased and (self._units or self.done):
             return any(event["exit_code"] in NAMED_CODES for event in self.ends if event["event"] == "rank_failed")
-        return bool(self.ends) or any(self._is_cut_off(rank) for rank in range(self.plan.ranks))
+        return bool(self.ends or self.late) or any(self._is_cut_off(rank) for rank in range(self.plan.ranks))
+
+    @property
+    def late(self) -> list[int]:
+        """Ranks that had their time to start and did not."""
+        ended = {event["rank"] for event in self.ends}
+        return [rank for rank in range(self.plan.ranks) if self.start_s and rank not in self._started | ended]
 
     def _host(self, rank: int) -> str:
         return host_of_rank(self.plan.hosts, rank) if self.plan.hosts else "this machine"
@@ -139,6 +153,8 @@ class Outcome:
         if causes:
             return self._reported(causes[0], evidence)
         silent = [rank for rank in missing if rank not in {event["rank"] for event in self.ends}]
+        if unstarted := [rank for rank in silent if rank not in self._started]:
+            return self._never_started(unstarted, evidence, returncode)
         if silent:
             return self._silent(silent, echoes, evidence, returncode)
         return self._reported((echoes or stopped)[0], evidence)
@@ -175,26 +191,46 @@ class Outcome:
             todo=f"repair {host} or leave it out with --exclude {host}; {AGAIN}",
         )
 
+    def _never_started(self, ranks: list[int], evidence: Evidence, returncode: int | None) -> RankFailure:
+        """Return the error of ranks that did not start: in time, or before the starting process left."""
+        by_host: dict[str, list[str]] = {}
+        for rank in ranks:
+            by_host.setdefault(self._host(rank), []).append(str(rank))
+        where = "; ".join(f"rank(s) {', '.join(numbers)} on {host}" for host, numbers in by_host.items())
+        within = f" within {self.start_s:.0f} s" if self.start_s else ""
+        return RankFailure(
+            f"{len(ranks)} of {self.plan.ranks} ranks never started{within}: {where}.",
+            where=str(evidence.launcher_log),
+            found=f"exit code {returncode} of the launcher\n{evidence.tail_of(evidence.launcher_log)}",
+            todo="see what keeps them there; where they only need more time, set launch.start_s",
+        )
+
     def _silent(
         self, silent: list[int], echoes: list[dict[str, Any]], evidence: Evidence, returncode: int | None
     ) -> RankFailure:
         """Return the error of ranks that said nothing about their end, with what the others met."""
         rank = silent[0]
-        log = evidence.log_of(rank)
-        facts = [f"exit code {returncode} of the launcher"]
-        if rank in self._last:
-            name, at = self._last[rank]
-            facts.append(f"its last event was {name}, {time.monotonic() - at:.0f} s ago")
+        log, (name, at) = evidence.log_of(rank), self._last[rank]
+        facts = [
+            f"exit code {returncode} of the launcher",
+            f"its last event was {name}, {time.monotonic() - at:.0f} s ago",
+        ]
         if echoes:
             first = echoes[0]
             facts.append(f"rank {first['rank']} on {first['host']} then met: {first['message'].splitlines()[0][:300]}")
         others = f" (and ranks {silent[1:]})" if len(silent) > 1 else ""
-        verb = "went silent" if rank in self._last else "never started"
-        used = log if log.exists() else evidence.launcher_log
         return RankFailure(
-            f"Rank {rank} on {self._place(rank, self._host(rank))}{others} {verb}: hung, killed, or without a way to "
-            "report.",
-            where=str(used),
-            found="; ".join(facts) + "\n" + (evidence.tail_of(used) or evidence.tail_of(evidence.launcher_log)),
+            f"Rank {rank} on {self._place(rank, self._host(rank))}{others} went silent: "
+            "hung, killed, or without a way to report.",
+            where=str(log),
+            found="; ".join(facts) + "\n" + evidence.tail_of(log),
             todo=AGAIN,
         )
+
+
+def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """Return the last lines of a text file, indented; empty if there is none."""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return "\n".join(f"    | {line}" for line in text[-lines:])

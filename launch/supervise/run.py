@@ -17,19 +17,19 @@ from launch.host_agents.agents import HostAgents
 from launch.plans.plan import LaunchPlan
 from launch.supervise.door import Door
 from launch.supervise.lock import RunFolder
-from launch.supervise.outcome import Evidence, Outcome
+from launch.supervise.outcome import Evidence, Outcome, tail_of
 from launch.supervise.stop import StopSignal
 from launch.supervise.tree import ProcessTree
 from launch.supervise.watch import EventTail, Watcher
 from nd_dist.events import events_path, log_path
 from nd_dist.files import write_text
 
-POLL_S = 0.2
+POLL_S, POLL_S_PER_RANK = 0.2, 0.002  # between two looks at the ranks' event files
+OPENED_PER_LOOK = 16  # of the files that look unchanged, in turn; the size alone tells of the others
 STOP_GRACE_S = 45.0
 FAILURE_GRACE_S = 8.0  # after a failure nobody can finish; the others get a moment to say what they met
 LATE_S = 30.0  # leased work is done when one rank says so; the others look for work every moment and follow at once
 END_GRACE_S = 4.0  # from "end at once" until the starting process itself is killed
-LOG_TAIL_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Launch:
         plan: What to start.
         stop_grace_s: Seconds that ranks get to save after a stop was asked for.
         silence_s: Seconds without an event of any rank after which the ranks count as hung.
+        start_s: Seconds within which every rank must have started.
     """
 
     command: str
@@ -51,6 +52,7 @@ class Launch:
     plan: LaunchPlan
     stop_grace_s: float = STOP_GRACE_S
     silence_s: float = math.inf
+    start_s: float = math.inf
 
     @property
     def launcher_log(self) -> Path:
@@ -123,7 +125,8 @@ class _Following:
     ) -> None:
         self._launch, self._process, self._folder, self._agents, self._door = launch, process, folder, agents, door
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
-        self._heard_at = self._done_at = time.monotonic()
+        self._begun_at = self._heard_at = self._done_at = time.monotonic()
+        self._looks = 0
         self.outcome = Outcome(launch.launch_id, launch.plan)
         self.stopped_by = ""
 
@@ -134,7 +137,7 @@ class _Following:
         wanted = stop.wanted
         while True:
             has_ended = self._process.poll() is not None
-            self._read(watcher)
+            self._read(watcher, has_ended)
             if wanted != stop.wanted:
                 wanted = stop.wanted
                 self._folder.keep_wish(wanted)
@@ -143,6 +146,8 @@ class _Following:
             if has_ended and not self._others_work():
                 return
             now = time.monotonic()
+            if now - self._begun_at > self._launch.start_s:
+                self.outcome.start_s = self._launch.start_s
             if stop_at is None and (stop.name or self.outcome.has_failed):
                 self._folder.tell("stop")
                 stop_at = now + (FAILURE_GRACE_S if self.outcome.has_failed else self._launch.stop_grace_s)
@@ -157,7 +162,7 @@ class _Following:
                 end_at = now + (FAILURE_GRACE_S if is_over else END_GRACE_S)
             if end_at is not None and now > end_at:
                 return
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, POLL_S_PER_RANK * len(self._tails)))
 
     def _others_work(self) -> bool:
         """Return whether ranks of another launcher still work when rank 0's process has ended."""
@@ -172,17 +177,19 @@ class _Following:
         is_done = self._launch.plan.is_leased and bool(self.outcome.done)
         return now - self._heard_at > self._launch.silence_s or (is_done and now - self._done_at > LATE_S)
 
-    def _read(self, watcher: Watcher) -> None:
-        """Let in whoever knocks; take in what the ranks wrote and which hosts were lost."""
+    def _read(self, watcher: Watcher, has_ended: bool) -> None:
+        """Let in whoever knocks; take in what the ranks wrote (from every file when all have left) and lost hosts."""
         if self._door is not None:
             self._door.answer(launch=self._launch.launch_id)
         for rank, tail in enumerate(self._tails):
-            for event in tail.read():
+            turn = (rank - self._looks * OPENED_PER_LOOK) % len(self._tails)
+            for event in tail.read(must_open=turn < OPENED_PER_LOOK or has_ended):
                 self._heard_at = time.monotonic()
                 self._done_at = self._heard_at if event["event"] == "rank_done" else self._done_at
                 self.outcome.note(event)
                 if rank == 0:
                     watcher.show(event)
+        self._looks += 1
         for host in self._agents.lost() if self._agents is not None else ():
             self.outcome.lose(host)
 
@@ -191,11 +198,3 @@ class _Following:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-
-def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """Return the last lines of a text file, indented; empty if there is none."""
-    if not path.is_file():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"    | {line}" for line in text[-lines:])

@@ -16,8 +16,12 @@ from nd_dist.events import events_path, read_events
 from tests.support.waiting import HANG_S, wait_until
 
 
-def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
-    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, (behaviour,))
+def plan_of(
+    config: Config, behaviour: str, ranks: int, launch_id: str = "L", *more: str, is_leased: bool = False
+) -> LaunchPlan:
+    options = (behaviour, *more)
+    config_path = config.run_dir / "config.yaml"
+    program = RankProgram("tests.support.rank_program", config_path, launch_id, options, is_leased)
     tools = find_tools()
     if ranks == 1:
         return single_plan(program, tools, {})

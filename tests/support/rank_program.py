@@ -20,6 +20,11 @@ def work(rank: Rank) -> None:
         raise RuntimeError("boom")
     if behaviour == "abort" and is_last:
         os.kill(os.getpid(), signal.SIGABRT)
+    if behaviour == "leave" and is_last:  # what MPI_Abort does: no signal, no word
+        os.write(1, b"Abort(15) on node 0\n")
+        os._exit(int(rank.options[1]))
+    if behaviour == "sys-exit" and is_last:
+        raise SystemExit("a library had enough")
     if behaviour == "pause" and is_last:
         os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "kill-launcher" and is_last:
@@ -29,6 +34,8 @@ def work(rank: Rank) -> None:
     if behaviour in ("deaf", "kill-launcher") or (behaviour == "deaf-last" and is_last):
         while True:
             time.sleep(0.05)
+    if behaviour == "leave":
+        connect(rank.world)
     if behaviour in ("raise", "crash", "hang", "abort", "pause"):
         while not rank.should_stop():
             time.sleep(0.05)

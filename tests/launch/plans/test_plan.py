@@ -16,7 +16,7 @@ from launch.plans.slurm import srun_plan
 from launch.plans.tools import Tools
 from launch.recipe import load_recipe
 from launch.supervise.preflight import _check_metrics, require_starters
-from nd_dist.config import EvaluationConfig
+from nd_dist.config import EvaluationConfig, SlurmConfig
 from nd_dist.errors import ConfigError, DataError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
@@ -25,6 +25,7 @@ HOSTILE_PROGRAM = RankProgram("launch.ranks.train", HOSTILE, "L1")
 RANK = ["launch.ranks.rank", "launch.ranks.train", "/runs/a/config.yaml", "L1"]
 TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501, "10.0.0.1", "/usr/bin/mpirun", "/usr/bin:/bin")
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/code"}
+SLURM = SlurmConfig()
 TWO_HOSTS = (Host("node1", 2), Host("node2", 2))
 DEEPSPEED = ["/env/bin/python", "-m", "deepspeed.launcher.runner"]
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
@@ -86,7 +87,8 @@ def test_deepspeeds_own_parser_reads_every_plan_back() -> None:
 def test_mpich_and_openmpi_get_their_own_flags() -> None:
     mpich = mpirun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, is_remote=True)
     assert mpich.argv == (
-        "/env/bin/mpirun", "-n", "4", "-launcher", "ssh", "-hosts", "node1:2,node2:2", "/env/bin/python", "-m", *RANK,
+        "/env/bin/mpirun", "-n", "4", "-launcher", "ssh", "-rmk", "user", "-hosts", "node1:2,node2:2",
+        "/env/bin/python", "-m", *RANK,
     )  # fmt: skip
     here = mpirun_plan(PROGRAM, TOOLS, ENV, (Host("localhost", 2),))
     assert here.argv[:5] == ("/env/bin/mpirun", "-n", "2", "-launcher", "fork")
@@ -107,7 +109,7 @@ def test_a_chosen_interface_reaches_mpi_gloo_and_nccl() -> None:
 
 
 def test_srun_starts_one_rank_per_slot_on_the_named_nodes_and_they_need_no_mpi() -> None:
-    plan = srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS)
+    plan = srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, SLURM, is_train=True)
     assert plan.argv == (
         "srun", "--nodes", "2", "--ntasks", "4", "--nodelist", "node1,node2", "--ntasks-per-node", "2",
         "--distribution=block", "--mpi=none", "--kill-on-bad-exit=1", "--cpu-bind=none", "--overlap",
@@ -117,7 +119,7 @@ def test_srun_starts_one_rank_per_slot_on_the_named_nodes_and_they_need_no_mpi()
 
 
 def test_srun_is_given_the_node_of_each_rank_where_they_take_different_numbers() -> None:
-    plan = srun_plan(PROGRAM, TOOLS, ENV, (Host("node1", 3), Host("node2", 1)))
+    plan = srun_plan(PROGRAM, TOOLS, ENV, (Host("node1", 3), Host("node2", 1)), SLURM, is_train=True)
     assert "--distribution=arbitrary" in plan.argv
     assert not {"--ntasks-per-node", "--nodelist"} & set(plan.argv)
     order = Path("/runs/a/.state/ranks-by-host")
@@ -152,7 +154,7 @@ def test_what_a_launcher_cannot_express_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot choose GPUs"):
         mpirun_plan(PROGRAM, TOOLS, ENV, chosen, is_remote=True)
     with pytest.raises(ConfigError, match="cannot choose GPUs"):
-        srun_plan(PROGRAM, TOOLS, ENV, chosen)
+        srun_plan(PROGRAM, TOOLS, ENV, chosen, SLURM, is_train=True)
     for odd in (Host("a", 1, (3,), user="me"), Host("fd00::1", 1, (3,))):
         with pytest.raises(ConfigError, match="by their names alone"):
             deepspeed_plan(PROGRAM, TOOLS, ENV, (odd, Host("b", 1)), "deepspeed-pdsh")
@@ -220,7 +222,7 @@ def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: 
     plans = [
         *(deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, launcher) for launcher in DEEPSPEED_LAUNCHERS),
         mpirun_plan(PROGRAM, TOOLS, ENV, hosts, is_remote=True),
-        srun_plan(PROGRAM, TOOLS, ENV, hosts),
+        srun_plan(PROGRAM, TOOLS, ENV, hosts, SLURM, is_train=True),
     ]
     for plan in plans:
         assert plan.ranks == ranks

@@ -51,6 +51,36 @@ def test_a_launch_whose_ranks_all_say_so_is_done_whatever_the_exit_code() -> Non
     assert outcome(*(done(rank) for rank in range(4))).judge(EVIDENCE, 137, "") == []
 
 
+def test_leased_work_that_has_begun_goes_on_without_a_rank_and_before_that_it_fails() -> None:
+    began = {"event": "unit_began", "rank": 0, "phase": "decode", "unit": "s01"}
+    assert outcome(lost(3), plan=LEASED).has_failed
+    assert outcome(plan=LEASED, lost_host="node2").has_failed
+    assert not outcome(began, lost(3), plan=LEASED, lost_host="node2").has_failed
+    assert "Rank 3 on node2: it was killed" in str(error_of(outcome(lost(3), plan=LEASED)))
+
+
+def test_a_rank_that_is_killed_on_its_way_out_was_done() -> None:
+    assert not outcome(done(3), lost(3)).has_failed
+
+
+def test_ranks_that_did_not_start_in_time_are_named_by_host() -> None:
+    made = Outcome("L", PLAN)
+    made.note(started(2))
+    assert not made.has_failed
+    made.start_s = 600
+    assert made.has_failed
+    error = error_of(made)
+    assert "3 of 4 ranks never started within 600 s: rank(s) 0, 1 on node1; rank(s) 3 on node2" in str(error)
+    assert "launch.start_s" in str(error)
+
+
+def test_a_rank_that_failed_is_a_better_cause_than_those_that_never_started() -> None:
+    made = Outcome("L", PLAN)
+    made.note(failed(0, "ValueError", 4, "ValueError: boom"))
+    made.start_s = 600
+    assert "Rank 0 on node1: ValueError: boom" in str(error_of(made))
+
+
 def test_leased_work_is_done_when_one_rank_says_so_and_the_dead_are_named() -> None:
     made = outcome(done(0), done(1), lost(2), plan=LEASED, lost_host="node2")
     assert made.judge(EVIDENCE, 1, "") == [2, 3]
