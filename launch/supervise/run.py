@@ -17,11 +17,11 @@ from launch.host_agents.agents import HostAgents
 from launch.plans.plan import LaunchPlan
 from launch.supervise.door import Door
 from launch.supervise.lock import RunFolder
-from launch.supervise.outcome import Evidence, Outcome, tail_of
+from launch.supervise.outcome import LAUNCHER_LOG, Outcome
 from launch.supervise.stop import StopSignal
 from launch.supervise.tree import ProcessTree
 from launch.supervise.watch import EventTail, Watcher
-from nd_dist.events import events_path, log_path
+from nd_dist.events import events_path
 from nd_dist.files import write_text
 
 POLL_S, POLL_S_PER_RANK = 0.2, 0.002  # between two looks at the ranks' event files
@@ -55,9 +55,9 @@ class Launch:
     start_s: float = math.inf
 
     @property
-    def launcher_log(self) -> Path:
-        """Takes what the starting process prints."""
-        return self.run_dir / "logs" / self.command / "launcher.log"
+    def log_dir(self) -> Path:
+        """Takes what the starting process and the ranks print."""
+        return self.run_dir / "logs" / self.command
 
 
 def run_plan(
@@ -86,10 +86,10 @@ def run_plan(
     folder = door.folder if door else None
     folder = folder or RunFolder(launch.run_dir, launch.launch_id, launch.plan.env, launch.plan.ranks)
     try:
-        launch.launcher_log.parent.mkdir(parents=True, exist_ok=True)
+        launch.log_dir.mkdir(parents=True, exist_ok=True)
         for path, text in launch.plan.files.items():
             write_text(path, text)
-        with open(launch.launcher_log, "ab") as log, folder.stop, watcher, ProcessTree() as tree:
+        with open(launch.log_dir / LAUNCHER_LOG, "ab") as log, folder.stop, watcher, ProcessTree() as tree:
             process = subprocess.Popen(
                 launch.plan.argv,
                 env={**environ, **launch.plan.env, **launch.plan.own_env},
@@ -108,8 +108,7 @@ def run_plan(
                 tree.kill()
     finally:
         folder.release()
-    evidence = Evidence(lambda rank: log_path(launch.run_dir, launch.command, rank), launch.launcher_log, tail_of)
-    return following.outcome.judge(evidence, process.returncode, following.stopped_by)
+    return following.outcome.judge(process.returncode, following.stopped_by)
 
 
 class _Following:
@@ -127,7 +126,7 @@ class _Following:
         self._tails = [EventTail(events_path(launch.run_dir, rank)) for rank in range(launch.plan.ranks)]
         self._begun_at = self._heard_at = self._done_at = time.monotonic()
         self._looks = 0
-        self.outcome = Outcome(launch.launch_id, launch.plan)
+        self.outcome = Outcome(launch.launch_id, launch.plan, launch.log_dir)
         self.stopped_by = ""
 
     def follow(self, watcher: Watcher, stop: StopSignal) -> None:
