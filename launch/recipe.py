@@ -20,7 +20,6 @@ from launch.keys import did_you_mean, nearest, nearest_keys
 from nd_dist.config import Config
 from nd_dist.config.base import Section
 from nd_dist.errors import ConfigError
-from nd_dist.files import write_text
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 RETIRED = ("phantom_networks",)
@@ -243,9 +242,3 @@ def changed_settings(config: Config) -> dict[str, Any]:  # Any: goes to YAML
 def config_path(config: Config) -> Path:
     """Return where a run keeps its recipe: ``run_dir/config.yaml``."""
     return config.run_dir / "config.yaml"
-
-
-def write_config(config: Config) -> Path:
-    """Write ``run_dir/config.yaml`` and return its path."""
-    write_text(config_path(config), config_yaml(config))
-    return config_path(config)

@@ -67,7 +67,7 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, overrides: Sequence[str]
         overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
     """
     config = load_settings(Config, None, overrides)
-    checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_slurm(config), *_accelerator(), *_tools()]
+    checks = [*_python(), *_mpi(), *_slurm(config), *_accelerator(), *_tools()]
     if hostfile is not None:
         checks += _hosts(hostfile, shared_dir, config.launch)
     table = Table(title="nd doctor", title_justify="left")
@@ -102,24 +102,13 @@ def _hosts(hostfile: Path, shared_dir: Path, launch: LaunchConfig) -> Iterator[C
 
 
 def _python() -> Iterator[Check]:
-    """Yield the check of the interpreter."""
-    state = "ok" if sys.version_info >= (3, 11) else "missing"
-    yield Check(
-        "python", state, f"{platform.python_version()} ({sys.executable})", "" if state == "ok" else "use 3.11+"
-    )
-
-
-def _packages() -> Iterator[Check]:
-    """Yield a check for each required package, without importing it."""
+    """Yield the checks of the interpreter and its packages; another wheel may ship our `shards` or `launch` too."""
+    yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     for name in REQUIRED:
         try:
             yield Check(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, "missing", "not installed", f"pip install {name}")
-
-
-def _collisions() -> Iterator[Check]:
-    """Yield a check that our generic package names are ours: another wheel may ship `shards` or `launch` too."""
     owners = importlib.metadata.packages_distributions()
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -174,6 +163,7 @@ def _accelerator() -> Iterator[Check]:
 def _tools() -> Iterator[Check]:
     """Yield checks of programs that only launches over several hosts need."""
     for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
-        found = shutil.which(program)
-        todo = "" if found else f"apt-get install {package}"
-        yield Check(program, "ok" if found else "note", found or "missing: needed only for several hosts", todo)
+        if found := shutil.which(program):
+            yield Check(program, "ok", found)
+        else:
+            yield Check(program, "note", "missing: needed only for several hosts", f"apt-get install {package}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
@@ -15,12 +14,12 @@ from pathlib import Path
 from launch.grid.plan import Slot
 from launch.plans.deepspeed import SSH_OPTIONS
 from launch.plans.environment import carried_environment, visible_devices
+from launch.supervise.tree import PR_SET_PDEATHSIG, prctl
 
 CTRL_C = b"\x03"
 # a terminal, so that the remote `nd` gets ctrl-C from here
 SSH = ("ssh", "-tt", "-e", "none", *shlex.split(SSH_OPTIONS))
 SSH_FAILED = 255  # ssh's own exit code; `nd` has none of that number
-PR_SET_PDEATHSIG = 1
 
 
 def command_of(
@@ -70,7 +69,7 @@ class TrainingProcess:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # it saves when the grid is killed
             )
 
     def poll(self) -> int | None:
@@ -95,9 +94,3 @@ class TrainingProcess:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-
-def _die_with_parent() -> None:
-    """Let the kernel ask this process to stop (and save) when the grid is killed (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

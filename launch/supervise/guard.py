@@ -7,19 +7,17 @@ heartbeat, and tells the launcher what happened. It starts before torch is impor
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 
 from launch.supervise.heartbeat import LOOK_INTERVAL_S, Heartbeat
 from launch.supervise.stop import heeded
+from launch.supervise.tree import PR_SET_PDEATHSIG, prctl
 from nd_dist.errors import RankFailure
 
 STOPPED_LOOKS = 10
-_PR_SET_PDEATHSIG = 1
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 SIGNAL_HINTS = {
     signal.SIGKILL: "out of memory, or killed by the scheduler or by hand",
@@ -41,10 +39,9 @@ def fork_rank() -> int:
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _watched())
-        if sys.platform == "linux":
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != guard:  # it died before the kernel knew
-                os._exit(RankFailure.exit_code)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before the kernel knew
+            os._exit(RankFailure.exit_code)
     return pid
 
 
