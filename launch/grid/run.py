@@ -34,7 +34,8 @@ from launch.grid.plan import (
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
 from launch.grid.state import outcome_of, share_of, state_on_disk
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_head
+from launch.plans.allocation import unused_nodes
+from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_fitting, require_head
 from launch.plans.environment import SECRET, environment
 from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
@@ -59,6 +60,7 @@ class Grid:
         slots: Places for them.
         ranks: Ranks of one training.
         launch_id: This grid's, by which hosts know what belongs to it.
+        note: What a user should know about the places; empty if nothing.
         states: How each training stands.
         running: Those that run.
         lost_hosts: Hosts that do not answer any more.
@@ -69,6 +71,7 @@ class Grid:
     slots: tuple[Slot, ...]
     ranks: int
     launch_id: str
+    note: str = ""
     states: dict[Training, State] = field(default_factory=dict)
     running: dict[Training, TrainingProcess] = field(default_factory=dict)
     lost_hosts: set[str] = field(default_factory=set)
@@ -117,20 +120,24 @@ def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> G
         ConfigError: an option that the grid cannot honour; a subject or a host that there is not.
     """
     require_head("train", os.environ)
-    if options.launcher != "auto":
-        what = "Every training of the grid runs on one host, and a launcher cannot be chosen."
-        raise ConfigError(what, where=f"--launcher {options.launcher}", todo="leave --launcher out")
+    require_fitting("train", options)
+    if options.launcher not in ("auto", "local"):
+        raise ConfigError(
+            "Every training of the grid runs on one host, and a launcher over hosts cannot be chosen.",
+            where=f"--launcher {options.launcher}",
+            todo="leave it out; `nd submit train --all-targets` makes jobs of Slurm of the trainings",
+        )
     request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
-    hosts, gpus = listed_hosts(options, {}, None), 1
+    hosts, gpus, note = listed_hosts(options, {}, None), 1, ""
     if not hosts:
-        gpus = num_local_gpus()
+        gpus, note = num_local_gpus(), unused_nodes(os.environ)
         hosts = (Host("localhost", gpus or request.ranks),)
     hosts = filter_hosts(hosts, options.include, options.exclude)
     is_local = len(hosts) == 1 and hosts[0].is_local
     if shown := [name for name in config.launch.carry if not is_local and SECRET.search(name)]:
         raise ConfigError("The grid would show these values on command lines.", where="launch.carry", found=shown)
     slots = plan_slots(hosts, request, gpus > 0, is_local)
-    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
+    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"), note)
 
 
 def show_grid(grid: Grid, console: Console) -> None:
@@ -142,6 +149,8 @@ def show_grid(grid: Grid, console: Console) -> None:
         console.print(shlex.join(command))
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
     console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}")
+    if grid.note:
+        console.print(f"# note: {grid.note}")
 
 
 def run_grid(grid: Grid, console: Console) -> None:
@@ -156,6 +165,8 @@ def run_grid(grid: Grid, console: Console) -> None:
     from shards.format.index import Index
 
     folder = RunFolder(grid.config.run_dir, grid.launch_id)
+    if grid.note:
+        console.print(f"  note: {grid.note}")
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index = Index.read(grid.config.shards_dir, grid.config.remote)

@@ -54,6 +54,12 @@ def slurm_gpus(environ: Mapping[str, str]) -> int:
     return int(found[1]) if found else 0
 
 
+def unused_nodes(environ: Mapping[str, str]) -> str:
+    """Return a note for what runs on this machine alone, in an allocation of more nodes; empty elsewhere."""
+    nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1"))
+    return f"1 of this allocation's {nodes} nodes is used (`nd submit` uses all)" if nodes > 1 else ""
+
+
 def _counts(text: str) -> list[int]:
     """Return the numbers of ``2(x3),1``: 2, 2, 2, 1.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.plans.allocation import batch_hosts, is_slurm_head, slurm_gpus, slurm_hosts
+from launch.plans.allocation import batch_hosts, is_slurm_head, slurm_gpus, slurm_hosts, unused_nodes
 from launch.plans.deepspeed import deepspeed_plan, local_deepspeed_plan
 from launch.plans.environment import environment, rank_environment, stays_behind, visible_devices
 from launch.plans.hostfile import read_hostfile
@@ -93,7 +93,7 @@ def choose(command: str, config: Config, options: LaunchOptions, environ: Mappin
         ConfigError: unknown launcher, one that cannot start this command, options that contradict each other, or hosts
             that do not fit them.
     """
-    _require_fitting(command, options)
+    require_fitting(command, options)
     launcher, ranks, note = options.launcher, options.ranks or config.launch.ranks, ""
     has_srun = is_slurm_head(environ) and shutil.which("srun", path=environ.get("PATH")) is not None
     if launcher == "srun" or (launcher == "auto" and options.hostfile is None and has_srun):
@@ -101,8 +101,7 @@ def choose(command: str, config: Config, options: LaunchOptions, environ: Mappin
     elif not (found := listed_hosts(options, environ, ranks)):
         if launcher.startswith("deepspeed-") or options.include or options.exclude:
             raise ConfigError("There are no hosts to choose from.", todo="give --hostfile")
-        if launcher == "auto" and (nodes := int(environ.get("SLURM_JOB_NUM_NODES", "1"))) > 1:
-            note = f"this is a step of srun: 1 of {nodes} nodes is used (salloc, sbatch and `nd submit` use all)"
+        note = unused_nodes(environ) if launcher == "auto" else ""
         return Choice("local", (Host("localhost", ranks or max(1, num_local_gpus())),), note)
     hosts = filter_hosts(found, options.include, options.exclude)
     hosts = limit_slots(hosts, ranks) if ranks else hosts
@@ -116,7 +115,7 @@ def choose(command: str, config: Config, options: LaunchOptions, environ: Mappin
     return Choice(launcher, hosts, note)
 
 
-def _require_fitting(command: str, options: LaunchOptions) -> None:
+def require_fitting(command: str, options: LaunchOptions) -> None:
     """Refuse options that contradict each other, and launchers that do not start a command.
 
     Raises:

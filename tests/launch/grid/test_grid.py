@@ -121,6 +121,16 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     assert "training.targets=[c]" in words
 
 
+def test_the_grid_runs_on_this_machine_and_says_so_where_an_allocation_has_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="local")).note == ""
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    grid = make_grid(paper(), GridRequest(), LaunchOptions(2))
+    assert {slot.host for slot in grid.slots} == {"localhost"}
+    assert "1 of this allocation's 4 nodes" in grid.note
+    with pytest.raises(ConfigError, match="nd submit train --all-targets"):
+        make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="srun"))
+
+
 def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:
     words = ["train", "paper", f"run_dir={tmp_path / 'run'}", "--all-targets", "--subjects", "1,7", "--dry-run"]
     shown = nd(*words).stdout

@@ -61,7 +61,7 @@ def test_auto_in_a_step_of_srun_uses_this_machine_and_says_so(path_with_srun: st
     step = {**NODES, "PATH": path_with_srun, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     chosen = choose("evaluate", CONFIG, LaunchOptions(2), step)
     assert (chosen.launcher, chosen.hosts) == ("local", (Host("localhost", 2),))
-    assert "1 of 2 nodes" in chosen.note
+    assert "1 of this allocation's 2 nodes" in chosen.note
     without_srun = choose("train", CONFIG, LaunchOptions(2), {**NODES, "PATH": "/nowhere"})
     assert without_srun.launcher == "local"
 
