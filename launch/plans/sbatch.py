@@ -113,12 +113,12 @@ def _quoted(text: str) -> str:
 def _run_lines(command: str, slurm: SlurmConfig) -> Sequence[str]:
     """Return the lines that run `nd`, hand it the scheduler's signal, and requeue where it asks for that."""
     lines = [
+        "warned=no",
+        "trap 'warned=yes; kill -TERM $!' TERM USR1",
         f"{command} &",
-        "nd=$! warned=no",
-        "trap 'warned=yes; kill -TERM $nd' TERM USR1",
         "while :; do",
-        "  wait $nd; code=$?",
-        "  kill -0 $nd 2>/dev/null || break",
+        "  wait $!; code=$?",
+        "  kill -0 $! 2>/dev/null || break",
         "done",
     ]
     if slurm.requeue:  # a job that was cancelled is running no more, and stays cancelled; so does one after `nd stop`

@@ -27,12 +27,12 @@ GOLDEN = """\
 #SBATCH --exclusive
 module load cuda/12.4
 export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
+warned=no
+trap 'warned=yes; kill -TERM $!' TERM USR1
 /env/bin/python -m launch.cli train /runs/a/config.yaml --launcher srun &
-nd=$! warned=no
-trap 'warned=yes; kill -TERM $nd' TERM USR1
 while :; do
-  wait $nd; code=$?
-  kill -0 $nd 2>/dev/null || break
+  wait $!; code=$?
+  kill -0 $! 2>/dev/null || break
 done
 again=no
 [ $code = 5 ] && again="$warned"
