@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,11 +90,14 @@ def load_settings(
         base: Any = OmegaConf.merge(model().model_dump(mode="json"), recipe)  # Any: OmegaConf's types are unions
     except (*_UNREADABLE, OSError) as error:
         raise ConfigError("A recipe cannot be read.", where=str(path), found=str(error)) from error
-    attempt = partial(_attempt, model, base, command)
-    settings, problems = attempt(overrides)
+    settings, problems = _attempt(model, base, command, overrides)
     if settings is not None:
         return settings
-    blames = [(problem, _blamed(attempt, list(dict.fromkeys(overrides)), problem)) for problem in problems]
+    blames: list[tuple[_Problem, list[str]]] = []
+    for problem in problems:  # the words without which there is none; none where the recipe itself is wrong
+        words = [problem.word] if problem.word else list(dict.fromkeys(overrides))
+        guilty = (word for word in words if problem not in _attempt(model, base, command, _without(word, words))[1])
+        blames.append((problem, words if problem.word else list(guilty)))
     places = {"the command line" if words else str(path or "the defaults") for _, words in blames}
     lines = [problem.line(words) for problem, words in blames]
     raise ConfigError(
@@ -159,15 +161,6 @@ def _attempt(
         return None, [_Problem(error.full_key or "", _said_by(error))]
     except ValidationError as error:
         return None, list(_problems(model, error))
-
-
-def _blamed(
-    attempt: Callable[[list[str]], Any], words: Sequence[str], problem: _Problem
-) -> list[str]:  # Any: settings
-    """Return the words without which there is no such problem; none where the recipe itself is wrong."""
-    if problem.word:
-        return [problem.word]
-    return [word for word in words if problem not in attempt(_without(word, words))[1]]
 
 
 def _without(word: str, words: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ code), and its guard ends it when the launcher is gone.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import logging
@@ -103,7 +102,9 @@ def refuse_to_run(module: str) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank and end the process with its exit code."""
-    start = _parse(arguments)
+    words = [text_of_word(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    module, config, launch_id, *options = [*words, "", "", ""] if len(words) < 3 else words
+    start = _Start(module, Path(config), launch_id, tuple(options))
     record = read_record(launch_record_path(start.run_dir))
     if not record:
         refuse_to_run(start.module)
@@ -122,18 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
-
-
-def _parse(arguments: Sequence[str] | None) -> _Start:
-    """Return what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m launch.ranks.rank")
-    parser.add_argument("module", help="module whose function work(rank) this rank runs")
-    parser.add_argument("config", help="the run's config.yaml")
-    parser.add_argument("launch", help="id of the launch that this rank belongs to")
-    parser.add_argument("options", nargs="*", help="further words for the module")
-    words = parser.parse_args(arguments)
-    options = tuple(text_of_word(word) for word in words.options)
-    return _Start(words.module, Path(text_of_word(words.config)), words.launch, options)
 
 
 def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end: Callable[[], bool]) -> int:
@@ -169,7 +158,7 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
         if world.size != size:
             what, found = "The launcher has started another number of ranks than this launch has.", f"{world.size}"
             raise WorldError(what, expected=size, found=f"{found} ({world.family})", todo="look at launcher.log")
-        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        config = load_recipe(str(start.config_path), (), start.command)
         rank = Rank(config, world, events, stop.is_set, start.options)
         work: Work = importlib.import_module(start.module).work
         work(rank)

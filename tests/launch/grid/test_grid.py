@@ -121,7 +121,9 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     assert "training.targets=[c]" in words
 
 
-def test_the_grid_runs_on_this_machine_and_says_so_where_an_allocation_has_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_runs_on_this_machine_and_says_so_where_an_allocation_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="local")).note == ""
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     grid = make_grid(paper(), GridRequest(), LaunchOptions(2))
