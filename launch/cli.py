@@ -13,6 +13,7 @@ import typer
 
 from launch.boundary import guarded
 from launch.options import (
+    AllTargets,
     Hostfile,
     LaunchWords,
     Overrides,
@@ -20,7 +21,8 @@ from launch.options import (
     Recipe,
     RecipeOption,
     RunDir,
-    commands_like,
+    Subjects,
+    Submitted,
     launching,
 )
 
@@ -52,22 +54,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Options of `nd` itself."""
 
 
 @_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
 def doctor(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings of a launch, e.g. launch.interface=ib0.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. launch.interface=ib0.")] = None,
     hostfile: Hostfile = None,
-    shared: Annotated[
-        Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
-    ] = Path(),
+    shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
 ) -> None:
     """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
@@ -98,10 +94,7 @@ def pack(words: LaunchWords) -> None:
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Pack again what is damaged, with the recipe that the folder keeps."),
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
@@ -130,16 +123,9 @@ def export(
 def train(
     words: LaunchWords,
     stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
-    subjects: Annotated[
-        str, typer.Option("--subjects", help="Train the whole grid for these target subjects, e.g. 1,2,5,7.")
-    ] = "",
-    all_targets: Annotated[
-        bool,
-        typer.Option("--all-targets", help="Train the whole grid, every target (heads=single: a network each)."),
-    ] = False,
-    at_once: Annotated[
-        int | None, typer.Option("--at-once", min=1, help="Trainings of the grid at a time on a host.")
-    ] = None,
+    subjects: Subjects = "",
+    all_targets: AllTargets = False,
+    at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
@@ -173,9 +159,7 @@ def evaluate(words: LaunchWords) -> None:
 @launching
 def sweep(
     words: LaunchWords,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Time a few units, print what the sweep costs, and stop.")
-    ] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time a few units, print the costs, stop.")] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
     words.launch("estimate" if estimate else "sweep")
@@ -187,22 +171,12 @@ def sweep(
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
 )
 def submit(
-    command: Annotated[
-        str,
-        typer.Argument(
-            help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
-            autocompletion=commands_like,
-        ),
-    ],
+    command: Submitted,
     recipe: Recipe,
     overrides: Overrides = None,
-    array: Annotated[
-        bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
-    ] = False,
-    all_targets: Annotated[
-        bool, typer.Option("--all-targets", help="train: the whole grid of trainings, an array for each stage.")
-    ] = False,
-    subjects: Annotated[str, typer.Option("--subjects", help="Target subjects of the grid, e.g. 1,2,5,7.")] = "",
+    array: Annotated[bool, typer.Option("--array", help="sweep: a task of an array for each point.")] = False,
+    all_targets: AllTargets = False,
+    subjects: Subjects = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
     """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
@@ -283,9 +257,7 @@ def demo(
     overrides: Overrides = None,
     ranks: Ranks = 2,
     recipe: RecipeOption = "demo",
-    full: Annotated[
-        bool, typer.Option("--full", help="The recipe demo_full: a larger world, about half an hour.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
     """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo

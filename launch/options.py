@@ -67,6 +67,17 @@ DryRun = Annotated[
         "--dry-run", help="Print what differs from the defaults, hosts, the exact command and whether it would start."
     ),
 ]
+AllTargets = Annotated[
+    bool, typer.Option("--all-targets", help="The whole grid, every target (heads=single: a network each).")
+]
+Subjects = Annotated[str, typer.Option("--subjects", help="The whole grid for these target subjects, e.g. 1,2,5,7.")]
+Submitted = Annotated[
+    str,
+    typer.Argument(
+        help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
+        autocompletion=commands_like,
+    ),
+]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 
