@@ -161,9 +161,12 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _tools() -> Iterator[Check]:
-    """Yield checks of programs that only launches over several hosts need."""
+    """Yield checks of programs that only launches over several hosts need, and of the disks that may fill up."""
     for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
         if found := shutil.which(program):
             yield Check(program, "ok", found)
         else:
             yield Check(program, "note", "missing: needed only for several hosts", f"apt-get install {package}")
+    places = {"here": Path(), "TMPDIR": Path(tempfile.gettempdir()), "/dev/shm": Path("/dev/shm"), "home": Path.home()}
+    free = (f"{name} {shutil.disk_usage(path).free / 2**30:.1f} GiB" for name, path in places.items() if path.is_dir())
+    yield Check("free space", "ok", f"{', '.join(free)} (Triton, torch and Hugging Face keep caches below home)")
