@@ -66,11 +66,11 @@ def plan_jobs(commands: Sequence[str], config: Config, is_array: bool, grid: Gri
         raise ConfigError(
             "Such a command cannot be submitted.",
             found=", ".join(unknown),
-            expected=f"some of {', '.join(SUBMITTED)}, joined by commas",
+            expected=f"{', '.join(SUBMITTED)}; several are joined by commas",
             todo=nearest(unknown[0], SUBMITTED),
         )
     if is_array and ("sweep" not in commands or grid):
-        raise ConfigError("Only the sweep of one decoder is an array.", todo="leave --array out")
+        raise ConfigError("Only a sweep is an array, that of one decoder.", todo="leave --array out")
     if grid and set(commands) == {"pack"}:
         raise ConfigError("The grid is one of trainings.", todo="leave --all-targets and --subjects out")
     config = config.model_copy(update={"run_dir": config.run_dir.resolve()})
