@@ -121,9 +121,8 @@ def export(
 
 
 @_command(
-    "nd train paper shards_dir=shards run_dir=runs/subj01-c training.targets=[c] --ranks 4",
-    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7 --hostfile hosts",
-    "nd train paper run_dir=runs/grid training.targets=[c] --grid training.learning_rate=[1e-4,3e-4]",
+    "nd train paper shards_dir=shards run_dir=runs/joint decoder.heads=joint --ranks 8",
+    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7",
 )
 @launching
 def train(

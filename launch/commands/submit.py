@@ -42,7 +42,7 @@ def submit_command(command: str, recipe: str, overrides: Sequence[str], is_array
     if dry_run:
         console.print(script, end="")
     packed = not isinstance(config.shards_dir, Path) or (config.shards_dir / "index.json").is_file()
-    if command == "train" and (packed or dry_run):  # else the job waits in the queue for that which packs
+    if command == "train" and packed:  # else the job waits in the queue for that which packs
         preflight(command, config)
         for line in advice(command, config, config.slurm.nodes * config.slurm.ranks_per_node, dry_run):
             console.print(f"# {line}" if dry_run else f"  note: {line}")

@@ -169,11 +169,7 @@ def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shar
 
 
 def test_a_list_that_a_setting_does_not_take_is_an_axis() -> None:
-    words = [
-        "training.learning_rate=[1e-4,3e-4]",
-        "training.steps=[10,10]",
-        "decoder.mixer=[official,single_residual]",
-    ]
+    words = ["training.learning_rate=[1e-4,3e-4]", "training.steps=[10,10]", "decoder.num_blocks=[2,4]"]
     plain, points = points_of(words, lambda word: takes("paper", word))
     assert plain == ["training.steps=[10,10]"]
     assert points == tuple(
