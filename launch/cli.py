@@ -6,6 +6,7 @@ Heavy imports stay inside the commands: `nd --help` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -116,8 +117,8 @@ def export(
 
 
 @_command(
-    "nd train paper shards_dir=shards run_dir=runs/subj01 --hostfile hosts",
-    "nd train paper shards_dir=shards run_dir=runs/all --all-targets --subjects 1,2,5,7",
+    "nd train paper shards_dir=shards run_dir=runs/joint decoder.heads=joint --ranks 8",
+    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7",
 )
 @launching
 def train(
@@ -125,26 +126,31 @@ def train(
     stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
     subjects: Subjects = "",
     all_targets: AllTargets = False,
+    grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    from launch.grid.plan import GridRequest, numbers
+    from launch.grid.plan import GridRequest, numbers, points_of
     from nd_dist.errors import ConfigError
 
     more = ["training.profile=true"] if profile else []
     wanted = numbers(stages, "--stages")
-    if not (all_targets or subjects):
+    if not (all_targets or subjects or grid):
         if at_once is not None:
-            raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets or --subjects")
+            raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
-    from launch.recipe import load_recipe
+    from launch.recipe import load_recipe, takes
 
-    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once)
-    config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+    given = [*(words.overrides or []), *more]
+    overrides, points = points_of(given, partial(takes, words.recipe)) if grid else (given, ((),))
+    for point in points:
+        load_recipe(words.recipe, [*overrides, *point], "train")  # says what is wrong with a point
+    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once, points=points)
+    config = load_recipe(words.recipe, overrides, "train")
     (dry_run_grid if words.dry_run else grid_command)(config, request, words.options)
 
 
@@ -166,7 +172,7 @@ def sweep(
 
 
 @_command(
-    "nd submit train paper run_dir=/scratch/me/run slurm.nodes=4 slurm.ranks_per_node=8 slurm.gpus_per_node=8",
+    "nd submit train paper run_dir=/scratch/me/run training.targets=[c] slurm.ranks_per_node=8 slurm.gpus_per_node=8",
     "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
 )

@@ -30,7 +30,7 @@ from launch.ranks import rank
 from launch.recipe import config_path, load_recipe
 from launch.supervise.door import Door, knock
 from launch.supervise.lock import RunFolder
-from launch.supervise.preflight import preflight
+from launch.supervise.preflight import advice, preflight
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, NdDistError
 from nd_dist.world import World
@@ -89,7 +89,10 @@ def _lead(command: str, config: Config, world: World) -> None:
         hosts = tuple(Host(name, len(list(same))) for name, same in itertools.groupby(names))
         argv = (sys.executable, "-m", RANK_MODULE, *_program(command, config, launch_id))
         plan = LaunchPlan(argv, {}, world.size, is_leased=command in LEASED, hosts=hosts)
-        run_launch(launch_of(command, config, launch_id, plan), config, make_console(), door=door)
+        console = make_console()
+        for line in advice(command, config, world.size):
+            console.print(f"  note: {line}")
+        run_launch(launch_of(command, config, launch_id, plan), config, console, door=door)
 
 
 def _meeting(names: Sequence[str], config: Config) -> dict[str, str]:

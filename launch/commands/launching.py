@@ -21,7 +21,7 @@ from launch.plans.tools import find_tools, require_port
 from launch.recipe import config_path, config_yaml
 from launch.supervise.door import Door
 from launch.supervise.lock import state_dir
-from launch.supervise.preflight import preflight, require_starters
+from launch.supervise.preflight import advice, preflight, require_starters
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config
@@ -46,6 +46,8 @@ def launch_command(
     plan = make_plan(command, config, options, tools, launch_id)
     check(command, config, plan.ranks)
     require_starters(plan)
+    for line in advice(command, config, plan.ranks):
+        console.print(f"  note: {line}")
     with contextlib.ExitStack() as stack:
         agents = _agents_of(command, config, plan, launch_id)
         if agents is not None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from launch.console import make_console
 from launch.grid.plan import GridRequest, plan_grid, subject_dir
 from launch.keys import nearest
-from launch.plans.sbatch import Submission, memory_note, sbatch_text
+from launch.plans.sbatch import Submission, sbatch_text, unasked_memory
 from launch.recipe import config_yaml, load_recipe
+from launch.supervise.preflight import advice, preflight
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
@@ -35,12 +36,18 @@ def submit_command(
     """
     commands = words.split(",")
     config = [load_recipe(recipe, overrides, command) for command in commands][-1]
-    jobs, note, console = plan_jobs(commands, config, is_array, grid), memory_note(config.slurm), make_console()
+    jobs, note, console = plan_jobs(commands, config, is_array, grid), unasked_memory(config.slurm), make_console()
     if dry_run:
         for job in jobs:
             waits = f"# sbatch --dependency={job.after}:JOB, the job above\n" if job.after else ""
             console.print(waits + sbatch_text(job), end="")
         console.print(f"# note: {note}\n" if note else "", end="")
+    packed = not isinstance(config.shards_dir, Path) or (config.shards_dir / "index.json").is_file()
+    if commands[0] == "train" and not grid and packed:  # else the job waits in the queue for that which packs
+        preflight("train", config, config.slurm.nodes * config.slurm.ranks_per_node)
+        for line in advice("train", config, config.slurm.nodes * config.slurm.ranks_per_node, dry_run):
+            console.print(f"# {line}" if dry_run else f"  note: {line}")
+    if dry_run:
         return
     if shutil.which("sbatch") is None:
         raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")

@@ -67,7 +67,7 @@ def sbatch_text(submission: Submission) -> str:
     return "\n".join([*lines, *_run_lines(command, submission.slurm)]) + "\n"
 
 
-def memory_note(slurm: SlurmConfig) -> str:
+def unasked_memory(slurm: SlurmConfig) -> str:
     """Return a warning where a job asks for no memory, else an empty text."""
     if MEMORY & set(slurm.sbatch):
         return ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.plans.sbatch import Submission, memory_note, sbatch_text
+from launch.plans.sbatch import Submission, sbatch_text, unasked_memory
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 from tests.support.waiting import wait_until
@@ -146,6 +146,6 @@ def test_each_task_of_an_array_is_given_its_own_words() -> None:
 
 
 def test_a_job_that_asks_for_no_memory_is_warned_about() -> None:
-    assert "slurm.sbatch.mem=" in memory_note(SlurmConfig(sbatch={"qos": "high"}))
+    assert "slurm.sbatch.mem=" in unasked_memory(SlurmConfig(sbatch={"qos": "high"}))
     for name, value in (("mem", "200G"), ("mem-per-gpu", "80G"), ("exclusive", "")):
-        assert memory_note(SlurmConfig(sbatch={name: value})) == ""
+        assert unasked_memory(SlurmConfig(sbatch={name: value})) == ""
