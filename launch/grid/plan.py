@@ -199,8 +199,8 @@ def plan_slots(hosts: Sequence[Host], request: GridRequest, has_gpus: bool, is_l
         num = request.at_once if request.at_once is not None else host.slots // request.ranks
         for i in range(num):
             first = i * request.ranks % max(1, host.slots)
-            devices = tuple((first + k) % host.slots for k in range(request.ranks)) if has_gpus else ()
-            slots.append(Slot(len(slots), host.name, devices, is_local))
+            chosen = [host.device_ids[(first + k) % host.slots] for k in range(request.ranks)] if has_gpus else []
+            slots.append(Slot(len(slots), host.login, tuple(chosen), is_local))
     if not slots:
         raise ConfigError(
             "No host has room for one training.",

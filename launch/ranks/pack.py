@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.ranks.networks import load_extractor
-from launch.ranks.rank import Rank, interrupt_on_stop
+from launch.ranks.rank import Rank, interrupt_on_stop, refuse_to_run
 from nd_dist.comm import connect
 
 
@@ -15,3 +15,7 @@ def work(rank: Rank) -> None:
     comm = connect(rank.world)
     pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
     comm.finish()
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.pack")

@@ -76,29 +76,15 @@ def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> 
     return notes
 
 
-def require_starters(plan: LaunchPlan, home: Path) -> None:
-    """Refuse a plan whose starting program is missing, or would stumble over the user's own file.
-
-    Args:
-        plan: What is to be started.
-        home: The user's home folder; DeepSpeed reads ``.deepspeed_env`` there.
+def require_starters(plan: LaunchPlan) -> None:
+    """Refuse a plan whose starting program is missing.
 
     Raises:
-        ConfigError: pdsh or srun is not on PATH, or a line of ``.deepspeed_env`` is not NAME=VALUE.
+        ConfigError: pdsh or srun is not on PATH.
     """
     for program, package in (("pdsh", "pdsh"), ("srun", "slurm-client")):
         if program in plan.argv and shutil.which(program) is None:
             raise ConfigError(f"There is no {program} on this machine.", todo=f"apt-get install {package}")
-    own = home / ".deepspeed_env"
-    if plan.hosts and "deepspeed.launcher.runner" in plan.argv and own.is_file():
-        for number, line in enumerate(own.read_text(encoding="utf-8").splitlines(), start=1):
-            if "=" not in line:
-                raise ConfigError(
-                    "DeepSpeed fails on a line of your own environment file.",
-                    where=f"{own}, line {number}",
-                    expected="NAME=VALUE; no comment, no empty line",
-                    found=line or "an empty line",
-                )
 
 
 def _check_subjects(config: Config, index: Index) -> None:

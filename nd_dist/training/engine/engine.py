@@ -42,8 +42,13 @@ _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def training_device(world: World) -> torch.device:
-    """Return this rank's device: its GPU where there is one, else the CPU."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """Return this rank's device: its GPU where there is one, else the CPU.
+
+    Some launchers show every rank of a host all GPUs, others each rank its own one alone.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
 
 
 def connect(world: World, timeout_s: int) -> Gather:

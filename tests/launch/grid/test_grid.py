@@ -27,6 +27,7 @@ from launch.grid.plan import (
 from launch.grid.process import command_of
 from launch.grid.run import make_grid
 from launch.grid.state import config_of
+from launch.plans.choose import LaunchOptions
 from launch.plans.hosts import Host
 from launch.recipe import load_recipe, takes
 from nd_dist.config import Config
@@ -110,7 +111,7 @@ def test_the_table_has_a_row_for_every_network_and_a_column_for_every_stage() ->
 def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("far slots=2\n")
-    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), hostfile)
+    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), LaunchOptions(hostfile=hostfile))
     environ = {"PYTHONPATH": "/code", "NCCL_DEBUG": "two words", "HF_TOKEN": "secret"}
     *ssh, host, remote = command_of(grid.slots[1], grid.words(grid.plan[0]), "grid-1-2", environ)
     assert ssh[:4] == ["ssh", "-tt", "-e", "none"]
@@ -121,6 +122,18 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     assert "secret" not in remote
     assert words[words.index(sys.executable) :][:5] == [sys.executable, "-X", "launch=grid-1-2", "-m", "launch.cli"]
     assert "training.targets=[c]" in words
+
+
+def test_the_grid_runs_on_this_machine_and_says_so_where_an_allocation_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="local")).note == ""
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    grid = make_grid(paper(), GridRequest(), LaunchOptions(2))
+    assert {slot.host for slot in grid.slots} == {"localhost"}
+    assert "1 of this allocation's 4 nodes" in grid.note
+    with pytest.raises(ConfigError, match="nd submit train --all-targets"):
+        make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="srun"))
 
 
 def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:
