@@ -43,8 +43,8 @@ def submit_command(
             console.print(waits + sbatch_text(job), end="")
         console.print(f"# note: {note}\n" if note else "", end="")
     packed = not isinstance(config.shards_dir, Path) or (config.shards_dir / "index.json").is_file()
-    if commands[0] == "train" and not grid and packed:  # else the job waits in the queue for that which packs
-        preflight("train", config, config.slurm.nodes * config.slurm.ranks_per_node)
+    if "train" in commands and "pack" not in commands and not grid and packed:  # else it waits for what packs
+        preflight("train", config)
         for line in advice("train", config, config.slurm.nodes * config.slurm.ranks_per_node, dry_run):
             console.print(f"# {line}" if dry_run else f"  note: {line}")
     if dry_run:
