@@ -184,9 +184,7 @@ def sweep(
     words.launch("estimate" if estimate else "sweep")
 
 
-@_command(
-    "nd submit train paper run_dir=/scratch/me/run training.targets=[c] slurm.ranks_per_node=8 slurm.gpus_per_node=8"
-)
+@_command("nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8")
 def submit(
     command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.", autocompletion=commands_like)],
     recipe: Recipe,
