@@ -67,7 +67,8 @@ def train_stage(
     """
     # Continue where the newest valid checkpoint stopped
     training, progress = engine.training, checkpoints.load_newest()
-    stream.load_state_dict({**stream.state_dict(), "step": progress.step * training.gradient_accumulation})
+    if progress.step:
+        stream.load_state_dict(progress.stream)
     batches = iter(stream)
     first = progress.step
     events.progress(stage.task, first, stage.total_steps)
@@ -81,7 +82,7 @@ def train_stage(
             events.write("first_batch", stage=stage.name, **shapes)
             _LOGGER.info("stage %s: this rank's first batch %s", stage.name, shapes)
         outcome = engine.train_step(micro_batches, step, stage.should_stop())
-        progress = progress._replace(step=step + 1, loss=outcome.terms[TOTAL])
+        progress = progress._replace(step=step + 1, loss=outcome.terms[TOTAL], stream=stream.state_dict())
 
         # What it did
         facts = step_facts(micro_batches, outcome, engine, time.monotonic() - started)

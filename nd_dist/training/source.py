@@ -38,7 +38,7 @@ class StageRequest:
 
 
 class Stream(Protocol):
-    """An endless, resumable stream of one rank's batches. Its state is ``{"step": next batch's step}``."""
+    """An endless, resumable stream of one rank's batches; its state is JSON, and the same on every rank."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the loaded state on; ``Batch.step`` counts them over the whole stage."""

@@ -241,7 +241,14 @@ class Index(_Record):
         is_read = np.isin(self.trials["subject"], list(subjects))
         if sessions is not None:
             is_read &= np.isin(self.trials["session"], list(sessions)) | (self.trials["split"] == TEST)
-        rows = self.trials[is_read]
+        return self.rows_id(self.trials[is_read], stores)
+
+    def rows_id(self, rows: Table, stores: Sequence[str]) -> str:
+        """Return a hash of some rows of ``trials`` in order, of their images, and of every record's checksum.
+
+        Raises:
+            DataError: a store was not packed, or a table is damaged.
+        """
         images = np.unique(rows["image"])
         digest = hashlib.sha256()
         for name in ("subject", "session", "repeat", "split", "trial", "image", "checksum"):

@@ -1,9 +1,9 @@
 """Memory for batches that is used again as soon as nobody holds it, and never before.
 
 Fresh batches of tens of megabytes cost as much as reading them (page faults). A lent array, every view of it and every
-tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. A consumer that keeps its
-batches only makes the pool larger. One rule is left: who copies a batch to a GPU without waiting holds it until the
-copy is done.
+tensor made of it keep its memory; when the last one is gone the memory goes back to the pool. A consumer that keeps
+its batches only makes the pool larger. One rule is left: who copies a batch to a GPU without waiting holds it until
+the copy is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Memory = bytearray | memoryview
 
 def page_locked(num_bytes: int) -> Memory:
     """Return memory from which a GPU copies at full speed while the CPU goes on."""
-    return memoryview(torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy())
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
 
 class BufferPool:

@@ -100,7 +100,7 @@ class Order:
                 )
 
     def slices(self, step: int, rank: int, world_size: int) -> Sequence[SubjectSlice]:
-        """Return what ``rank`` of ``world_size`` reads in global step ``step``, subject by subject (may be nothing)."""
+        """Return what ``rank`` of ``world_size`` reads in global step ``step``, subject by subject; may be nothing."""
         slices, base = [], 0
         for subject, length, quota in zip(self.subjects, self.lengths, self.quotas, strict=True):
             items = stream_items(self.seed, subject, length, step * quota, (step + 1) * quota)

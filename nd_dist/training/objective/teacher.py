@@ -68,26 +68,28 @@ class WithPictures:
 
     def __init__(self, stream: Stream, read: Callable[[Sequence[int]], torch.Tensor]) -> None:
         self._stream, self._read = stream, read
+        self._ahead: deque[tuple[Batch, Future[torch.Tensor]]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the loaded state on."""
         batches = iter(self._stream)
-        ahead: deque[tuple[Batch, Future[torch.Tensor]]] = deque()
         while True:
             started = time.perf_counter()
-            while len(ahead) < AHEAD:
+            while len(self._ahead) < AHEAD:
                 batch = next(batches)
-                ahead.append((batch, self._executor.submit(self._read, batch.image_id.tolist())))
-            batch, pictures = ahead.popleft()
+                self._ahead.append((batch, self._executor.submit(self._read, batch.image_id.tolist())))
+            batch, pictures = self._ahead.popleft()
             yield replace(batch, pictures=pictures.result(), data_wait_s=time.perf_counter() - started)
 
     def state_dict(self) -> Mapping[str, object]:
-        """Return the inner stream's state."""
-        return self._stream.state_dict()
+        """Return the inner stream's state, at the step that comes next here."""
+        state = self._stream.state_dict()
+        return {**state, "step": int(str(state["step"])) - len(self._ahead)}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue from a state."""
+        self._ahead.clear()
         self._stream.load_state_dict(state)
 
     def close(self) -> None:
