@@ -27,6 +27,10 @@ class Member:
     offset: int
     num_bytes: int
 
+    def __str__(self) -> str:
+        """Return it for people."""
+        return f"{self.name}, {self.num_bytes} bytes at {self.offset}"
+
 
 class TarError(Exception):
     """A tar is not one that the packer wrote; the message says where and why."""

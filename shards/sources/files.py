@@ -95,7 +95,7 @@ def read_columns(
     Raises:
         DataError: the file is missing, no such table, without a row, lacks a column, or a number is no whole number.
     """
-    with reading(path), open(path, newline="", encoding="utf-8") as stream:
+    with reading(path), open(path, newline="", encoding="utf-8-sig") as stream:
         table = csv.DictReader(stream, delimiter=delimiter)
         names = table.fieldnames or []
         if missing := [name for name in (*integers, *words) if name not in names]:
@@ -103,6 +103,8 @@ def read_columns(
         rows = list(table)
         if not rows:
             raise ValueError("no row below the first line")
+        if torn := [number for number, row in enumerate(rows, 2) if None in row.values()]:
+            raise ValueError(f"line {torn[0]} ends early")
         numbers = {name: np.array([_integer(row[name], name) for row in rows], dtype=np.int64) for name in integers}
         return numbers, {name: [str(row[name]) for row in rows] for name in words}
 
