@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from nd_dist.files import atomic_path
 from shards.format.codec import NPY_HEADER_BYTES, checksum
 
@@ -26,12 +29,12 @@ class Record:
 
     Args:
         offset: Of its first byte in the tar (after the npy header).
-        num_bytes: Its length.
+        bytes: Its length.
         checksum: Of its bytes.
     """
 
     offset: int
-    num_bytes: int
+    bytes: int
     checksum: int
 
 
@@ -78,6 +81,12 @@ class ShardWriter:
         record = memoryview(content)[skip:]
         self._tar.write({"__key__": key, field: content})
         self.records.append(Record(offset, len(record), checksum(record)))
+
+    def locate(self, rows: npt.NDArray[np.void]) -> None:
+        """Tell rows of a table, one a record, where their record lies and its checksum; and its bytes, if they ask."""
+        for name in ("offset", "bytes", "checksum"):
+            if name in (rows.dtype.names or ()):
+                rows[name] = [getattr(record, name) for record in self.records]
 
     def close(self) -> None:
         """Write the end of the tar."""

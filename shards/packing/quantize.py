@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -162,9 +161,8 @@ def _write(folder: Path, shard: Int8Shard, scale: npt.NDArray[np.float32], dtype
             writer.add_array(key, member_field(store), header, to_int8(record[0], scale).tobytes())
     files.close()
     written = np.zeros(len(rows), dtype=PACKED_IMAGE_ROW)
-    written["image"], written["bytes"] = rows["image"], prod(source.shape)
-    written["offset"] = [item.offset for item in writer.records]
-    written["checksum"] = [item.checksum for item in writer.records]
+    written["image"] = rows["image"]
+    writer.locate(written)
     info = ShardInfo(
         path=shard.path,
         kind=store,

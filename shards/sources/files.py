@@ -87,6 +87,32 @@ def open_hdf5(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+class Deliveries:
+    """Knows files by how their data begin, and refuses one that was delivered under two names.
+
+    Args:
+        accept: What is packed although it cannot be real (``data.accept``).
+    """
+
+    def __init__(self, accept: Sequence[str]) -> None:
+        self._is_off, self._begins = "equal-trials" in accept, dict[bytes, Path]()
+
+    def refuse_copy(self, path: Path, begin: bytes) -> None:
+        """Note how a file's data begin; nothing is known of one without any.
+
+        Raises:
+            DataError: another file's begin alike.
+        """
+        other = self._begins.setdefault(begin, path) if begin else path
+        if other != path and not self._is_off:
+            raise DataError(
+                "Two files of betas hold the same data: one was delivered twice.",
+                where=str(path),
+                found=f"begins like {other}",
+                todo="download both again; data.accept=[equal-trials] packs them as they are",
+            )
+
+
 def read_columns(
     path: Path, delimiter: str, integers: Sequence[str], words: Sequence[str] = ()
 ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, list[str]]]:
