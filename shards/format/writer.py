@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from nd_dist.files import atomic_path
 from shards.format.codec import NPY_HEADER_BYTES, checksum
+from shards.format.index import ShardInfo
 
 TAR_BLOCK_BYTES = 512
 MAX_NAME_BYTES = 100  # longer names would need a second header
@@ -88,19 +89,21 @@ class ShardWriter:
             if name in (rows.dtype.names or ()):
                 rows[name] = [getattr(record, name) for record in self.records]
 
+    def info(self, path: str, kind: str, group: str, invalid_voxels: int = 0) -> ShardInfo:
+        """Return what the index says of the shard, once it is closed; see ``ShardInfo``."""
+        return ShardInfo(
+            path=path,
+            kind=kind,
+            group=group,
+            samples=len(self.records),
+            bytes=self._file.num_bytes,
+            sha256=self._file.digest.hexdigest(),
+            invalid_voxels=invalid_voxels,
+        )
+
     def close(self) -> None:
         """Write the end of the tar."""
         self._tar.close()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the shard; final once the shard is closed."""
-        return self._file.num_bytes
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal sha256 of the shard's bytes; final once the shard is closed."""
-        return self._file.digest.hexdigest()
 
 
 @contextmanager

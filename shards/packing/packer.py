@@ -320,15 +320,8 @@ class Packer:
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
         path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
-        shard = ShardInfo(
-            path=path,
-            kind=kind,
-            group=f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group,
-            samples=len(rows),
-            bytes=writer.num_bytes,
-            sha256=writer.sha256,
-            invalid_voxels=facts.num_invalid,
-        )
+        group = f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group
+        shard = writer.info(path, kind, group, facts.num_invalid)
         receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks, facts.raw)
         receipt = receipt.model_copy(update={"accepted": facts.accepted})
         write_receipt(self._config.shards_folder, receipt)

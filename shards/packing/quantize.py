@@ -24,7 +24,7 @@ from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS
 from shards.format.codec import CHECKSUM, DTYPES, image_key, image_shard_path, int8_store, member_field, npy_header
-from shards.format.index import VERSION, ShardInfo
+from shards.format.index import VERSION
 from shards.format.writer import open_shard
 from shards.packing.held import last_index, number_of
 from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, is_whole, read_receipts, write_receipt
@@ -163,14 +163,7 @@ def _write(folder: Path, shard: Int8Shard, scale: npt.NDArray[np.float32], dtype
     written = np.zeros(len(rows), dtype=PACKED_IMAGE_ROW)
     written["image"] = rows["image"]
     writer.locate(written)
-    info = ShardInfo(
-        path=shard.path,
-        kind=store,
-        group=source.shard.group,
-        samples=len(rows),
-        bytes=writer.num_bytes,
-        sha256=writer.sha256,
-    )
+    info = writer.info(shard.path, store, source.shard.group)
     receipt = Receipt.make(info, shard.recipe, source.shape, written)
     write_receipt(folder, receipt)
     return receipt
