@@ -17,7 +17,7 @@ from nd_dist.schema import TargetSpec, role_of
 from tests.fake_gpu.conftest import Budget
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
 
-TARGETS = ("c", "z", "g02")  # the other guidance layers are g02 again
+TARGETS = ("c", "z")  # guidance layers are c again, of 50 tokens
 
 
 @pytest.fixture(scope="module")

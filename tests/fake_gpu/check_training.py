@@ -85,7 +85,7 @@ class Training:
         self._optimizer.zero_grad(set_to_none=False)
 
 
-@pytest.mark.parametrize(("target", "phase"), [("c", "MixCo"), ("c", "SoftCLIP"), ("g02", "SoftCLIP"), ("z", "MixCo")])
+@pytest.mark.parametrize(("target", "phase"), [("c", "MixCo"), ("c", "SoftCLIP"), ("z", "MixCo")])
 def test_a_step_stays_within_its_budget_on_the_smallest_card(
     gpu: PretendedGpu, budget: Budget, target: str, phase: str
 ) -> None:
@@ -133,8 +133,7 @@ def test_collective_calls_get_no_tensor_of_the_cpu(gpu: PretendedGpu, size: int,
         for target in ("g02", "z"):
             training = Training(world, target, per_subject, prior_depth=1, hidden_size=1024)
             gpu.take()
-            for step in PHASES.values():
-                training.step(training.batch(), step)
+            training.step(training.batch(), 0)
             counts = gpu.take()
             assert counts.cpu_collectives == []
             assert (counts.collectives.total() > 2) == (size > 1)

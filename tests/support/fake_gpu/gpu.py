@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +84,6 @@ class PretendedGpu(TorchDispatchMode):
         self.alive_bytes = self.peak_bytes = 0
         self.counts = Counts()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
-        self._one_thread = threading.RLock()
         self._storages: dict[int, object] = {}
 
     # -- operations --------------------------------------------------------------------------------------------------
@@ -111,7 +109,7 @@ class PretendedGpu(TorchDispatchMode):
             self._moved(args[1], args[0], bool(args[2]) if len(args) > 2 else False)
             return args[0].fill_(_constant(args[0].dtype))
         call = args, kwargs
-        with self._one_thread, self._fakes:
+        with self._fakes:
             if not all(isinstance(tensor, FakeTensor) for tensor in given):
                 call = tree_map_only(torch.Tensor, _shape_of, call)
             out = func(*call[0], **call[1])
@@ -277,16 +275,14 @@ def _constant(dtype: torch.dtype) -> bool | float | int:
     return 0.5 if dtype.is_floating_point else 1
 
 
-class _Following(TorchDispatchMode):
-    """The same GPU in another thread: modes are a thread's own."""
-
-    def __init__(self, gpu: PretendedGpu) -> None:
-        super().__init__()
-        self._gpu = gpu
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
-        return self._gpu.__torch_dispatch__(func, types, args, kwargs)
+def _submitted(_pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+    """Stand in for ``ThreadPoolExecutor.submit``: fake tensors are for one thread, so the work is done at once."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work(*args, **kwargs))
+    except Exception as error:  # noqa: BLE001 - whoever asks for the result meets it there
+        future.set_exception(error)
+    return future
 
 
 class _Attention(TorchFunctionMode):
@@ -380,21 +376,12 @@ def pretended_gpu(memory_gb: float = 80.0) -> Iterator[PretendedGpu]:
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: gpu.counts.waits.update([place()]),
     }
-
-    def submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def there() -> Any:
-            with _Following(gpu), _Attention():
-                return work(*args, **kwargs)
-
-        return real_submit(pool, there)
-
-    real_submit = ThreadPoolExecutor.submit
     only_lift = torch._C._only_lift_cpu_tensors()
     with contextlib.ExitStack() as stack:
         for name, answer in says.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _moved))
-        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", submit))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", _submitted))
         stack.callback(torch._C._set_only_lift_cpu_tensors, only_lift)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is made on the host, then moved
         stack.enter_context(gpu)
