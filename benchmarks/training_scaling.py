@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training_memory import TRAININGS, full_size
 from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder
-from nd_dist.training.engine.sharded import ShardedLinear, pays, shard_large_layers
+from nd_dist.training.engine.sharded import OwnColumns, pays, shard_large_layers
 from nd_dist.training.objective.objectives import Objective, StepInputs
+from nd_dist.training.ranks import GlobalRows
 from nd_dist.world import World
 
 BYTES = 2  # of a gradient or activation on the wire: bfloat16
@@ -128,12 +130,12 @@ def work_of(decoder: Decoder, rows: int) -> Work:
     """
     flops = _flops(decoder, rows) / rows
     subjects = len(decoder.num_voxels)
-    chosen = shard_large_layers(decoder, rows, rows // subjects, World(), torch.device("meta"))
+    chosen = shard_large_layers(decoder, rows, World(), torch.device("meta"))
     layers = tuple(_layer(name, layer, subjects) for name, layer in chosen.items())
     return Work(flops, sum(p.numel() for p in decoder.parameters()), layers)
 
 
-def _layer(name: str, layer: ShardedLinear, subjects: int) -> Layer:
+def _layer(name: str, layer: OwnColumns, subjects: int) -> Layer:
     """Return the widths of a divided layer."""
     outputs, inputs = layer.own["weight"].shape
     is_voxels = name.startswith("voxels.")
@@ -145,8 +147,8 @@ def _flops(decoder: Decoder, rows: int) -> float:
     per_subject, meta = rows // len(decoder.num_voxels), torch.device("meta")
     voxels = {s: torch.empty(per_subject, count, device=meta) for s, count in decoder.num_voxels.items()}
     targets = {spec.name: torch.empty(rows, *spec.shape, device=meta) for spec in decoder.targets}
-    inputs = StepInputs(0, voxels, targets, torch.empty(rows, dtype=torch.int64, device=meta))
-    objective = Objective(decoder, TrainingConfig(mixco_fraction=0.0), total_steps=2, seed=0)
+    inputs = StepInputs(0, voxels, targets, np.arange(rows))
+    objective = Objective(decoder, TrainingConfig(mixco_fraction=0.0), total_steps=2, seed=0, rows=GlobalRows(rows))
     with FlopCounterMode(display=False) as counter:
         objective(inputs, 1)[0].backward()
     return float(counter.get_total_flops())

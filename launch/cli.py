@@ -6,6 +6,7 @@ Heavy imports stay inside the commands: `nd --help` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -122,6 +123,7 @@ def export(
 @_command(
     "nd train paper shards_dir=shards run_dir=runs/subj01 --hostfile hosts",
     "nd train paper shards_dir=shards run_dir=runs/all --all-targets --subjects 1,2,5,7",
+    "nd train paper run_dir=runs/grid training.targets=[c] --grid training.learning_rate=[1e-4,3e-4]",
 )
 @launching
 def train(
@@ -134,25 +136,33 @@ def train(
         bool,
         typer.Option("--all-targets", help="Train the whole grid, every target (heads=single: a network each)."),
     ] = False,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Train at every point: a setting given a list of values (key=[a,b]) is an axis."),
+    ] = False,
     at_once: Annotated[
         int | None, typer.Option("--at-once", min=1, help="Trainings of the grid at a time on a host.")
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
-    from launch.grid.plan import GridRequest, numbers
+    from launch.grid.plan import GridRequest, numbers, points_of
 
     more = ["training.profile=true"] if profile else []
     wanted = numbers(stages, "--stages")
-    if not (all_targets or subjects):
+    if not (all_targets or subjects or grid):
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
-    from launch.recipe import load_recipe
+    from launch.recipe import load_recipe, takes
 
-    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once)
-    config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+    given = [*(words.overrides or []), *more]
+    overrides, points = points_of(given, partial(takes, words.recipe)) if grid else (given, ((),))
+    for point in points:
+        load_recipe(words.recipe, [*overrides, *point], "train")  # says what is wrong with a point
+    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once, points)
+    config = load_recipe(words.recipe, overrides, "train")
     (dry_run_grid if words.dry_run else grid_command)(config, request, words.hostfile)
 
 

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from launch.keys import did_you_mean, nearest, nearest_keys
 from nd_dist.config import Config
 from nd_dist.config.base import Section
+from nd_dist.config.training import OwnSchedule
 from nd_dist.errors import ConfigError
 from nd_dist.files import write_text
 
@@ -64,7 +65,22 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -
     Raises:
         ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
-    return load_settings(Config, recipe_path(recipe), overrides, command)
+    config = load_settings(Config, recipe_path(recipe), overrides, command)
+    named = {word.partition("=")[0] for word in overrides}
+    general = dict.fromkeys(name for name in OwnSchedule.model_fields if f"training.{name}" in named)
+    if not general:
+        return config
+    own = {name: schedule.model_copy(update=general) for name, schedule in config.training.per_target.items()}
+    return config.model_copy(update={"training": config.training.model_copy(update={"per_target": own})})
+
+
+def takes(recipe: str, word: str) -> bool:
+    """Return whether a recipe takes a ``key=value`` as it stands."""
+    try:
+        load_recipe(recipe, [word], "train")
+    except ConfigError:
+        return False
+    return True
 
 
 def load_settings(

@@ -159,17 +159,15 @@ class ReleasedLoop:
         """Yield the loss terms of a batch in its MixCo phase."""
         rows = torch.arange(len(target), device=self._device)
         draws = Draws(self._config.seed, step, rows)
-        mixed, weights, columns, start = {}, [], [], 0
+        mix = draw_mix(self._config.seed, step, [len(own) for own in voxels.values()], is_released=False)
+        weight_N, partner_N, mixed, start = mix.weight_N.to(self._device), mix.partner_N.to(self._device), {}, 0
         for subject, own in voxels.items():
-            mix = draw_mix(draws, rows[start : start + len(own)])
-            share = mix.weight_M[:, None]
-            mixed[subject] = share * own + (1 - share) * own[mix.partner_M]
-            weights.append(mix.weight_M)
-            columns.append(mix.partner_M + start)
+            share, partner = weight_N[start : start + len(own), None], partner_N[start : start + len(own)] - start
+            mixed[subject] = share * own + (1 - share) * own[partner]
             start += len(own)
         output = self._decoder(mixed, draws, latent_voxels=voxels)[self._target.name]
         if isinstance(output, LatentOutput):
-            yield losses.latent_l1(output.latent_BCHW, target)
+            yield losses.latent_error(output.latent_BCHW, target, 1 / target.numel())
             return
         head = self._decoder.heads[self._target.name]
         assert isinstance(head, TokenHead)
@@ -177,5 +175,5 @@ class ReleasedLoop:
         if head.prior is not None:
             predicted = head.prior(predicted, target, head.prior.draw(draws, (target.shape[1], target.shape[2])))
         yield self._config.training.prior_weight * F.mse_loss(predicted, target)
-        wanted = losses.mixed_target(torch.cat(weights), torch.cat(columns), False)
+        wanted = losses.mixed_target(weight_N, partner_N, False)
         yield losses.bimixco(unit_rows(output.contrastive_BLD), unit_rows(target), wanted, MIXCO_TEMPERATURE)

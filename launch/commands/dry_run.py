@@ -16,7 +16,7 @@ from launch.grid.state import config_of
 from launch.plans.choose import LaunchOptions, choose_launcher, chosen_hosts, make_plan
 from launch.plans.tools import find_tools
 from launch.recipe import changed_settings, yaml_text
-from launch.supervise.preflight import preflight, require_starters
+from launch.supervise.preflight import advice, preflight, require_starters
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, NdDistError
 from nd_dist.world import World
@@ -48,7 +48,8 @@ def dry_run_command(
     with _verdict(console):
         check(command, config, plan.ranks)
         require_starters(plan, Path.home())
-        for line in describe_pack(config, plan.ranks) if command == "pack" else ():
+        told = describe_pack(config, plan.ranks) if command == "pack" else advice(command, config, plan.ranks, True)
+        for line in told:
             console.print(f"# {line}")
 
 

@@ -21,7 +21,7 @@ from launch.plans.plan import LaunchPlan
 from launch.plans.tools import find_tools, require_port
 from launch.recipe import write_config
 from launch.supervise.lock import state_dir
-from launch.supervise.preflight import preflight, require_gpus, require_starters
+from launch.supervise.preflight import advice, preflight, require_gpus, require_starters
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config
@@ -47,6 +47,8 @@ def launch_command(
     require_starters(plan, Path.home())
     if command in DEEPSPEED and plan.ranks > 1 and not plan.hosts:
         require_gpus("this machine", plan.ranks, num_local_gpus())
+    for line in advice(command, config, plan.ranks):
+        console.print(f"  note: {line}")
     write_config(config)
     if command == "pack" and not pack_recipe_path(config.shards_folder).is_file():
         write_pack_recipe(config)

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launch.console import make_console
 from launch.keys import nearest
 from launch.plans.slurm import Submission, sbatch_text
 from launch.recipe import load_recipe, write_config
+from launch.supervise.preflight import advice, preflight
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
@@ -39,6 +41,12 @@ def submit_command(command: str, recipe: str, overrides: Sequence[str], is_array
     console = make_console()
     if dry_run:
         console.print(script, end="")
+    packed = not isinstance(config.shards_dir, Path) or (config.shards_dir / "index.json").is_file()
+    if command == "train" and (packed or dry_run):  # else the job waits in the queue for that which packs
+        preflight(command, config)
+        for line in advice(command, config, config.slurm.nodes * config.slurm.ranks_per_node, dry_run):
+            console.print(f"# {line}" if dry_run else f"  note: {line}")
+    if dry_run:
         return
     sbatch = shutil.which("sbatch")
     if sbatch is None:

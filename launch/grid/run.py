@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -20,10 +21,12 @@ from rich.table import Table
 from launch.console import make_console
 from launch.grid.plan import (
     GridRequest,
+    Point,
     Slot,
     State,
     Training,
     blocked,
+    file_name,
     grid_table,
     next_starts,
     plan_grid,
@@ -31,7 +34,7 @@ from launch.grid.plan import (
     subject_dir,
 )
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
-from launch.grid.state import outcome_of, share_of, state_on_disk
+from launch.grid.state import outcome_of, share_of, state_on_disk, validations_of
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.plans.choose import new_launch_id
 from launch.plans.environment import environment
@@ -42,10 +45,12 @@ from launch.supervise.run import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import RankFailure, Requeue
-from nd_dist.files import write_text
-from nd_dist.training.records import MODEL, stage_dir
+from nd_dist.files import write_json, write_text
+from nd_dist.training.records import BEST, MODEL, model_dir, stage_dir, write_best
 
 POLL_S = 0.5
+_COMPARED = ("subject", "network", "stage", "settings", "images", "last", "best", "best_step")
+BEST_OF_ALL = f"{BEST}-of-all"
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Grid:
 
     def log_path(self, training: Training) -> Path:
         """Return the file that takes a training's launcher output."""
-        return self.config.run_dir / "logs" / "grid" / f"{training.name.replace(' ', '-')}.log"
+        return self.config.run_dir / "logs" / "grid" / f"{file_name(training.name)}.log"
 
     def words(self, training: Training) -> list[str]:
         """Return the words of a training's command, after the Python that runs it."""
@@ -149,8 +154,10 @@ def run_grid(grid: Grid, console: Console) -> None:
             _work(grid, agents, stop, console)
         console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
         _judge(grid, stop)
-        for subject in dict.fromkeys(training.subject for training in grid.plan):
-            _merge(grid, subject, console)
+        for point, subject in dict.fromkeys((training.point, training.subject) for training in grid.plan):
+            _merge(grid, point, subject, console)
+        if any(training.point for training in grid.plan):
+            _compare(grid, console)
     finally:
         folder.release()
 
@@ -241,17 +248,47 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
     )
 
 
-def _merge(grid: Grid, subject: int, console: Console) -> None:
-    """Write the decoder of all of a subject's networks where `nd evaluate run_dir=...` looks for it."""
+def _merge(grid: Grid, point: Point, subject: int, console: Console) -> None:
+    """Write the decoder of all of a subject's networks, and of the best of each, where `nd evaluate` looks for it."""
     from nd_dist.models.decoder import Decoder
 
-    last = max(training.stage for training in grid.plan)
-    parts = [t for t in grid.plan if (t.subject, t.stage) == (subject, last)]
-    folders = [stage_dir(training.run_dir, last) / MODEL for training in parts]
-    target = stage_dir(subject_dir(grid.config, subject), last) / MODEL
-    if folders != [target]:
-        Decoder.merged(folders).save(target)
-    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}")
+    own = [training for training in grid.plan if (training.point, training.subject) == (point, subject)]
+    last, run_dir = max(training.stage for training in own), subject_dir(grid.config, subject, point)
+    parts = [stage_dir(training.run_dir, last) for training in own if training.stage == last]
+    folder = stage_dir(run_dir, last)
+    if parts != [folder]:
+        Decoder.merged([model_dir(part, "last") for part in parts]).save(folder / MODEL)
+        best = [model_dir(part, "best") for part in parts]
+        if all(part.is_dir() for part in best):
+            Decoder.merged(best).save(folder / BEST_OF_ALL)
+            write_best(folder, BEST_OF_ALL, 0, {})
+    console.print(
+        f"  {' '.join([*point, f'subject {subject}'])}: decoder of {len(parts)} network(s) -> {folder / MODEL}"
+    )
+
+
+def _compare(grid: Grid, console: Console) -> None:
+    """Print what the validations of all points found, the best of a network first, and write it to ``grid.json``."""
+    rows: list[dict[str, Any]] = []
+    for training in grid.plan:
+        if found := validations_of(training):
+            best = min(found, key=lambda event: float(event["values"]["loss"]))
+            losses = {"last": float(found[-1]["values"]["loss"]), "best": float(best["values"]["loss"])}
+            named = {"subject": training.subject, "network": training.network, "stage": training.stage}
+            where = {"settings": list(training.point), "images": found[-1]["split"], **named}
+            rows.append({**where, **losses, "best_step": best["step"], "run_dir": str(training.run_dir)})
+    rows.sort(key=lambda row: (row["subject"], row["network"], row["stage"], row["best"]))
+    table = Table("subject", "network", "stage", "settings", "images", "last loss", "best loss", "at step")
+    for row in rows:
+        cells = {
+            **row,
+            "settings": " ".join(row["settings"]),
+            "last": f"{row['last']:.4g}",
+            "best": f"{row['best']:.4g}",
+        }
+        table.add_row(*(str(cells[name]) for name in _COMPARED))
+    console.print(table, soft_wrap=False)
+    write_json(grid.config.run_dir / "grid.json", {"trainings": rows})
 
 
 def _board(grid: Grid, console: Console) -> AbstractContextManager[object]:

@@ -67,6 +67,8 @@ class EvaluationConfig(Section):
     """Reconstructions of an image."""
     embeddings: Literal["decoded", "ground_truth"] = "decoded"
     """Targets from the decoder, or the pictures' own (the ceiling)."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The model at the end of the training (as published), or the one with the lowest validation loss."""
     baseline: bool = True
     """Also reconstruct without guidance (kappa 0), for comparison."""
     controls: bool = False

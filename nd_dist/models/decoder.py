@@ -63,6 +63,7 @@ class Decoder(nn.Module):
             raise ConfigError("A decoder needs a subject and a target.", found=f"{dict(num_voxels)}, {list(targets)}")
         self.config, self.num_voxels, self.targets, self._student = config, dict(num_voxels), tuple(targets), student
         is_joint = config.heads == "joint"
+        self.encodes_all_rows = False
         self.voxels = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         if is_joint:
@@ -85,7 +86,8 @@ class Decoder(nn.Module):
         """Return every head's output.
 
         Args:
-            voxels: Subject -> (B_s, V_s) z-scored betas; output rows follow the mapping's order.
+            voxels: Subject -> (B_s, V_s) z-scored betas; output rows follow the mapping's order. Where encoders are
+                divided among the ranks of a training (``encodes_all_rows``) those of all; outputs are this rank's.
             draws: Random numbers of the B rows in training; none in evaluation (no dropout).
             latent_voxels: Other voxels for the latent head (it trains without MixCo); none: the same.
             only: Names of the targets to compute; none: all.
@@ -102,6 +104,22 @@ class Decoder(nn.Module):
                 spaces[key] = self.voxels[key[0]](chosen, draws)
             outputs[spec.name] = self.heads[spec.name](spaces[key] if is_latent else spaces[key][:, None], draws)
         return outputs
+
+    @property
+    def draw_purposes(self) -> tuple[str, ...]:
+        """Names of the draws of one number a sample that a training step makes."""
+        heads = (head for head in self.heads.values() if isinstance(head, TokenHead))
+        return tuple(purpose for head in heads if head.prior is not None for purpose in head.prior.purposes)
+
+    def compile_heads(self) -> None:
+        """Let torch compile the parts of the heads that are many small operations; names of weights stay."""
+        for head in self.heads.values():
+            if isinstance(head, LatentHead):
+                head.upsampler.compile()
+            elif isinstance(head, TokenHead):
+                head.contrastive.compile()
+                if head.prior is not None:
+                    head.prior.network.compile()
 
     @torch.no_grad()
     def predict(
@@ -155,8 +173,7 @@ class Decoder(nn.Module):
             folder: Where to.
             state: State dict to write instead of the module's own (a trainer's consolidated weights).
         """
-        write_tensors(folder / WEIGHTS, state if state is not None else self.state_dict())
-        record = FileRecord.of(folder / WEIGHTS)
+        record = write_tensors(folder / WEIGHTS, state if state is not None else self.state_dict())
         description = {
             "format": FORMAT,
             "decoder": self.config.model_dump(mode="json"),

@@ -26,7 +26,7 @@ class StreamConfig:
     Args:
         subjects: Subjects in every batch, in batch order.
         targets: Target stores to read.
-        samples_per_subject: Items of each subject in a global step; a multiple of ``world_size``.
+        samples_per_subject: Items of each subject in a global step.
         seed: Seed of the order.
         rank, world_size: Which share of every step this stream reads.
         split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).
@@ -37,6 +37,7 @@ class StreamConfig:
         dtype: float32, or the dtype on disk; means over repeats and int8 stores are float32 in both cases.
         repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
         int8: Read the targets' int8 stores.
+        pictures: Whether batches carry the pictures.
     """
 
     subjects: tuple[int, ...]
@@ -52,6 +53,7 @@ class StreamConfig:
     dtype: Literal["float32", "stored"] = "float32"
     repeats: Literal["trials", "mean"] = "trials"
     int8: bool = False
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no stream can deliver.

@@ -23,7 +23,7 @@ from nd_dist.schema import Batch
 from shards.format.index import ShardInfo
 from shards.format.tables import Table
 from shards.places.remote import Prefetcher
-from shards.reading.buffers import BufferPool
+from shards.reading.buffers import BufferPool, page_locked
 from shards.reading.order import Order, SubjectSlice
 from shards.reading.reader import ShardReader, mean_items
 from shards.reading.selection import StreamConfig, check_stores, choose_items
@@ -39,7 +39,7 @@ class TrialStream:
         config: What to deliver.
 
     Raises:
-        ConfigError: the ranks do not divide the quota, or a subject has no trial in the split.
+        ConfigError: a subject has no trial in the split.
         DataError: a subject or target was not packed.
     """
 
@@ -57,10 +57,9 @@ class TrialStream:
             lengths=tuple(len(self._items[subject]) for subject in config.subjects),
             quotas=(config.samples_per_subject,) * len(config.subjects),
         )
-        self._order.check_world(config.world_size)
         check_stores(reader, config, self._items)
         self._content_id = reader.index.content_id(config.subjects, config.stores)
-        self._pool = BufferPool()
+        self._pool = BufferPool(page_locked) if torch.cuda.is_available() else BufferPool()
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
         self._step = 0
         self._ahead: deque[Future[Batch]] = deque()
@@ -207,7 +206,8 @@ class TrialStream:
             trial=rows["trial"].astype(np.int64),
             image_id=rows["image"].astype(np.int64),
             repeat=rows["repeat"].astype(np.int64),
-            sample_id=_sample_ids(slices),
+            sample_id=np.concatenate([part.sample_ids for part in slices]),
+            pictures=torch.from_numpy(self._reader.pictures(image_ids)) if config.pictures else None,
         )
 
     def _read_voxels(self, subject: int, rows: Table, starts: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -239,8 +239,3 @@ class TrialStream:
             return torch.from_numpy(stored)
         wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
         return wide.copy_(torch.from_numpy(stored))  # torch converts half precision several times faster than NumPy
-
-
-def _sample_ids(slices: Sequence[SubjectSlice]) -> npt.NDArray[np.int64]:
-    """Return the positions of a rank's rows in the global batch."""
-    return np.concatenate([part.sample_ids for part in slices])

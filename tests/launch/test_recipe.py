@@ -34,6 +34,16 @@ def test_the_paper_recipe_holds_the_published_values() -> None:
     assert config.training.steps == (107_100, 107_100)
 
 
+def test_the_latent_target_is_trained_as_published_unless_the_command_line_says_how_long() -> None:
+    def schedule_of(*words: str) -> tuple[int, int]:
+        return load_recipe("paper", words).training.schedule(1)
+
+    assert schedule_of("training.targets=[c]") == (107_100, 6)
+    assert schedule_of("training.targets=[z]") == (53_550, 12)
+    assert schedule_of("training.targets=[z]", "training.steps=[10,10]") == (10, 12)
+    assert schedule_of("training.targets=[z]", "training.samples_per_subject=[2,2]") == (53_550, 2)
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [

@@ -158,7 +158,7 @@ class PretendedGpu(TorchDispatchMode):
         else:
             self.counts.to_device_bytes += _bytes(source)
             waits = not (is_asynchronous and source.is_pinned())
-        if waits:
+        if waits and _bytes(source):
             self.counts.waits[place()] += 1
 
     def _as_seen_from_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -176,8 +176,7 @@ class PretendedGpu(TorchDispatchMode):
         if name != "barrier" and not all(map(is_there, _tensors((*args, *(kwargs or {}).values())))):
             self.counts.cpu_collectives.append(f"{name} {place()}")
         work = FakeWork().boxed()
-        returned = {"allreduce": args[0], "broadcast": args[0], "allgather": args[0], "_allgather_base": args[0]}
-        return (returned[name], work) if name in returned else work
+        return (args[0], work) if len(func._schema.returns) > 1 else work
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -373,6 +372,7 @@ def pretended_gpu(memory_gb: float = 80.0) -> Iterator[PretendedGpu]:
         "reset_peak_memory_stats": lambda device=None: gpu.reset_peak(),
         "set_per_process_memory_fraction": lambda fraction, device=None: setattr(gpu, "fraction", fraction),
         "get_per_process_memory_fraction": lambda device=None: gpu.fraction,
+        "Event": lambda **_: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: gpu.counts.waits.update([place()]),
     }
