@@ -43,7 +43,7 @@ from nd_dist.evaluation.scoring.score import (
 )
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
-from nd_dist.fanout.tasks import Task, work_off
+from nd_dist.fanout.tasks import Steps, Task, work_off
 from nd_dist.files import sha256_file
 from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
@@ -93,11 +93,12 @@ def ours(folder: Path, num_pairs: int, judges: Sequence[Judge], rank: int, size:
         work_off(tasks, pool, rank * len(tasks) // size)
     score = folder / "score"
 
-    def work() -> None:
+    def work() -> Steps:
         places = [
             [folder / "judged" / side / str(pair) for pair in range(num_pairs)] for side in ("recons", "originals")
         ]
-        arrays = score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL)
+        arrays = dict(score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL))
+        yield
         scored = scored_arrays(arrays, 1, Statistics(1000, 0))
         kept = {**arrays, **resampled_arrays(scored)}
         facts = {"metrics": {name: item.value for name, item in scored.items()}}

@@ -38,6 +38,7 @@ class EventLog:
         path = events_path(run_dir, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with this object
+        self.command = command
         self._fixed = {"command": command, "rank": rank}
 
     def write(self, event: str, **fields: Any) -> None:  # Any: whatever JSON holds

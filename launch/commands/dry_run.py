@@ -94,6 +94,7 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
         DataError: data is missing.
     """
     from launch.ranks.networks import load_extractor
+    from nd_dist.device import rank_device
     from shards.packing.estimate import estimate_pack
     from shards.packing.pack import plan_pack
 
@@ -101,7 +102,7 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
     extractor: TargetExtractor | None = None
     if config.data.targets:
         try:
-            extractor = load_extractor(config, World())
+            extractor = load_extractor(config, rank_device(World()))
         except CheckpointError as error:  # a dry run on a machine without the networks still tells the rest
             yield f"the networks are not on this machine, their targets are not counted: {error.where}"
     yield (plan_pack(config, extractor.specs) if extractor is not None else shape_free).describe()

@@ -16,12 +16,13 @@ from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.pack_recipe import pack_recipe_path, told_of, write_pack_recipe
 from launch.plans.choose import DEEPSPEED, LaunchOptions, make_plan, new_launch_id, require_head
 from launch.plans.environment import environment
+from launch.plans.hosts import num_local_gpus
 from launch.plans.plan import LaunchPlan
 from launch.plans.tools import find_tools, require_port
 from launch.recipe import config_path, config_yaml
 from launch.supervise.door import Door
 from launch.supervise.lock import state_dir
-from launch.supervise.preflight import advice, preflight, require_starters
+from launch.supervise.preflight import advice, preflight, require_gpus, require_starters
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config
@@ -46,6 +47,8 @@ def launch_command(
     plan = make_plan(command, config, options, tools, launch_id)
     check(command, config, plan.ranks)
     require_starters(plan)
+    if command in DEEPSPEED and plan.ranks > 1 and not plan.hosts:
+        require_gpus("this machine", plan.ranks, num_local_gpus())
     for line in advice(command, config, plan.ranks):
         console.print(f"  note: {line}")
     with contextlib.ExitStack() as stack:
@@ -54,6 +57,8 @@ def launch_command(
             stack.enter_context(agents)
             facts = agents.facts()
             require_hosts(facts)
+            for host in facts if command in DEEPSPEED else ():
+                require_gpus(host.host.name, host.host.slots, host.gpus)
             port = require_port(facts[0].port, config.launch.port, plan.hosts[0].name)
             tools = replace(tools, address=facts[0].address, port=port)
             plan = make_plan(command, config, options, tools, launch_id)

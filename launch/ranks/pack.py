@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from launch.ranks.networks import load_extractor
+from launch.ranks.networks import load_extractor, meet
 from launch.ranks.rank import Rank, interrupt_on_stop, refuse_to_run
-from nd_dist.comm import connect
 
 
 def work(rank: Rank) -> None:
@@ -12,8 +11,9 @@ def work(rank: Rank) -> None:
     from shards.packing.pack import pack
 
     interrupt_on_stop()  # every finished shard is kept, so there is nothing to save
-    comm = connect(rank.world)
-    pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
+    device = rank.use_device()
+    comm = meet(rank, device)
+    pack(rank.config, comm, rank.events, load_extractor(rank.config, device))
     comm.finish()
 
 

@@ -34,6 +34,8 @@ from nd_dist.events import EventLog, log_path
 from nd_dist.world import World
 
 if TYPE_CHECKING:
+    import torch
+
     from nd_dist.config import Config
 
 
@@ -54,6 +56,15 @@ class Rank:
     events: EventLog
     should_stop: Callable[[], bool]
     options: tuple[str, ...] = ()
+
+    def use_device(self) -> torch.device:
+        """Return this rank's device, made the process's own: every program that holds a network begins with it."""
+        from nd_dist.device import note_platform, use_device
+
+        device = use_device(self.world, self.config)
+        if self.world.is_main and (moved := note_platform(self.config.run_dir, self.events.command, device)):
+            self.events.write("notice", message=moved)
+        return device
 
 
 Work = Callable[[Rank], None]
@@ -172,7 +183,7 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
             kind, code, message = "SystemExit", RankFailure.exit_code, f"the program left with sys.exit({error.code})"
             traceback.print_exc()
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
-        kind, code, message = type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
+        kind, code, message = _unforeseen(error)
         traceback.print_exc()
     else:
         events.write("rank_done", launch=start.launch_id)
@@ -180,6 +191,16 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
     with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
         events.write("rank_failed", launch=start.launch_id, kind=kind, exit_code=code, message=message, host=host)
     return code
+
+
+def _unforeseen(error: Exception) -> tuple[str, int, str]:
+    """Return kind, exit code and message of an error that nobody named; full memory gets advice."""
+    if "torch" in sys.modules:
+        from nd_dist.chunks import full_memory, is_memory_error
+
+        if is_memory_error(error):
+            return RankFailure.__name__, RankFailure.exit_code, str(full_memory(error))
+    return type(error).__name__, RankFailure.exit_code, f"{type(error).__name__}: {error}"
 
 
 def _redirect_output(path: Path) -> None:

@@ -81,6 +81,7 @@ class ShardSource:
 
 def work(rank: Rank) -> None:
     """Train this rank's share of every global batch."""
+    rank.use_device()
     train(rank.config, rank.world, ShardSource(rank.config, rank.world), rank.events, rank.should_stop)
 
 

@@ -87,6 +87,27 @@ def require_starters(plan: LaunchPlan) -> None:
             raise ConfigError(f"There is no {program} on this machine.", todo=f"apt-get install {package}")
 
 
+def require_gpus(where: str, ranks: int, gpus: int) -> None:
+    """Refuse more training ranks on a host than it has GPUs: NCCL does not let two share one.
+
+    Args:
+        where: The host.
+        ranks: Ranks that will run there.
+        gpus: GPUs that it shows; 0 trains on the CPU, with any number of ranks.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    if 0 < gpus < ranks:
+        raise ConfigError(
+            "There are more training ranks than GPUs on a host.",
+            where=where,
+            expected=f"at most {gpus} ranks",
+            found=ranks,
+            todo=f"use --ranks {gpus} (slots={gpus} in a hostfile); two trainings on one GPU are two runs",
+        )
+
+
 def _check_subjects(config: Config, index: Index) -> None:
     """Refuse subjects that were not packed."""
     wanted = {*config.data.subjects, *config.evaluated_subjects, config.training.target_subject}

@@ -88,7 +88,7 @@ class EvaluationConfig(Section):
     image_groups: Path | None = None
     """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
     batch_size: Positive = 4
-    """Images in one work unit (all repeats of an image ride together)."""
+    """Images in one work unit; on a GPU they ride in one forward batch, with all repeats."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of the test images for the intervals."""
 

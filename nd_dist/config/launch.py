@@ -29,8 +29,9 @@ class LaunchConfig(Section):
     timeout_s: Annotated[int, Field(ge=5)] = 600
     """Longest wait of a collective call, in seconds."""
     silence_s: Annotated[int, Field(ge=5)] = 3600
-    """Seconds without progress after which work counts as hung: an evaluation's unit in which no picture is done for
-    that long goes to another rank, and a launch ends whose ranks all say nothing for that long."""
+    """Seconds without progress after which work counts as hung: an evaluation's unit in which no step (a picture, a
+    target of a batch) is done for that long goes to another rank, and a launch ends whose ranks all say nothing for
+    that long."""
     start_s: Annotated[int, Field(ge=5)] = 600
     """Seconds within which every rank must have started its program; then the launch ends and names those that have
     not."""

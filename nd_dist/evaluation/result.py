@@ -11,10 +11,11 @@ from typing import Any
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.units import Point, recipe_point
+from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
 from nd_dist.evaluation.scoring.comparisons import comparisons
 from nd_dist.evaluation.scoring.score import Scores, read_scores
 from nd_dist.fanout.results import has_result, read_record
-from nd_dist.fanout.tasks import Task
+from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import read_json, write_json
 from nd_dist.provenance import provenance
 
@@ -25,7 +26,12 @@ Entry = dict[str, Any]  # Any: JSON
 
 def metrics_task(bench: Bench) -> Task:
     """Return the last task: write metrics.json."""
-    return Task("metrics", lambda: _is_complete(bench), lambda: write_metrics(bench))
+
+    def work() -> Steps:
+        write_metrics(bench)
+        yield
+
+    return Task("metrics", lambda: _is_complete(bench), work)
 
 
 def _is_complete(bench: Bench) -> bool:
@@ -142,5 +148,5 @@ def _provenance(bench: Bench) -> dict[str, Any]:
         decoding=prints.settings["decoding"],
         judges=prints.judging["judges"],
         bootstrap=prints.statistics["bootstrap"],
-        decoded_images={folder.name: len(read_record(folder)["image_ids"]) for folder in decoded},
+        decoded_images={folder.name: len(read_record(folder / STATISTICS_FOLDER)["image_ids"]) for folder in decoded},
     )

@@ -8,7 +8,7 @@ Legend of shape suffixes: B samples, V voxels of one subject, H hidden width, L 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -81,6 +81,7 @@ class Decoder(nn.Module):
         voxels: Mapping[int, torch.Tensor],
         draws: Draws | None = None,
         latent_voxels: Mapping[int, torch.Tensor] | None = None,
+        only: Collection[str] | None = None,
     ) -> dict[str, HeadOutput]:
         """Return every head's output.
 
@@ -89,10 +90,13 @@ class Decoder(nn.Module):
                 divided among the ranks of a training (``encodes_all_rows``) those of all; outputs are this rank's.
             draws: Random numbers of the B rows in training; none in evaluation (no dropout).
             latent_voxels: Other voxels for the latent head (it trains without MixCo); none: the same.
+            only: Names of the targets to compute; none: all.
         """
         spaces: dict[tuple[str, bool], torch.Tensor] = {}
         outputs: dict[str, HeadOutput] = {}
         for spec in self.targets:
+            if only is not None and spec.name not in only:
+                continue
             is_latent = spec.role == "initial"
             key = (SHARED if self.config.heads == "joint" else spec.name, is_latent and latent_voxels is not None)
             if key not in spaces:
@@ -118,7 +122,9 @@ class Decoder(nn.Module):
                     head.prior.network.compile()
 
     @torch.no_grad()
-    def predict(self, voxels_BV: torch.Tensor, subject: int, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+    def predict(
+        self, voxels_BV: torch.Tensor, subject: int, seeds: Sequence[int], only: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return every target's prediction (B, *shape), float32.
 
         Args:
@@ -126,13 +132,14 @@ class Decoder(nn.Module):
             subject: Whose voxels they are.
             seeds: One seed per sample; all random numbers of its prediction derive from it, so that a prediction does
                 not depend on its batch.
+            only: Names of the targets to predict; none: all.
 
         Raises:
             ConfigError: the model has no encoder for the subject, or voxels or seeds do not fit.
         """
         self._check_voxels(voxels_BV, subject, len(seeds))
         weight = next(self.parameters())
-        outputs = self({subject: voxels_BV.to(device=weight.device, dtype=weight.dtype)})
+        outputs = self({subject: voxels_BV.to(device=weight.device, dtype=weight.dtype)}, only=only)
         return {name: self._predicted(name, output, seeds).float() for name, output in outputs.items()}
 
     def _predicted(self, name: str, output: HeadOutput, seeds: Sequence[int]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nd_dist.config import Config
+from nd_dist.device import rank_device
 from nd_dist.errors import CheckpointError, RankFailure
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
@@ -19,7 +20,7 @@ from nd_dist.models.heads import latent_downscale
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
 from nd_dist.training.checkpoints import StageCheckpoints
-from nd_dist.training.engine.engine import Engine, connect, open_monitor, training_device
+from nd_dist.training.engine.engine import Engine, connect, open_monitor
 from nd_dist.training.engine.saving import full_state
 from nd_dist.training.engine.sharded import shard_large_layers, share_weights
 from nd_dist.training.loop import Stage, train_stage
@@ -105,7 +106,7 @@ def _run_stage(
     events.write("stage_start", stage=stage, subjects=list(request.subjects), start=facts["start"])
 
     # The network, its loss, what trains it
-    device, rows = training_device(world), GlobalRows(request.num_rows, world, gather)
+    device, rows = rank_device(world), GlobalRows(request.num_rows, world, gather)
     teacher = _teacher(config, world, source, stage, events)
     decoder = _decoder(config, source, request, start_dir, teacher is not None, world)
     parameters = parameter_table(decoder)
@@ -196,7 +197,7 @@ def _teacher(
         return None
     latent_side = next(spec.shape[-1] for spec in source.specs if spec.name == INITIAL)
     map_side, seed = latent_side // latent_downscale(config.decoder), unit_seed(config.seed, "teacher", stage)
-    return PictureTeacher(config.training.teacher, map_side, seed, training_device(world))
+    return PictureTeacher(config.training.teacher, map_side, seed, rank_device(world))
 
 
 def _decoder(

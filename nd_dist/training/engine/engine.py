@@ -23,6 +23,7 @@ from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
+from nd_dist.device import DTYPES, rank_device, sent
 from nd_dist.errors import ConfigError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer
@@ -33,22 +34,10 @@ from nd_dist.training.ranks import Gather, gather_rows, identity, raise_not_fini
 from nd_dist.training.schedule import Schedule
 from nd_dist.world import World
 
-__all__ = ["Engine", "Monitor", "connect", "full_parameter", "training_device", "write_universal"]
+__all__ = ["Engine", "Monitor", "connect", "full_parameter", "write_universal"]
 
 Monitor = Callable[[Sequence[tuple[str, float, int]]], None]
 """Takes (name, value, step) events; rank 0's are written."""
-
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def training_device(world: World) -> torch.device:
-    """Return this rank's device: its GPU where there is one, else the CPU.
-
-    Some launchers show every rank of a host all GPUs, others each rank its own one alone.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
 
 
 def connect(world: World, timeout_s: int) -> Gather:
@@ -72,15 +61,15 @@ def connect(world: World, timeout_s: int) -> Gather:
 
 def _join(world: World, timeout: timedelta) -> None:
     """Initialise torch.distributed and let DeepSpeed use it."""
-    device = training_device(world)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = rank_device(world)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # DeepSpeed would compile a shared-memory extension on first use on the CPU: half a minute, and a process killed
     # meanwhile leaves a lock on which every later run hangs
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed reads it, whoever launched the rank
     where: dict[str, Any] = {"store": HashStore()} if world.size == 1 else {"init_method": "env://"}
+    if device.type == "cuda":
+        where["device_id"] = device  # NCCL otherwise guesses one from the rank, and connects at the first call
     distributed.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout, **where)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
@@ -154,7 +143,7 @@ class LaunchedStep:
         return StepOutcome(of_terms, of_flags, self.learning_rate, math.nan if is_skipped else norm, is_skipped)
 
 
-def _sent(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+def _fetched(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """Return values of a device on the host, and when they have arrived there."""
     if not values.is_cuda:
         return values, None
@@ -193,8 +182,8 @@ class Engine:
         timeout_s: int,
         layers: Mapping[str, OwnColumns] | None = None,
     ) -> None:
-        self.objective, self.training, self.world, self.device = objective, training, world, training_device(world)
-        self._schedule, self._dtype = schedule, _TORCH_DTYPES[training.dtype]
+        self.objective, self.training, self.world, self.device = objective, training, world, rank_device(world)
+        self._schedule, self._dtype = schedule, DTYPES[training.dtype]
         self.shards = ShardOptimizer(layers or {}, training, world, self.device)
         self.optimizer = objective.optimizer(training)
         try:
@@ -242,14 +231,14 @@ class Engine:
             self.deepspeed.backward(loss)
         own_TM, place = torch.stack(told, dim=1), list(terms).index(TOTAL)
         raised = torch.tensor([float(flag) * self.world.size for flag in flags.values()], dtype=torch.float64)
-        means = torch.cat([own_TM.mean(dim=1), raised.to(self.device, non_blocking=True)])
+        means = torch.cat([own_TM.mean(dim=1), sent(raised, self.device)])
         if self.world.size > 1:
             distributed.all_reduce(means)
             means /= self.world.size
         self._update(means[place])
         values = torch.cat([means, self._norm.double().view(1), torch.isfinite(own_TM[place]).double()])
         names = (tuple(terms), tuple(flags))
-        return LaunchedStep(step, batches, names, *_sent(values), learning_rate, self._dtype == torch.float16)
+        return LaunchedStep(step, batches, names, *_fetched(values), learning_rate, self._dtype == torch.float16)
 
     def _update(self, loss: torch.Tensor) -> None:
         """Update the parameters, on the condition that loss and gradients are finite."""

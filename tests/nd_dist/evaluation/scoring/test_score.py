@@ -52,7 +52,7 @@ def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedI
 
 
 def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
-    return scored_arrays(score_images(judged, JUDGES, protocol), summed, Statistics(100, 0))[name].value
+    return scored_arrays(dict(score_images(judged, JUDGES, protocol)), summed, Statistics(100, 0))[name].value
 
 
 def test_all_repeats_count_in_the_default_protocol(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, mo
 
 def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    metrics = scored_arrays(score_images(judged, JUDGES, protocol_named("nd")), REPEATS, Statistics(100, 0))
+    metrics = scored_arrays(dict(score_images(judged, JUDGES, protocol_named("nd"))), REPEATS, Statistics(100, 0))
     assert {name: item.higher_is_better for name, item in metrics.items()} == {
         "pixcorr": True, "repeat_pixcorr": True, "clip": True, "swav": False,
     }  # fmt: skip
@@ -98,7 +98,7 @@ def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
 
 def test_a_point_compared_with_itself_differs_by_nothing(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    arrays = score_images(judged, JUDGES, protocol_named("nd"))
+    arrays = dict(score_images(judged, JUDGES, protocol_named("nd")))
     scored = scored_arrays(arrays, REPEATS, Statistics(100, 0))
     scores = Scores({name: item.as_json() for name, item in scored.items()}, resampled_arrays(scored))
     assert compare(scores, scores)
