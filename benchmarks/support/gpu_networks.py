@@ -70,14 +70,12 @@ def make_extractor(width: Width, device: str, dtype: torch.dtype, batch_size: in
     )
 
 
-def make_predictor(
-    targets: Sequence[str], device: str, config: DecoderConfig = DecoderConfig(heads="single")
-) -> DecoderFolder:
+def make_predictor(targets: Sequence[str], device: str, config: DecoderConfig | None = None) -> DecoderFolder:
     """Return the published decoders of some targets for subject 1 with random weights, made on the device."""
     predictor = DecoderFolder(SimpleNamespace(), torch.device(device))  # type: ignore[arg-type]  # nothing is read
     with torch.device(device):
         specs = [TargetSpec(name, role_of(name), SHAPES[name]) for name in targets]
-        predictor.__dict__["_decoder"] = Decoder(config, {1: VOXELS[1]}, specs).eval()
+        predictor.__dict__["_decoder"] = Decoder(config or DecoderConfig(heads="single"), {1: VOXELS[1]}, specs).eval()
     return predictor
 
 
