@@ -172,7 +172,7 @@ def sweep(
 
 
 @_command(
-    "nd submit train paper run_dir=/scratch/me/run training.targets=[c] slurm.ranks_per_node=8 slurm.gpus_per_node=8",
+    "nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8",
     "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
 )

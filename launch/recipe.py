@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,10 +66,12 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -
         ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
     config = load_settings(Config, recipe_path(recipe), overrides, command)
-    named = {word.partition("=")[0] for word in overrides}
-    general = dict.fromkeys(name for name in OwnSchedule.model_fields if f"training.{name}" in named)
-    if not general:
-        return config
+    return for_every_target(config, [word.partition("=")[0] for word in overrides])
+
+
+def for_every_target(config: Config, keys: Collection[str]) -> Config:
+    """Return the configuration where settings that were named hold for every target (``training.per_target``)."""
+    general = dict.fromkeys(name for name in OwnSchedule.model_fields if f"training.{name}" in keys)
     own = {name: schedule.model_copy(update=general) for name, schedule in config.training.per_target.items()}
     return config.model_copy(update={"training": config.training.model_copy(update={"per_target": own})})
 

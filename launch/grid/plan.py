@@ -20,6 +20,7 @@ from omegaconf import ListConfig, OmegaConf
 from rich.table import Table
 
 from launch.plans.hosts import Host
+from launch.recipe import for_every_target
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.schema import TARGETS
@@ -151,7 +152,8 @@ def _yaml(value: object) -> str:
 
 def recipe_at(config: Config, point: Point) -> Config:
     """Return the recipe at a point."""
-    return config.replaced({key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in point)})
+    settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in point)}
+    return for_every_target(config.replaced(settings), settings)
 
 
 def subject_dir(config: Config, subject: int, point: Point = ()) -> Path:

@@ -207,6 +207,11 @@ def test_every_point_is_a_recipe_with_folders_of_its_own() -> None:
         own = load_recipe("paper", training.overrides)
         assert own.training.learning_rate == config_of(paper(), training).training.learning_rate == rate
         assert own.run_dir == training.run_dir
+    (latent,) = plan_grid(
+        paper("training.targets=[z]"), GridRequest(stages=(1,), points=(("training.steps=[10, 10]",),))
+    )
+    for own in (load_recipe("paper", latent.overrides), config_of(paper(), latent)):
+        assert own.training.schedule(1) == (10, 12), "the steps of the point, and z's own batch"
 
 
 @pytest.mark.slow
