@@ -156,6 +156,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("kind", INSIDE)
 def test_evaluation_works_inside_an_interactive_step(kind: str, slurm: Cluster, trained: Path, folder: Path) -> None:
+    """`srun --pty bash`: mpirun would ask Slurm for what the shell's own step holds, and wait for ever."""
     step, options, expected = INSIDE[kind]
     shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
     words = [*ND, "evaluate", "demo", *words_of(folder), "launch.start_s=300", *options]
@@ -336,15 +337,6 @@ def test_torchrun_and_mpirun_below_srun_train_the_same(slurm: Cluster, trained: 
         in_allocation(slurm, ["-N2", "--ntasks-per-node=1"], [*launcher, *words])
         assert curve(folder) == curve(trained)
         shutil.rmtree(folder / "run")
-
-
-def test_in_a_shell_on_a_node_ranks_start_on_that_node(slurm: Cluster, trained: Path, folder: Path) -> None:
-    """`srun --pty bash`: mpirun would ask Slurm for what the shell's own step holds, and wait for ever."""
-    shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
-    words = ["srun", "-N1", "-n1", "-c2", *ND, "evaluate", "demo", *words_of(folder), "--ranks", "2"]
-    result = slurm.run("node1", words)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert hosts_of(folder / "run", "evaluate", 2) == ["node1", "node1"]
 
 
 def test_ranks_under_srun_get_what_the_shell_of_the_allocation_has(slurm: Cluster, folder: Path) -> None:
