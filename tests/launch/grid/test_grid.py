@@ -217,6 +217,7 @@ def test_every_point_is_a_recipe_with_folders_of_its_own() -> None:
 @pytest.mark.slow
 def test_a_grid_over_settings_ends_with_one_table_of_validations(shards: list[str], tmp_path: Path) -> None:
     rates = ["--grid", "training.learning_rate=[1e-4,1e-2]", "training.validate_every=2", "training.targets=[g02]"]
+    rates += ["training.heldout_fraction=0.4"]  # of some twenty images
     ended = nd_process("train", "demo", *shards, f"run_dir={tmp_path}", *rates, "--at-once", "2", "--ranks", "1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "grid.json").read_text())["trainings"]
