@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,12 +43,14 @@ def run_part(name: str, setting: Setting) -> dict[str, Any]:
     """Run a part in a process of its own; return its line."""
     limit_s = PARTS[name][1] * (CPU_PATIENCE if setting.device == "cpu" else 1)
     words = ["--part", name, "--size", setting.size, "--device", setting.device, "--out", str(setting.folder)]
+    environ = {**os.environ, **({"OMP_NUM_THREADS": "1"} if setting.device == "cpu" else {})}
     began = time.monotonic()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.gpu_check", *words],
             capture_output=True,
             text=True,
+            env=environ,
             timeout=limit_s,
             check=False,
         )

@@ -38,6 +38,7 @@ from nd_dist.schema import TargetSpec, role_of
 from nd_dist.world import World
 
 PICTURES, CAPTIONS = 64, 5
+PAPER_DECODER = DecoderConfig(heads="single")
 TOY_DECODER = DecoderConfig(heads="single", hidden_size=64, prior_depth=1)
 CLOSE = {"float32": 2e-2, "bfloat16": 0.3}
 """Largest differences from float64, as a share of the largest value: rounding of TF32 and bfloat16, layers on."""
@@ -70,12 +71,12 @@ def make_extractor(width: Width, device: str, dtype: torch.dtype, batch_size: in
     )
 
 
-def make_predictor(targets: Sequence[str], device: str, config: DecoderConfig | None = None) -> DecoderFolder:
+def make_predictor(targets: Sequence[str], device: str, config: DecoderConfig) -> DecoderFolder:
     """Return the published decoders of some targets for subject 1 with random weights, made on the device."""
     predictor = DecoderFolder(SimpleNamespace(), torch.device(device))  # type: ignore[arg-type]  # nothing is read
     with torch.device(device):
         specs = [TargetSpec(name, role_of(name), SHAPES[name]) for name in targets]
-        predictor.__dict__["_decoder"] = Decoder(config or DecoderConfig(heads="single"), {1: VOXELS[1]}, specs).eval()
+        predictor.__dict__["_decoder"] = Decoder(config, {1: VOXELS[1]}, specs).eval()
     return predictor
 
 
@@ -203,7 +204,7 @@ def extraction_and_decoding(setting: Setting) -> dict[str, Any]:
             found[f"extract {target}, {name}"] = {**line, "pictures_s": round(1e3 * num / line["ms"], 1)}
         del extractor
         gc.collect()
-    config, num = (DecoderConfig(heads="single"), BATCH) if setting.is_full else (TOY_DECODER, 2)
+    config, num = (PAPER_DECODER, BATCH) if setting.is_full else (TOY_DECODER, 2)
     predictor = make_predictor(("c", "z"), setting.device, config)
     voxels, seeds = np.zeros((num, VOXELS[1]), dtype=np.float32), list(range(num))
     for target in ("c", "z"):

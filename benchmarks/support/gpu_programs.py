@@ -30,7 +30,7 @@ from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.run import train
 from nd_dist.world import World
 
-STEPS, STOP_AFTER = 12, 6
+STEPS, STOP_AFTER = 6, 3
 SAME = {"cpu": 1e-6, "cuda": 2e-2}
 """Largest relative difference of the losses of a training and of the same one that was stopped and went on."""
 
@@ -38,7 +38,7 @@ SAME = {"cpu": 1e-6, "cuda": 2e-2}
 def engine(setting: Setting) -> dict[str, Any]:
     """Train a few steps with every ZeRO stage; stop, go on from the checkpoint, and compare the losses."""
     data = make_data(setting.folder, "g02", 300)
-    data = data.model_copy(update={"decoder": DecoderConfig(heads="single", hidden_size=64, prior_depth=1)})
+    data = data.model_copy(update={"decoder": DecoderConfig(heads="single", hidden_size=64, prior_depth=0)})
     use_device(World(), data)
     found: dict[str, Any] = {}
     for zero_stage in (0, 1, 2, 3):

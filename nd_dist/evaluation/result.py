@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nd_dist.device import platform_facts
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.units import Point, recipe_point
@@ -143,6 +144,7 @@ def _provenance(bench: Bench) -> dict[str, Any]:
     decoded = [job.layout.decoded(point, subject) for point in job.decodings() for subject in job.subjects]
     return provenance(
         job.config,
+        computed_on=platform_facts(job.networks.device),
         shards=prints.settings["shards"],
         networks=prints.settings["networks"],
         decoding=prints.settings["decoding"],

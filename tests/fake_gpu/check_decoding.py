@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from benchmarks.support.gpu_networks import make_predictor
+from benchmarks.support.gpu_networks import PAPER_DECODER, make_predictor
 from benchmarks.training_memory import SHAPES, VOXELS
 from nd_dist.evaluation.reconstruction.decode import BATCH, DecoderFolder
 from tests.fake_gpu.conftest import Budget
@@ -24,7 +24,7 @@ def gpu() -> Iterator[PretendedGpu]:
 
 @pytest.fixture(scope="module")
 def predictor(gpu: PretendedGpu) -> DecoderFolder:
-    return make_predictor(TARGETS, "cuda")
+    return make_predictor(TARGETS, "cuda", PAPER_DECODER)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -24,9 +24,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
-from benchmarks.support.gpu_budget import H100, Cost
+from benchmarks.support.gpu_budget import Cost, kernel_s
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[3]
@@ -145,10 +144,7 @@ class PretendedGpu(TorchDispatchMode):
         self.counts.kernels += 1
         self.counts.irreproducible.update([name] if name in IRREPRODUCIBLE else ())
         self.counts.float64 += any(tensor.dtype == torch.float64 for tensor in made)
-        count = flop_registry.get(func._overloadpacket)
-        flops = 0 if count is None else int(count(*call[0], **call[1], out_val=out))
-        dtype = str(made[0].dtype).removeprefix("torch.")
-        self.counts.gpu_s += H100.seconds(flops, dtype, sum(map(_bytes, [*given, *fresh])))
+        self.counts.gpu_s += kernel_s(func, call, out, given, fresh)
 
     def _moved(self, source: torch.Tensor, target: torch.Tensor, is_asynchronous: bool) -> None:
         """Count a copy between host and GPU; only one of pinned memory leaves the host free."""
