@@ -166,7 +166,7 @@ def test_a_rank_that_sees_other_process_ids_than_its_launcher_goes_by_the_heartb
         record = {**json.loads(path.read_text()), "pid": 2**22 + 1}  # no such process: the launcher is gone
         path.write_text(json.dumps(record))
         assert Heartbeat(tmp_path, "L").look() == "end"
-        path.write_text(json.dumps({**record, "pids_of": record["pids_of"].replace("pid:[", "pid:[9")}))
+        path.write_text(json.dumps({**record, "pid_namespace": record["pid_namespace"].replace("pid:[", "pid:[9")}))
         assert Heartbeat(tmp_path, "L").look() == "run"
     finally:
         folder.release()
