@@ -85,9 +85,9 @@ def curve(run_dir: Path) -> dict[tuple[int, int], float]:
 def wait_for_step(run_dir: Path, step: int, ranks: list[subprocess.Popen[str]]) -> None:
     def is_there() -> bool:
         assert all(rank.poll() is None for rank in ranks), ends_of(ranks)
-        return any(e["event"] == "train_step" and e["step"] >= step for e in events(run_dir, 1))
+        return any(e["event"] == "train_step" and e["step"] >= step for e in events(run_dir))
 
-    wait_until(is_there, f"step {step} of rank 1")
+    wait_until(is_there, f"step {step}")
 
 
 @pytest.fixture(scope="module")
