@@ -37,7 +37,7 @@ from nd_dist.evaluation.scoring.score import (
     JudgedImages,
     Statistics,
     judge_scores,
-    resampled_arrays,
+    kept_arrays,
     score_images,
     scored_arrays,
 )
@@ -98,8 +98,8 @@ def ours(folder: Path, num_pairs: int, judges: Sequence[Judge], rank: int, size:
             [folder / "judged" / side / str(pair) for pair in range(num_pairs)] for side in ("recons", "originals")
         ]
         arrays = score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL)
-        scored = scored_arrays(arrays, 1, Statistics(1000, 0))
-        kept = {**arrays, **resampled_arrays(scored)}
+        scored = scored_arrays(arrays, 1, PROTOCOL.distractors, Statistics(1000))
+        kept = {**arrays, **kept_arrays(scored)}
         facts = {"metrics": {name: item.value for name, item in scored.items()}}
         publish(score, PRINT, facts, lambda staging: write_staged(staging / "arrays.safetensors", kept))
 

@@ -6,19 +6,21 @@ evaluation and then a sweep, two sweeps) stand in one file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.units import Point, recipe_point
+from nd_dist.evaluation.scoring.averages import Key, averages
 from nd_dist.evaluation.scoring.comparisons import comparisons
-from nd_dist.evaluation.scoring.score import Scores, read_scores
+from nd_dist.evaluation.scoring.score import Scores, Statistics, read_scores
 from nd_dist.fanout.results import has_result, read_record
 from nd_dist.fanout.tasks import Task
 from nd_dist.files import read_json, write_json
 from nd_dist.provenance import provenance
 
-FORMAT = 2
+FORMAT = 3
 
 Entry = dict[str, Any]  # Any: JSON
 
@@ -72,38 +74,65 @@ def write_metrics(bench: Bench) -> None:
     for point in job.points:
         for subject in job.subjects:
             folder = str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir))
-            metrics = bench.point_metrics(point, subject)
+            metrics = read_scores(*bench.score_folders(point, subject)).metrics
             entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
             if groups := read_record(job.layout.score(point, subject)).get("groups"):
                 entry["groups"] = groups
             if failures := _failures(bench, point, subject):
                 entry["failures"] = failures  # reconstructions that were not finite; they count as grey pictures
             entries[entry_key(entry)] = entry
-    ordered = [entries[key] for key in sorted(entries)]
     own = {str(subject): list(job.images(subject)) for subject in job.subjects}
     selection = job.selection or present.get("selection")
+    facts = {
+        "fingerprint": bench.prints.run,
+        "protocol": job.protocol.name,
+        "protocol_details": job.protocol.describe(),
+        "departures": [
+            *job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
+            *job.departures,
+        ],
+        "split": job.split,
+        "simulated": job.is_simulated,
+        "images": {**present.get("images", {}), **own},
+        "absent": dict(bench.prints.absent),
+        **({"selection": selection} if selection else {}),
+        "provenance": _provenance(bench),
+    }
+    ordered = [entries[key] for key in sorted(entries)]
     write_json(
         job.layout.metrics,
-        {
-            "format": FORMAT,
-            "fingerprint": bench.prints.run,
-            "protocol": job.protocol.name,
-            "protocol_details": job.protocol.describe(),
-            "departures": [
-                *job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
-                *job.departures,
-            ],
-            "split": job.split,
-            "simulated": job.is_simulated,
-            "images": {**present.get("images", {}), **own},
-            "points": [entry for entry in ordered if "control" not in entry],
-            "controls": [entry for entry in ordered if "control" in entry],
-            "absent": dict(bench.prints.absent),
-            "comparisons": comparisons(_scores(bench, ordered), recipe_point(job.config)),
-            **({"selection": selection} if selection else {}),
-            "provenance": _provenance(bench),
-        },
+        metrics_content(facts, ordered, _scores(bench, ordered), recipe_point(job.config), bench.statistics),
     )
+
+
+def metrics_content(
+    facts: Mapping[str, Any],
+    entries: Sequence[Entry],
+    scores: Mapping[Key, Scores],
+    recipe: Point,
+    statistics: Statistics,
+) -> dict[str, Any]:
+    """Return the content of a metrics.json: facts, points and controls, their means, and what is compared.
+
+    Args:
+        facts: What else stands in it.
+        entries: Every point of every subject, in order.
+        scores: (subject, point) -> scores, as far as they are on disk.
+        recipe: The point that others are compared with.
+        statistics: Resamples.
+    """
+    means = averages(scores, statistics)
+    return {
+        "format": FORMAT,
+        **facts,
+        "points": [entry for entry in entries if "control" not in entry],
+        "controls": [entry for entry in entries if "control" in entry],
+        "averages": [
+            {**point.describe(), "subject": subject, "metrics": found.metrics}
+            for (subject, point), found in means.items()
+        ],
+        "comparisons": comparisons({**means, **scores}, recipe),
+    }
 
 
 def _failures(bench: Bench, point: Point, subject: int) -> list[Entry]:
@@ -127,7 +156,7 @@ def _scores(bench: Bench, entries: list[Entry]) -> dict[tuple[int, Point], Score
         point, subject = Point.of(entry), int(entry["subject"])
         folder = bench.job.layout.score(point, subject)
         if subject in bench.prints.images and has_result(folder, bench.prints.score(point, subject)):
-            found[subject, point] = read_scores(folder)
+            found[subject, point] = read_scores(*bench.score_folders(point, subject))
     return found
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from nd_dist.comm import Comm
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.given import given_tasks
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
 from nd_dist.evaluation.reconstruction.costs import StepCost, StepCount, cost_class, estimate, fit_cost, unit_steps
@@ -35,7 +36,7 @@ from nd_dist.evaluation.stages import (
     original_tasks,
     score_tasks,
 )
-from nd_dist.evaluation.sweep import REPEATED, Choice, select
+from nd_dist.evaluation.sweep import Choice, select
 from nd_dist.events import EventLog
 from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.results import claim_folder, remove_leftovers
@@ -124,9 +125,8 @@ def _with_choice(report: Job, search: Job, choice: Choice) -> Job:
 
 def _is_reported(point: Point, chosen: Point) -> bool:
     """Return whether a point of the grid is the chosen one (with any seed), or that one without guidance."""
-    settings = tuple(pair for pair in point.settings if pair[0] not in REPEATED)
     same_guidance = (point.kappa, point.eta) == (chosen.kappa, chosen.eta)
-    return settings == chosen.settings and (same_guidance or not point.is_guided)
+    return point.without_seed.settings == chosen.settings and (same_guidance or not point.is_guided)
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ class Worker:
         """Decode, and store the pictures that were seen: what reconstructions need first."""
         self._phase(bench, "decode", decode_tasks(bench))
         self._phase(bench, "nearest", nearest_tasks(bench))
+        self._phase(bench, "given", given_tasks(bench))
         self._phase(bench, "originals", original_tasks(bench))
 
     def _phase(self, bench: Bench, name: str, tasks: list[Task]) -> None:

@@ -26,7 +26,7 @@ from nd_dist.evaluation.scoring.score import (
     EACH,
     JudgedImages,
     judge_scores,
-    resampled_arrays,
+    kept_arrays,
     score_images,
     scored_arrays,
     scored_sets,
@@ -233,12 +233,12 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
         arrays = score_images(judged, scores, job.protocol)
         if point.control == "nearest":  # copies of one picture agree by construction
             arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
-        scored = scored_arrays(arrays, bench.summed_repeats, bench.statistics)
+        scored = scored_arrays(arrays, bench.summed_repeats, job.protocol.distractors, bench.statistics)
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
         metrics = {name: item.as_json() for name, item in scored.items()}
         groups = group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics)
         facts = {"metrics": metrics, "groups": groups, "image_ids": list(ids), "subject": subject}
-        kept = {**arrays, **resampled_arrays(scored)}
+        kept = {**arrays, **kept_arrays(scored)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, kept))
 
     name = f"score_{job.layout.protocol}_{point.name}_{subject_name(subject)}"
@@ -253,8 +253,10 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
         name = _compared_target(bench, point, subject)
         true = TrueTargets(job.source)
-        metrics = retrieval_metrics(predicted, true, name, job.images(subject), bench.statistics)
-        publish(folder, fingerprint, {"metrics": metrics}, lambda staging: None)
+        ids = job.images(subject)
+        metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
+        facts = {"metrics": metrics, "image_ids": list(ids)}
+        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
     return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, fingerprint), work)
 

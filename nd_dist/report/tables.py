@@ -49,8 +49,8 @@ def headline_tiles(findings: Findings) -> list[Tile]:
 
 
 def verdict(metric: Metric, difference: dict[str, Any]) -> str:
-    """Return better, worse or unclear: unclear where the interval of the difference holds zero."""
-    if difference["ci_low"] <= 0 <= difference["ci_high"]:
+    """Return better, worse or unclear: unclear where the difference is not significant (corrected p above .05)."""
+    if difference["p"] is None or difference["p"] > 0.05:
         return "unclear"
     return "better" if (difference["value"] > 0) == metric.higher_is_better else "worse"
 
@@ -69,11 +69,12 @@ def headline_sentences(findings: Findings) -> list[str]:
             "unclear": "does not clearly change PixCorr:",
         }[verdict(metric, change)]
         before, after = (metric.text(row.metrics["pixcorr"]["value"]) for row in (unguided, guided))
-        low, high = metric.change(change["ci_low"]), metric.change(change["ci_high"])
+        ends = [metric.change(change[end]) for end in ("ci_low", "ci_high") if change[end] is not None]
+        interval = f", 95\u00a0% {' to '.join(ends)}" if ends else ""
         sentences.append(
             f"Subject {subject}: guidance at {guided.label} {kind} from {before} to {after} (difference "
-            f"{metric.change(change['value'])}, 95\u00a0% {low} to {high}, p {probability(change['p'])}, "
-            f"{change['n']} images)."
+            f"{metric.change(change['value'])}{interval}, "
+            f"p {probability(change['p'])}, {change['n']} images)."
         )
     return sentences
 
@@ -156,7 +157,7 @@ def _difference_cells(metrics: list[Metric], differences: dict[str, dict[str, An
     cells = []
     for metric in metrics:
         found = differences.get(metric.name)
-        small = f"p {probability(found['p_holm'])}" if found else ""
+        small = f"p {probability(found['p'])}" if found and found["p"] is not None else ""
         cells.append((metric.change(found["value"]), small, verdict(metric, found)) if found else ("", "", ""))
     return cells
 

@@ -73,6 +73,6 @@ def group_metrics(
             for key, array in arrays.items()
             if len(rows) > 1 or not key.startswith(WINS)  # one image has no distractor
         }
-        scored = scored_arrays(own, num_repeats, statistics)
+        scored = scored_arrays(own, num_repeats, "real", statistics)
         found[name] = {metric: item.as_json() for metric, item in scored.items()}
     return found

@@ -30,18 +30,21 @@ from nd_dist.metrics.bootstrap import (
     mean_resampled,
     percentiles,
     resample_counts,
+    two_way_added,
     two_way_of,
     two_way_resampled,
 )
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.distribution import frechet_distance, kernel_distance, kernel_distance_resampled, kernels
-from nd_dist.metrics.identification import correlation_matrix, wins
+from nd_dist.metrics.identification import Distractors, correlation_matrix, wins
 from nd_dist.metrics.protocols import Protocol
 from nd_dist.metrics.table import metric_of
 
 WINS = "wins."
 EACH = "each."
 RESAMPLED = "resampled."
+ADDED = "added."
+DRAWS = "draws."
 BLOCK_BYTES = 32 << 20  # of features (float64) of one side in memory at a time
 
 Float64 = npt.NDArray[np.float64]
@@ -165,11 +168,11 @@ class Statistics:
 
     Args:
         num_resamples: B.
-        seed: Seed of the run.
+        seed: The same for every run: points of different runs and seeds are then compared in pairs.
     """
 
     num_resamples: int
-    seed: int
+    seed: int = 0
 
     def counts(self, num_images: int) -> Counts:
         """Return the resamples of N images (B, N)."""
@@ -186,16 +189,25 @@ def _counts(num_images: int, num_resamples: int, seed: int) -> Counts:
 
 @dataclass(frozen=True)
 class Scored:
-    """One metric of a point: its value, its value on every resample (none: it has no interval), images, direction."""
+    """One metric of a point.
+
+    Args:
+        value: Of all images.
+        num_images: N.
+        higher_is_better: Its direction.
+        resampled_B: Its value on every resample; none: it has no interval.
+        added_N: What each image adds, whose mean is the value; none: nothing that is tested image by image.
+    """
 
     value: float
-    resampled_B: Float64 | None
     num_images: int
     higher_is_better: bool
+    resampled_B: Float64 | None = None
+    added_N: Float64 | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return value, interval over images, n and direction."""
-        low, high = (None, None) if self.resampled_B is None else percentiles(self.resampled_B)
+        low, high = (None, None) if self.resampled_B is None else percentiles(self.resampled_B, self.num_images)
         return {
             "value": self.value,
             "ci_low": low,
@@ -205,20 +217,27 @@ class Scored:
         }
 
 
-def scored_arrays(arrays: Mapping[str, torch.Tensor], num_repeats: int, statistics: Statistics) -> dict[str, Scored]:
+def scored_arrays(
+    arrays: Mapping[str, torch.Tensor], num_repeats: int, distractors: Distractors, statistics: Statistics
+) -> dict[str, Scored]:
     """Return the metrics that ``score_images`` made arrays for.
 
     Args:
         arrays: From ``score_images``.
         num_repeats: Repeats summed in the wins.
+        distractors: Whose features were the distractors of the wins.
         statistics: Resamples.
     """
     found = {}
     for key in sorted(arrays):
-        name, num_images = key.partition(".")[2], len(arrays[key])
-        value, resampled_B = _resampled(key, arrays[key], num_repeats, statistics.counts(num_images))
+        name, values, counts_BN = key.partition(".")[2], arrays[key].numpy(), statistics.counts(len(arrays[key]))
+        if key.startswith(WINS):
+            value, resampled_B = two_way_of(values, num_repeats), two_way_resampled(values, counts_BN, num_repeats)
+            added_N = two_way_added(values, distractors, num_repeats)
+        else:
+            value, resampled_B, added_N = mean_of(values), mean_resampled(values, counts_BN), values
         higher = metric_of(name, higher_is_better=key.startswith(WINS)).higher_is_better
-        found[name] = Scored(value, resampled_B, num_images, higher)
+        found[name] = Scored(value, len(values), higher, resampled_B, added_N)
     return found
 
 
@@ -242,61 +261,61 @@ def scored_sets(
     ]
     kid = mean_of(np.array([value for value, _ in pairs]))
     resampled_B = np.stack([values for _, values in pairs]).mean(axis=0)
-    return {"fid": Scored(fid, None, num, False), "kid": Scored(kid, resampled_B, num, False)}
+    return {"fid": Scored(fid, num, False), "kid": Scored(kid, num, False, resampled_B)}
 
 
-def resampled_arrays(scored: Mapping[str, Scored]) -> dict[str, torch.Tensor]:
-    """Return ``resampled.NAME`` (B,) float64 of every metric that has an interval, for later comparisons."""
-    return {
-        RESAMPLED + name: torch.from_numpy(np.ascontiguousarray(item.resampled_B))
-        for name, item in scored.items()
-        if item.resampled_B is not None
-    }
+def kept_arrays(scored: Mapping[str, Scored]) -> dict[str, torch.Tensor]:
+    """Return ``resampled.NAME`` (B,) and ``added.NAME`` (N,) float64 of metrics, for later comparisons and means."""
+    kept = {RESAMPLED + name: item.resampled_B for name, item in scored.items()}
+    kept |= {ADDED + name: item.added_N for name, item in scored.items()}
+    return {key: torch.from_numpy(np.array(array)) for key, array in kept.items() if array is not None}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A scored point on disk.
+    """A scored point on disk, or a mean of some.
 
     Args:
-        metrics: From its record.
-        arrays: ``resampled.NAME`` of its metrics.
+        metrics: Metric name -> value, interval, n, direction.
+        image_ids: Its images.
+        arrays: ``resampled.NAME``, ``added.NAME`` and ``draws.NAME`` of its metrics.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
-    arrays: Mapping[str, torch.Tensor]
+    image_ids: tuple[int, ...]
+    arrays: Mapping[str, Float64]
+
+
+def read_scores(*folders: Path) -> Scores:
+    """Return a scored point: what its folders (scores of pictures, of retrieval) hold, but the arrays of pairs."""
+    metrics: dict[str, Any] = {}
+    arrays: dict[str, Float64] = {}
+    image_ids: tuple[int, ...] = ()
+    for folder in folders:
+        record = read_record(folder)
+        metrics |= record["metrics"]
+        image_ids = image_ids or tuple(record["image_ids"])
+        with safe_open(folder / ARRAYS, framework="numpy") as content:
+            for key in content.keys():  # noqa: SIM118
+                if key.startswith((RESAMPLED, ADDED, DRAWS)):
+                    arrays[key] = content.get_tensor(key)
+    return Scores(metrics, image_ids, arrays)
 
 
 def compare(first: Scores, second: Scores) -> dict[str, Difference]:
     """Return the paired difference (first minus second) of every metric that both points have on the same images."""
     found = {}
-    for name in sorted(set(first.metrics) & set(second.metrics)):
-        sides = [(scores.metrics[name], scores.arrays.get(RESAMPLED + name)) for scores in (first, second)]
-        pair = [(float(item["value"]), array.numpy()) for item, array in sides if array is not None]
-        num_images = int(sides[0][0]["n"])
-        if len(pair) == 2 and num_images == int(sides[1][0]["n"]):
-            found[name] = difference(pair[0], pair[1], num_images)
+    if first.image_ids == second.image_ids:
+        for name in sorted(set(first.metrics) & set(second.metrics)):
+            if all(RESAMPLED + name in scores.arrays for scores in (first, second)):
+                pair = [(float(s.metrics[name]["value"]), s.arrays[RESAMPLED + name]) for s in (first, second)]
+                found[name] = difference(pair[0], pair[1], len(first.image_ids))
     return found
-
-
-def _resampled(key: str, array: torch.Tensor, num_repeats: int, counts_BN: Counts) -> tuple[float, Float64]:
-    """Return a metric's value and its value on each resample."""
-    values = array.numpy()
-    if key.startswith(WINS):
-        return two_way_of(values, num_repeats), two_way_resampled(values, counts_BN, num_repeats)
-    return mean_of(values), mean_resampled(values, counts_BN)
 
 
 def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
     """Return the arrays of a scored point."""
     return read_tensors(folder / ARRAYS)
-
-
-def read_scores(folder: Path) -> Scores:
-    """Return a scored point; only the resamples are read, not the arrays of pairs."""
-    with safe_open(folder / ARRAYS, framework="pt") as content:
-        arrays = {key: content.get_tensor(key) for key in content.keys() if key.startswith(RESAMPLED)}  # noqa: SIM118
-    return Scores(read_record(folder)["metrics"], arrays)
 
 
 def judge_scores(judges: Sequence[Judge]) -> dict[str, Score]:

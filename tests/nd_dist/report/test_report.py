@@ -186,8 +186,8 @@ def test_a_curve_is_drawn_for_any_finite_losses(values: list[float]) -> None:
     assert all(0 <= number <= 460 for number in numbers)
 
 
-def test_a_difference_is_only_called_better_when_its_interval_excludes_zero() -> None:
-    clear, unclear = {"value": 0.1, "ci_low": 0.05, "ci_high": 0.2}, {"value": 0.1, "ci_low": -0.05, "ci_high": 0.2}
+def test_a_difference_is_only_called_better_when_it_is_significant() -> None:
+    clear, unclear = {"value": 0.1, "p": 0.05}, {"value": 0.1, "p": 0.051}
     assert verdict(metric_of("pixcorr"), clear) == "better"
     assert verdict(metric_of("swav"), clear) == "worse"
     assert verdict(metric_of("pixcorr"), unclear) == "unclear"
