@@ -294,11 +294,15 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
     ] = None,
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
+    ] = False,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands.results import run_report
 
-    run_report(run_dir, track or [], figures)
+    run_report(run_dir, track or [], figures, beside, partial)
 
 
 @_command("nd demo --ranks 4")

@@ -25,7 +25,7 @@ from nd_dist.pixels import pictures_to_pixels
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_FILES = (".npy", ".npz", ".pt", ".pth")
 LOWEST, HIGHEST = -0.5, 1.5  # floats of [0,1] may overshoot a little; pixels of [-1,1] or 0..255 do not pass
-_REPEAT = re.compile(r"(.+)[-_. ](?:[A-Za-z]+[-_. ]?)?\d+")
+_REPEATS = (re.compile(r"(.+)[-_. ]\d+"), re.compile(r"(.+)[-_. ][A-Za-z]+[-_. ]?\d+"))  # NAME_0, NAME-repeat-0
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _folder(place: Path, originals: PictureSet | None) -> PictureSet:
 def _image_of(relative: Path, known: Mapping[str, Any]) -> str:
     """Return the name of the image that a file (without suffix) reconstructs; empty where there is none."""
     name = relative.as_posix()
-    match = _REPEAT.fullmatch(name)
-    candidates = (name, match[1] if match else "", relative.parent.as_posix())
+    matches = [match[1] for pattern in _REPEATS if (match := pattern.fullmatch(name))]
+    candidates = (name, *matches, relative.parent.as_posix())
     return next((each for each in candidates if each in known), "")
 
 

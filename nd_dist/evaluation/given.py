@@ -102,9 +102,13 @@ class GivenPictures:
 
     @cached_property
     def id(self) -> str:
-        """Hash of all that was handed in."""
-        sides = [self.originals.content_id, self.recons.content_id]
-        return hash_json([*sides, *(sha256_file(path) for path in self.features)])
+        """Hash of the originals."""
+        return self.originals.content_id
+
+    @cached_property
+    def made_id(self) -> str:
+        """Hash of what was made of them: reconstructions and features."""
+        return hash_json([self.recons.content_id, *(sha256_file(path) for path in self.features)])
 
     def images(self, subject: int, split: Split) -> list[int]:
         """Return all images."""
@@ -123,12 +127,19 @@ class GivenPictures:
         raise NotImplementedError
 
 
+@dataclass
 class JudgesAlone(ModelFolders):
-    """The metric networks without those that make pictures."""
+    """The metric networks without those that make pictures.
+
+    Args:
+        given: The pictures.
+    """
+
+    given: GivenPictures | None = None
 
     def identity(self, config: Config) -> dict[str, str]:
-        """Return nothing: no network of ours made the pictures."""
-        return {}
+        """Return what stands for the networks that made the pictures: their hash."""
+        return {"given pictures": self.given.made_id if self.given else ""}
 
     def _beside_model(self) -> Path | None:
         """Look beside no model."""
@@ -149,8 +160,10 @@ def given_job(config: Config, device: torch.device) -> Job:
         "sampler.eta": 0.0,
     }
     config = config.replaced(settings)
-    networks = JudgesAlone(config, device, config.evaluation.judges_dir)
-    return Job(config, (THE_POINT,), source, Path(), networks, has_given_features=bool(source.features))
+    networks = JudgesAlone(config, device, config.evaluation.judges_dir, given=source)
+    names = () if source.features else ("image_retrieval", "brain_retrieval")
+    absent = dict.fromkeys(names, "no features of brain and pictures were given")
+    return Job(config, (THE_POINT,), source, Path(), networks, absent=absent, has_given_features=bool(source.features))
 
 
 def given_tasks(bench: Bench) -> list[Task]:
@@ -199,7 +212,7 @@ def _store(folder: Path, fingerprint: str, pictures: PictureSet, image_id: int, 
 
 def _retrieval_task(bench: Bench, source: GivenPictures) -> Task:
     job, (subject,) = bench.job, bench.job.subjects
-    folder, fingerprint = job.layout.retrieval(THE_POINT, subject), bench.prints.retrieval(THE_POINT, subject)
+    folder, fingerprint = job.layout.retrieval(THE_POINT, subject), bench.prints.score(THE_POINT, subject)
 
     def work() -> None:
         brain, image = (GivenFeatures(read_array(path)) for path in source.features)

@@ -6,18 +6,21 @@ evaluation and then a sweep, two sweeps) stand in one file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.scoring.averages import Key, averages
 from nd_dist.evaluation.scoring.comparisons import comparisons
 from nd_dist.evaluation.scoring.score import Scores, Statistics, read_scores
-from nd_dist.fanout.results import has_result, read_record
+from nd_dist.fanout.results import OUTDATED, has_result, read_record
 from nd_dist.fanout.tasks import Task
-from nd_dist.files import read_json, write_json
+from nd_dist.files import hash_json, read_json, write_json
 from nd_dist.provenance import provenance
 
 FORMAT = 3
@@ -39,28 +42,49 @@ def _is_complete(bench: Bench) -> bool:
     return wanted <= found and present.get("selection") == selection
 
 
-def _present(bench: Bench) -> dict[str, Any]:
-    """Return metrics.json if its points were made with this job's settings, otherwise nothing."""
-    path = bench.job.layout.metrics
+def settle_metrics(job: Job, prints: Fingerprints) -> str:
+    """Make room for this job's metrics.json: that of other settings or images moves aside, its own comes back.
+
+    Returns:
+        What was done, for people; empty where nothing was.
+    """
+    path, aside = job.layout.metrics, job.layout.work / OUTDATED
+    told = ""
+    present = _read(path)
+    if present and not _is_ours(job, prints, present):
+        home = aside / f"metrics-{hash_json([present.get('fingerprint'), present.get('images')])[:8]}.json"
+        home.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, home)
+        count = len(present.get("points", []))
+        told = f"{count} points of other settings or images set aside in {home}; running with those brings them back"
     if not path.exists():
-        return {}
+        for home in sorted(aside.glob("metrics-*.json")):
+            if _is_ours(job, prints, found := _read(home)):
+                os.replace(home, path)
+                return f"{told + '. ' if told else ''}{len(found['points'])} points of these settings brought back"
+    return told
+
+
+def _is_ours(job: Job, prints: Fingerprints, content: dict[str, Any]) -> bool:
+    """Return whether points were made with this job's settings on its images."""
+    images = content.get("images", {})
+    same = all(images.get(str(s), list(job.images(s))) == list(job.images(s)) for s in job.subjects)
+    return content.get("fingerprint") == prints.run and same
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a metrics.json, empty where there is none or it is no JSON object."""
     try:
-        content = read_json(path)
+        content = read_json(path) if path.exists() else {}
     except DataError:
         return {}
-    is_ours = isinstance(content, dict) and content.get("fingerprint") == bench.prints.run
-    return _with_same_images(bench, content) if is_ours else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _with_same_images(bench: Bench, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content without subjects that were evaluated on other images."""
-    job = bench.job
-    images = {str(subject): list(job.images(subject)) for subject in job.subjects}
-    kept = {name: ids for name, ids in content["images"].items() if images.get(name, ids) == ids}
-    lists = {
-        name: [entry for entry in content[name] if str(entry["subject"]) in kept] for name in ("points", "controls")
-    }
-    return {**content, **lists, "images": kept}
+def _present(bench: Bench) -> dict[str, Any]:
+    """Return metrics.json if its points were made with this job's settings, otherwise nothing."""
+    content = _read(bench.job.layout.metrics)
+    return content if _is_ours(bench.job, bench.prints, content) else {}
 
 
 def _entries(content: dict[str, Any]) -> list[Entry]:

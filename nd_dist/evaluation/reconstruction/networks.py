@@ -55,6 +55,11 @@ class Sampler(Protocol):
 class Networks(Protocol):
     """Networks of an evaluation, loaded on first use."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where all of them run."""
+        ...
+
     def identity(self, config: Config) -> dict[str, str]:
         """Return what identifies the networks that make a recipe's pictures; equal text, equal pictures."""
         ...

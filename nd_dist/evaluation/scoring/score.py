@@ -64,6 +64,12 @@ class JudgedImages:
     originals: Sequence[Path]
     num_repeats: int
 
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges whose features are there."""
+        with safe_open(self.originals[0] / FEATURES, framework="numpy") as content:
+            return list(content.keys())
+
     def __len__(self) -> int:
         """Return the number of images N."""
         return len(self.recons)
