@@ -97,8 +97,8 @@ class Protocol:
         return dataclasses.asdict(self)
 
     def settings(self) -> dict[str, Any]:
-        """Return the part that decides numbers, as a JSON value: all but texts and the authors' practice."""
-        words = ("name", "source", "practice", "num_test_images")
+        """Return the part that decides numbers of PNGs, as a JSON value: all but texts and the authors' practice."""
+        words = ("name", "source", "practice", "num_test_images", "clamp")
         return {key: value for key, value in self.describe().items() if key not in words}
 
     def departures(self, num_images: int, num_repeats: int) -> list[str]:

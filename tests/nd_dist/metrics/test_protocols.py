@@ -44,7 +44,7 @@ def test_what_the_authors_did_otherwise_is_listed() -> None:
 def test_texts_are_no_part_of_what_decides_numbers() -> None:
     settings = protocol_named("mindeye1").settings()
     assert "source" not in settings
-    assert settings == {**protocol_named("mindeye2").settings(), "clamp": True}
+    assert settings == protocol_named("mindeye2").settings()
 
 
 def test_a_misspelt_protocol_names_the_nearest() -> None:

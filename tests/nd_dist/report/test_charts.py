@@ -30,7 +30,7 @@ def test_kappa_and_eta_together_are_a_heat_map_and_alone_an_axis() -> None:
     assert names == ["PixCorr ↑", "SSIM ↑", "CLIP ↑"], "agreement of repeats is no headline"
     assert all('class="heat"' in chart.svg for chart in sweep_charts(findings(*GRID)))
     alone = sweep_charts(findings(*GRID[:2]))
-    assert [chart.name for chart in alone][0] == "PixCorr over η ↑"
+    assert alone[0].name == "PixCorr over η ↑"
     assert alone[0].svg.count('class="dot"') == 2
 
 
