@@ -33,14 +33,7 @@ from torch import Tensor
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.evaluation.points.layout import PICTURE
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.scoring.score import (
-    JudgedImages,
-    Statistics,
-    judge_scores,
-    kept_arrays,
-    score_images,
-    scored_arrays,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
 from nd_dist.fanout.tasks import Task, work_off
@@ -49,6 +42,7 @@ from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.judges import Judge, load_phantom_judges
 from nd_dist.metrics.protocols import protocol_named
+from nd_dist.metrics.scores import Statistics, kept_arrays, scored_arrays
 from nd_dist.pixels import pictures_to_pixels
 
 PROTOCOL = protocol_named("mindeye2")

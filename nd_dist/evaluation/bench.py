@@ -15,8 +15,8 @@ from nd_dist.evaluation.reconstruction.costs import StepCost, cost_class
 from nd_dist.evaluation.reconstruction.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.scoring.judging import Judges
-from nd_dist.evaluation.scoring.score import Statistics
 from nd_dist.fanout.results import has_result
+from nd_dist.metrics.scores import Statistics
 
 
 @dataclass

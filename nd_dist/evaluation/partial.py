@@ -17,17 +17,11 @@ from nd_dist.evaluation.points.units import (
     recipe_point,
 )
 from nd_dist.evaluation.result import entry_key, metrics_content
-from nd_dist.evaluation.scoring.score import (
-    JudgedImages,
-    Scores,
-    Statistics,
-    kept_arrays,
-    score_images,
-    scored_arrays,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, score_images
 from nd_dist.fanout.results import RECORD
 from nd_dist.frozen.judges import Score
 from nd_dist.metrics.protocols import protocol_named
+from nd_dist.metrics.scores import Scores, Statistics, kept_arrays, scored_arrays
 from nd_dist.metrics.table import METRICS
 from nd_dist.provenance import provenance
 

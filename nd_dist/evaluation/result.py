@@ -15,12 +15,12 @@ from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Point, recipe_point
-from nd_dist.evaluation.scoring.averages import Key, averages
-from nd_dist.evaluation.scoring.comparisons import comparisons
-from nd_dist.evaluation.scoring.score import Scores, Statistics, read_scores
+from nd_dist.evaluation.scoring.comparisons import Key, averages, comparisons
+from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import OUTDATED, has_result, read_record
 from nd_dist.fanout.tasks import Task
 from nd_dist.files import hash_json, read_json, write_json
+from nd_dist.metrics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
 
 FORMAT = 3

@@ -22,17 +22,10 @@ from nd_dist.evaluation.reconstruction.reconstruct import Result, copy_picture, 
 from nd_dist.evaluation.scoring.groups import group_metrics
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import (
-    EACH,
-    JudgedImages,
-    judge_scores,
-    kept_arrays,
-    score_images,
-    scored_arrays,
-    scored_sets,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Task
+from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
 CALIBRATION_IMAGES = 2  # the first warms up; the last is timed

@@ -40,7 +40,7 @@ def absent_metrics(folder: Path | None) -> dict[str, str]:
     """Return metric -> why it cannot be computed with the weights in ``folder`` and the installed packages."""
     found = {}
     if folder is None or has_phantom_judges(folder):
-        found = dict.fromkeys(FIELD, "no folder of the field's metric networks was given (evaluation.judges_dir)")
+        found = dict.fromkeys(FIELD, "no folder of metric networks was given (evaluation.judges_dir)")
     for metric, (weights, package) in _NEEDS.items():
         if folder is None:
             found[metric] = "no folder of metric networks was given (evaluation.judges_dir)"

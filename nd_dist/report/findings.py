@@ -12,12 +12,12 @@ from typing import Any
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
 from nd_dist.evaluation.points.units import Point, image_name
-from nd_dist.evaluation.scoring.averages import ALL_SUBJECTS
-from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
-from nd_dist.evaluation.scoring.score import EACH, WINS, read_arrays
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE
+from nd_dist.evaluation.scoring.score import read_arrays
 from nd_dist.events import events_path, read_events
 from nd_dist.fanout.results import read_record
 from nd_dist.files import read_json
+from nd_dist.metrics.scores import EACH, WINS
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
 Curve = tuple[list[int], list[float]]

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nd_dist.evaluation.scoring.averages import ALL_SUBJECTS
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS
 from nd_dist.metrics.table import Metric
 from nd_dist.report.findings import Findings, Row
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nd_dist.evaluation.scoring.averages import ALL_SUBJECTS
-from nd_dist.evaluation.scoring.comparisons import RECIPE
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, RECIPE
 from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
 from nd_dist.metrics.table import Metric, metric_of, ordered
 from nd_dist.report.findings import Findings, Row

@@ -1,4 +1,4 @@
-"""Paired tests between points on the same images: each against no guidance, and each against the recipe's point.
+"""Means over seeds and subjects, and paired tests between points: against no guidance and the recipe's point.
 
 Of many points that are tested, one looks good by chance, so the p values of the points that are compared with one
 reference are corrected together (``nd_dist.metrics.permutation``).
@@ -13,14 +13,41 @@ from typing import Any
 import numpy as np
 
 from nd_dist.evaluation.points.units import Point
-from nd_dist.evaluation.scoring.averages import Key
-from nd_dist.evaluation.scoring.score import ADDED, Scores, compare
 from nd_dist.metrics.permutation import flip_p_values
+from nd_dist.metrics.scores import ADDED, Scores, Statistics, compare, mean_of_scores
 
+ALL_SUBJECTS = 0  # stands where a subject does: the mean over all of them
+
+Key = tuple[int, Point]
 NO_GUIDANCE = "no guidance"
 RECIPE = "the recipe's point"
 
 Pair = tuple[int, Point, str, Scores, Scores]
+
+
+def averages(scores: Mapping[Key, Scores], statistics: Statistics) -> dict[Key, Scores]:
+    """Return the means over seeds of every subject, then the means over subjects of every point that all have.
+
+    Args:
+        scores: (subject, point) -> its scores.
+        statistics: Resamples.
+    """
+    by_seed: dict[Key, list[Scores]] = {}
+    for (subject, point), found in scores.items():
+        by_seed.setdefault((subject, point.without_seed), []).append(found)
+    means = {
+        (subject, point.with_seed(f"mean of {len(found)}")): mean_of_scores(found, statistics)
+        for (subject, point), found in by_seed.items()
+        if len(found) > 1
+    }
+    subjects = sorted({subject for subject, _ in scores})
+    of_subjects: dict[Point, list[Scores]] = {}
+    for (_, point), found in sorted({**scores, **means}.items(), key=lambda item: (item[0][0], item[0][1].order)):
+        of_subjects.setdefault(point, []).append(found)
+    for point, every in of_subjects.items():
+        if len(every) == len(subjects) > 1:
+            means[ALL_SUBJECTS, point] = mean_of_scores(every, statistics)
+    return means
 
 
 def comparisons(scores: Mapping[Key, Scores], recipe: Point) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.scoring.score import WINS, Statistics, scored_arrays
 from nd_dist.files import read_json
+from nd_dist.metrics.scores import WINS, Statistics, scored_arrays
 
 Groups = Mapping[str, tuple[int, ...]]
 

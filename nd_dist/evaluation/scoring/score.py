@@ -1,15 +1,14 @@
-"""From judged images on disk to the numbers of one guidance point and subject, with intervals over images.
+"""From judged images on disk to the numbers of one guidance point and subject, read and written.
 
-Streams: per judge and repeat only blocks of features are in memory, never pictures. Every metric's values on the
-shared resamples are kept, so that any two points can be compared later without their features. Legend: N images, R
-repeats, D feature values, B bootstrap resamples.
+Streams: per judge and repeat only blocks of features are in memory, never pictures. Legend: N images, R repeats, D
+feature values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +22,15 @@ from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
 from nd_dist.fanout.results import read_record
 from nd_dist.frozen.judges import Judge, Score
 from nd_dist.metrics.bootstrap import (
-    Counts,
-    Difference,
-    difference,
     mean_of,
-    mean_resampled,
-    percentiles,
-    resample_counts,
-    two_way_added,
-    two_way_of,
-    two_way_resampled,
 )
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.distribution import frechet_distance, kernel_distance, kernel_distance_resampled, kernels
-from nd_dist.metrics.identification import Distractors, correlation_matrix, wins
+from nd_dist.metrics.identification import correlation_matrix, wins
 from nd_dist.metrics.protocols import Protocol
-from nd_dist.metrics.table import metric_of
+from nd_dist.metrics.scores import ADDED, DRAWS, EACH, RESAMPLED, WINS, Float64, Scored, Scores, Statistics
 
-WINS = "wins."
-EACH = "each."
-RESAMPLED = "resampled."
-ADDED = "added."
-DRAWS = "draws."
 BLOCK_BYTES = 32 << 20  # of features (float64) of one side in memory at a time
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -168,85 +151,6 @@ class FeatureRows:
         return row
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """How metrics become intervals: resamples shared by all metrics and points of a set of images.
-
-    Args:
-        num_resamples: B.
-        seed: The same for every run: points of different runs and seeds are then compared in pairs.
-    """
-
-    num_resamples: int
-    seed: int = 0
-
-    def counts(self, num_images: int) -> Counts:
-        """Return the resamples of N images (B, N)."""
-        return _counts(num_images, self.num_resamples, self.seed)
-
-
-@lru_cache(maxsize=1)
-def _counts(num_images: int, num_resamples: int, seed: int) -> Counts:
-    """Return resamples; those that were made last stay at hand, because all metrics share them."""
-    counts_BN = resample_counts(num_images, num_resamples, seed)
-    counts_BN.setflags(write=False)
-    return counts_BN
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One metric of a point.
-
-    Args:
-        value: Of all images.
-        num_images: N.
-        higher_is_better: Its direction.
-        resampled_B: Its value on every resample; none: it has no interval.
-        added_N: What each image adds, whose mean is the value; none: nothing that is tested image by image.
-    """
-
-    value: float
-    num_images: int
-    higher_is_better: bool
-    resampled_B: Float64 | None = None
-    added_N: Float64 | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return value, interval over images, n and direction."""
-        low, high = (None, None) if self.resampled_B is None else percentiles(self.resampled_B, self.num_images)
-        return {
-            "value": self.value,
-            "ci_low": low,
-            "ci_high": high,
-            "n": self.num_images,
-            "higher_is_better": self.higher_is_better,
-        }
-
-
-def scored_arrays(
-    arrays: Mapping[str, torch.Tensor], num_repeats: int, distractors: Distractors, statistics: Statistics
-) -> dict[str, Scored]:
-    """Return the metrics that ``score_images`` made arrays for.
-
-    Args:
-        arrays: From ``score_images``.
-        num_repeats: Repeats summed in the wins.
-        distractors: Whose features were the distractors of the wins.
-        statistics: Resamples.
-    """
-    found = {}
-    for key in sorted(arrays):
-        name, values, counts_BN = key.partition(".")[2], arrays[key].numpy(), statistics.counts(len(arrays[key]))
-        if key.startswith(WINS):
-            value, resampled_B = two_way_of(values, num_repeats), two_way_resampled(values, counts_BN, num_repeats)
-            added_N = two_way_added(values, distractors, num_repeats)
-        else:
-            value, resampled_B, added_N = mean_of(values), mean_resampled(values, counts_BN), values
-        higher = metric_of(name, higher_is_better=key.startswith(WINS)).higher_is_better
-        found[name] = Scored(value, len(values), higher, resampled_B, added_N)
-    return found
-
-
 def scored_sets(
     judged: JudgedImages, judges: Mapping[str, Score], protocol: Protocol, statistics: Statistics
 ) -> dict[str, Scored]:
@@ -270,28 +174,6 @@ def scored_sets(
     return {"fid": Scored(fid, num, False), "kid": Scored(kid, num, False, resampled_B)}
 
 
-def kept_arrays(scored: Mapping[str, Scored]) -> dict[str, torch.Tensor]:
-    """Return ``resampled.NAME`` (B,) and ``added.NAME`` (N,) float64 of metrics, for later comparisons and means."""
-    kept = {RESAMPLED + name: item.resampled_B for name, item in scored.items()}
-    kept |= {ADDED + name: item.added_N for name, item in scored.items()}
-    return {key: torch.from_numpy(np.array(array)) for key, array in kept.items() if array is not None}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A scored point on disk, or a mean of some.
-
-    Args:
-        metrics: Metric name -> value, interval, n, direction.
-        image_ids: Its images.
-        arrays: ``resampled.NAME``, ``added.NAME`` and ``draws.NAME`` of its metrics.
-    """
-
-    metrics: Mapping[str, Mapping[str, Any]]
-    image_ids: tuple[int, ...]
-    arrays: Mapping[str, Float64]
-
-
 def read_scores(*folders: Path) -> Scores:
     """Return a scored point: what its folders (scores of pictures, of retrieval) hold, but the arrays of pairs."""
     metrics: dict[str, Any] = {}
@@ -306,17 +188,6 @@ def read_scores(*folders: Path) -> Scores:
                 if key.startswith((RESAMPLED, ADDED, DRAWS)):
                     arrays[key] = content.get_tensor(key)
     return Scores(metrics, image_ids, arrays)
-
-
-def compare(first: Scores, second: Scores) -> dict[str, Difference]:
-    """Return the paired difference (first minus second) of every metric that both points have on the same images."""
-    found = {}
-    if first.image_ids == second.image_ids:
-        for name in sorted(set(first.metrics) & set(second.metrics)):
-            if all(RESAMPLED + name in scores.arrays for scores in (first, second)):
-                pair = [(float(s.metrics[name]["value"]), s.arrays[RESAMPLED + name]) for s in (first, second)]
-                found[name] = difference(pair[0], pair[1], len(first.image_ids))
-    return found
 
 
 def read_arrays(folder: Path) -> dict[str, torch.Tensor]:

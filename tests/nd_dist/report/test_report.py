@@ -220,7 +220,7 @@ def test_controls_stand_in_the_table_and_absent_metrics_say_why(run_dir: Path) -
     for label in ("chance: shuffled inputs", "nearest training image", "ceiling: true embeddings"):
         assert label in text
     assert "LPIPS: no folder of metric networks was given" in text
-    assert "AlexNet(2): no folder of the field&#39;s metric networks was given" in text
+    assert "AlexNet(2): no folder of metric networks was given" in text
     assert "compare only rows of one protocol" in text
     assert "its notebook final_evaluations" in text
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from nd_dist.evaluation.points.units import Point
-from nd_dist.evaluation.scoring.averages import ALL_SUBJECTS, averages, mean_of_scores
-from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE, RECIPE, comparisons
-from nd_dist.evaluation.scoring.score import Scored, Scores, Statistics, kept_arrays
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE, RECIPE, averages, comparisons
 from nd_dist.metrics.bootstrap import mean_of, mean_resampled, percentiles
+from nd_dist.metrics.scores import Scored, Scores, Statistics, kept_arrays, mean_of_scores
 
 RECIPE_POINT = Point(10.0, 0.5)
 STATISTICS = Statistics(500)

@@ -12,19 +12,12 @@ from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.scoring import score
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import (
-    JudgedImages,
-    Scores,
-    Statistics,
-    compare,
-    kept_arrays,
-    score_images,
-    scored_arrays,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, score_images
 from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named
+from nd_dist.metrics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
 
 NUM, REPEATS, WIDTH = 9, 3, 6
 JUDGES: dict[str, score.Score] = {"clip": "two_way", "swav": "distance"}
