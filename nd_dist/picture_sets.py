@@ -38,6 +38,7 @@ class PictureSet:
         num_repeats: R.
         read: Position of an image -> its pictures, uint8 (R, H, W, C) or float (R, C, H, W).
         files: Every file that was read from.
+        has_floats: Whether they are floats rather than bytes.
     """
 
     place: Path
@@ -45,6 +46,7 @@ class PictureSet:
     num_repeats: int
     read: Callable[[int], npt.NDArray[np.uint8] | Tensor]
     files: tuple[Path, ...]
+    has_floats: bool = False
 
     @cached_property
     def content_id(self) -> str:
@@ -71,6 +73,30 @@ class PictureSet:
                     todo="give bytes (uint8) or floats of [0,1]",
                 )
         return pixels_RCHW
+
+    def check_sizes(self) -> None:
+        """Refuse a picture of another size than the first one's; only headers are read.
+
+        Raises:
+            DataError: names the pictures.
+        """
+        if self.files[0].suffix.lower() in ARRAY_FILES:
+            return
+        sizes = {}
+        for path in self.files:
+            try:
+                with Image.open(path) as picture:
+                    sizes[path] = picture.size
+            except (OSError, UnidentifiedImageError) as error:
+                raise DataError("A picture cannot be read.", where=str(path), found=str(error)) from error
+        first = sizes[self.files[0]]
+        if other := [path.relative_to(self.place).as_posix() for path, size in sizes.items() if size != first]:
+            raise DataError(
+                "Pictures of one folder differ in size.",
+                where=str(self.place),
+                expected=f"{first[0]} x {first[1]}, as {self.files[0].name}",
+                found=f"others: {_some(other)}",
+            )
 
 
 def open_pictures(place: Path, originals: PictureSet | None = None) -> PictureSet:
@@ -148,7 +174,8 @@ def _array(place: Path, originals: PictureSet | None) -> PictureSet:
             return bytes_RHWC
         return channels_last.permute(0, 3, 1, 2)
 
-    return PictureSet(place, names, shape[1] if len(shape) == 5 else 1, read, (place,))
+    num_repeats = shape[1] if len(shape) == 5 else 1
+    return PictureSet(place, names, num_repeats, read, (place,), has_floats=not str(content.dtype).endswith("uint8"))
 
 
 def _folder(place: Path, originals: PictureSet | None) -> PictureSet:
@@ -178,7 +205,6 @@ def _folder(place: Path, originals: PictureSet | None) -> PictureSet:
             expected=f"{most} of each" if originals else "one of each name",
             found=f"fewer of {_some(fewer)}",
         )
-    _check_sizes(place, [path for paths in files.values() for path in paths])
     ordered = list(files.values())
 
     def read(position: int) -> npt.NDArray[np.uint8]:
@@ -202,25 +228,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
-
-
-def _check_sizes(place: Path, files: Sequence[Path]) -> None:
-    """Refuse a picture of another size than the first one's; only headers are read."""
-    sizes = {}
-    for path in files:
-        try:
-            with Image.open(path) as picture:
-                sizes[path] = picture.size
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError("A picture cannot be read.", where=str(path), found=str(error)) from error
-    first = sizes[files[0]]
-    if other := [path.relative_to(place).as_posix() for path, size in sizes.items() if size != first]:
-        raise DataError(
-            "Pictures of one folder differ in size.",
-            where=str(place),
-            expected=f"{first[0]} x {first[1]}, as {files[0].name}",
-            found=f"others: {_some(other)}",
-        )
 
 
 def _read_file(path: Path) -> npt.NDArray[np.uint8]:

@@ -36,4 +36,6 @@ def _check(command: str, config: Config, ranks: int) -> None:
     from nd_dist.evaluation.given import GivenPictures
 
     check_metrics(config.evaluation)
-    GivenPictures.open(config)
+    given = GivenPictures.open(config)
+    given.originals.check_sizes()
+    given.recons.check_sizes()

@@ -200,11 +200,11 @@ def _store(folder: Path, fingerprint: str, pictures: PictureSet, image_id: int, 
 
     def write(staging: Path) -> None:
         pixels_RCHW = pictures.pixels(image_id)
-        for repeat, picture_HWC in enumerate(to_uint8(pixels_RCHW.clamp(0, 1))):
+        for repeat, picture_HWC in enumerate(to_uint8(pixels_RCHW)):
             name = PICTURE if is_original else repeat_file(repeat)
             write_png(staging / name, picture_HWC)
             facts["files"][name] = sha256_file(staging / name)
-        if isinstance(pictures.read(image_id), torch.Tensor):
+        if pictures.has_floats:
             write_staged(staging / PIXELS, {"pixels": pixels_RCHW})
 
     publish(folder, fingerprint, facts, write)

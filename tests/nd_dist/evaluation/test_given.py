@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for repeat in range(REPEATS):
         write_picture(made / f"7_{repeat}.png", recons()[7, 0][:20])
     with pytest.raises(DataError, match=r"others: 7_0\.png, 7_1\.png"):
-        open_pictures(made, known)
+        open_pictures(made, known).check_sizes()
     np.save(tmp_path / "short.npy", recons()[:5])
     with pytest.raises(DataError, match="as many"):
         open_pictures(tmp_path / "short.npy", known)
