@@ -58,8 +58,15 @@ def partial_metrics(config: Config) -> dict[str, Any]:
     text = f"{len({Point.of(entry) for entry in entries})} of {len(points)} points begun, " + ", ".join(
         f"{len(ids)} images of subject {subject} at all of them" for subject, ids in images.items()
     )
-    facts = {"partial": text, "protocol": protocol.name, "protocol_details": protocol.describe(), "images": images}
+    facts: dict[str, Any] = {
+        "partial": text,
+        "protocol": protocol.name,
+        "protocol_details": protocol.describe(),
+        "images": images,
+    }
     facts["provenance"] = provenance(config)
+    names = {name for entry in entries for name in entry["metrics"]}
+    facts["simulated"] = any(METRICS[name].stands_for for name in names)  # only a made-up world has such judges
     return metrics_content(facts, sorted(entries, key=entry_key), scores, recipe_point(config), statistics)
 
 

@@ -87,7 +87,7 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
         protocol_facts=protocol_facts(metrics.get("protocol_details", {})),
         departures=metrics.get("departures", []),
         absent=absent_lines(findings),
-        cost=cost_facts(findings),
+        cost=[] if metrics.get("partial") else cost_facts(findings),
         provenance=provenance_facts(metrics["provenance"]),
         config=json.dumps(metrics["provenance"].get("config", {}), indent=1, sort_keys=True),
     )

@@ -177,6 +177,7 @@ def test_a_run_that_goes_on_has_metrics_of_what_all_points_share(world: Path) ->
         shutil.rmtree(job.layout.judged(job.points[1], 1) / f"image-{image:05d}")
     found = partial_metrics(job.config)
     assert found["images"] == {"1": [0, 2]}
+    assert found["simulated"], "its judges are those of the phantom"
     assert "2 images of subject 1 at all of them" in found["partial"]
     alone = run(toy_job(world, "half", image_groups=None, num_images=None))
     for point in found["points"]:
