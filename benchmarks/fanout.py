@@ -25,7 +25,7 @@ import torch
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, write_staged
-from nd_dist.fanout.tasks import Task, work_off
+from nd_dist.fanout.tasks import Steps, Task, work_off
 
 SPREAD = 0.1
 """Standard deviation of unit times in the model, over their mean."""
@@ -49,8 +49,9 @@ def make_tasks(folder: Path, num_units: int, unit_s: float) -> list[Task]:
         def write(staging: Path) -> None:
             write_staged(staging / "features.safetensors", features)
 
-        def work() -> None:
+        def work() -> Steps:
             spend(unit_s)
+            yield
             publish(place, "bench", {"metrics": {"pixcorr": [0.0]}}, write)
 
         return Task(f"unit_{index:05d}", lambda: has_result(place, "bench"), work)

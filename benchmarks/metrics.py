@@ -36,7 +36,7 @@ from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
-from nd_dist.fanout.tasks import Task, work_off
+from nd_dist.fanout.tasks import Steps, Task, work_off
 from nd_dist.files import sha256_file
 from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
@@ -87,11 +87,12 @@ def ours(folder: Path, num_pairs: int, judges: Sequence[Judge], rank: int, size:
         work_off(tasks, pool, rank * len(tasks) // size)
     score = folder / "score"
 
-    def work() -> None:
+    def work() -> Steps:
         places = [
             [folder / "judged" / side / str(pair) for pair in range(num_pairs)] for side in ("recons", "originals")
         ]
-        arrays = score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL)
+        arrays = dict(score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL))
+        yield
         scored = scored_arrays(arrays, 1, PROTOCOL.distractors, Statistics(1000))
         kept = {**arrays, **kept_arrays(scored)}
         facts = {"metrics": {name: item.value for name, item in scored.items()}}

@@ -5,14 +5,16 @@ A folder is valid when its manifest, written last, agrees with its files. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import atomic_path, read_json, sha256_file, write_json
@@ -22,38 +24,11 @@ MANIFEST = "manifest.json"
 POINTER = "latest.json"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write named tensors as safetensors, atomically; copies them to the CPU where needed.
-
-    Raises:
-        DataError: the disk is full or the folder cannot be written.
-    """
-    plain = {name: _own_memory(tensor.detach().to("cpu").contiguous()) for name, tensor in tensors.items()}
-    with atomic_path(path) as part:
-        try:
-            save_file(plain, part)
-        except SafetensorError as error:  # safetensors wraps the operating system's error
-            raise OSError(str(error)) from error
-
-
-def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor, copied where it is a part of a larger storage (safetensors refuses shared memory)."""
-    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if is_whole else tensor.clone()
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file, on the CPU.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    if not path.exists():
-        raise CheckpointError("A model file is missing.", where=str(path))
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError("A model file is damaged.", where=str(path), found=str(error)) from error
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""Precisions as safetensors calls them."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +49,82 @@ class FileRecord:
         return FileRecord(path.stat().st_size, sha256_file(path))
 
 
+class HashedStream:
+    """A file being written, hashed on the way.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._digest, self._num_bytes = stream, hashlib.sha256(), 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write and hash some bytes; return how many."""
+        self._digest.update(content)
+        self._num_bytes += memoryview(content).nbytes
+        return self._stream.write(content)
+
+    def flush(self) -> None:
+        """Write out what is buffered."""
+        self._stream.flush()
+
+    @property
+    def record(self) -> FileRecord:
+        """What has been written so far."""
+        return FileRecord(self._num_bytes, self._digest.hexdigest())
+
+
+def write_hashed(path: Path, write: Callable[[HashedStream], object]) -> FileRecord:
+    """Let ``write`` fill a file, atomically, and return its record, without reading it again.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as part, open(part, "wb") as stream:
+        hashed = HashedStream(stream)
+        write(hashed)
+    return hashed.record
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
+    """Write named tensors as safetensors, atomically, and return the file's record; copies them to the CPU piecewise.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # as the format aligns them
+    header: dict[str, dict[str, object]] = {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+
+    def write(stream: HashedStream) -> None:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            flat = tensor.detach().to("cpu").contiguous().view(-1)
+            stream.write(flat.view(torch.uint8).numpy().data)
+
+    return write_hashed(path, write)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not path.exists():
+        raise CheckpointError("A model file is missing.", where=str(path))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError("A model file is damaged.", where=str(path), found=str(error)) from error
+
+
 def write_manifest(folder: Path, files: Mapping[str, FileRecord], facts: Mapping[str, Any]) -> None:
     """Write the manifest of a folder whose files are complete; from then on the folder counts as valid.
 
@@ -86,8 +137,12 @@ def write_manifest(folder: Path, files: Mapping[str, FileRecord], facts: Mapping
     write_json(folder / MANIFEST, {"format": FORMAT, "files": listed, "facts": dict(facts)})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, share: slice = slice(None)) -> dict[str, Any]:
     """Return the facts of a valid folder, after checking every file's size and hash.
+
+    Args:
+        folder: The folder.
+        share: Which of the files this process checks; others check the rest.
 
     Raises:
         CheckpointError: the manifest is missing, of another format, or disagrees with a file.
@@ -99,7 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             "A checkpoint has another format.", where=str(folder), expected=FORMAT, found=manifest.get("format")
         )
-    for name, wanted in manifest["files"].items():
+    for name, wanted in sorted(manifest["files"].items())[share]:
         _check_file(folder / name, FileRecord(**wanted))
     facts: dict[str, Any] = manifest["facts"]
     return facts

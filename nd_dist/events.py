@@ -26,7 +26,7 @@ def log_path(run_dir: Path, command: str, rank: int) -> Path:
 
 
 class EventLog:
-    """Appends one rank's events to its file; a line is written at once and whole.
+    """Appends one rank's events to its file, which stays open; a line is written at once and whole.
 
     Args:
         run_dir: Folder of the run.
@@ -35,16 +35,17 @@ class EventLog:
     """
 
     def __init__(self, run_dir: Path, rank: int, command: str) -> None:
-        self._path = events_path(run_dir, rank)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        path = events_path(run_dir, rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed with this object
+        self.command = command
         self._fixed = {"command": command, "rank": rank}
 
     def write(self, event: str, **fields: Any) -> None:  # Any: whatever JSON holds
         """Append one event; non-finite numbers are written as text so that every line stays JSON."""
         line = {"time": round(time.time(), 3), "event": event, **self._fixed, **fields}
         text = json.dumps({key: _plain(value) for key, value in line.items()}) + "\n"
-        with open(self._path, "ab", buffering=0) as stream:
-            stream.write(text.encode("utf-8"))
+        self._stream.write(text.encode("utf-8"))
 
     def progress(self, task: str, done: int, total: int, **fields: Any) -> None:
         """Append a progress event of a task: ``done`` of ``total`` units."""

@@ -19,6 +19,7 @@ from nd_dist.errors import ConfigError
 
 Backend = Literal["tensor", "pil"]
 Filter = Literal["bilinear", "bicubic"]
+LANCZOS_ONE = float(1 << 22)
 
 _STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -61,7 +62,18 @@ def resize_bilinear(pixels_BCHW: torch.Tensor, size: int, antialias: bool) -> to
     if tuple(pixels_BCHW.shape[-2:]) == (size, size):
         return pixels_BCHW
     wide = pixels_BCHW.to(torch.promote_types(pixels_BCHW.dtype, torch.float32))
+    if wide.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _resize_by_products(wide.double(), size, antialias).to(pixels_BCHW.dtype)
     return _interpolate(wide, size, "bilinear", antialias).to(pixels_BCHW.dtype)
+
+
+def _resize_by_products(pixels_BCHW: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
+    """Resize bilinearly by two matrix products: unlike the gradient of CUDA's kernel, theirs adds in a fixed order."""
+    rows_SH, columns_SW = (
+        F.interpolate(unit[None, None], (size, len(unit)), mode="bilinear", antialias=antialias)[0, 0]
+        for unit in (torch.eye(n, dtype=pixels_BCHW.dtype, device=pixels_BCHW.device) for n in pixels_BCHW.shape[-2:])
+    )
+    return rows_SH @ pixels_BCHW @ columns_SW.T
 
 
 def resize_lanczos(pictures_BHWC: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -70,6 +82,46 @@ def resize_lanczos(pictures_BHWC: npt.NDArray[np.uint8], size: int) -> npt.NDArr
         return pictures_BHWC
     images = [Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS) for picture in pictures_BHWC]
     return np.stack([np.asarray(image) for image in images])
+
+
+class Lanczos:
+    """Does what ``resize_lanczos`` does, byte for byte, on the device where pictures lie.
+
+    Pillow multiplies bytes with weights in whole 2^-22ths; a float64 matrix product of whole numbers is as exact.
+
+    Args:
+        size: Side of the result.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._weights: dict[int, torch.Tensor] = {}
+
+    def __call__(self, pictures_BHWC: torch.Tensor) -> torch.Tensor:
+        """Return uint8 pictures (B, size, size, 3)."""
+        pixels_BCHW = pictures_BHWC.permute(0, 3, 1, 2).double()
+        for _ in range(2):  # along rows, then along columns
+            if (side := pixels_BCHW.shape[-1]) != self._size:
+                if side not in self._weights:
+                    self._weights[side] = torch.from_numpy(_lanczos_weights(side, self._size)).to(pixels_BCHW.device)
+                sums = pixels_BCHW @ self._weights[side].T
+                pixels_BCHW = ((sums + LANCZOS_ONE / 2) / LANCZOS_ONE).floor().clamp(0, 255)
+            pixels_BCHW = pixels_BCHW.transpose(-1, -2)
+        return pixels_BCHW.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def _lanczos_weights(side: int, size: int) -> npt.NDArray[np.float64]:
+    """Return Pillow's weights (size, side) of each input pixel for each output pixel, in whole 2^-22ths."""
+    scale = side / size
+    stretch, centers_S1 = max(scale, 1.0), (np.arange(size)[:, None] + 0.5) * scale
+    first_S1 = np.maximum(np.trunc(centers_S1 - 3 * stretch + 0.5), 0)
+    last_S1 = np.minimum(np.trunc(centers_S1 + 3 * stretch + 0.5), side)
+    inputs_W = np.arange(side)
+    offsets_SW = (inputs_W - centers_S1 + 0.5) / stretch
+    weights_SW = np.sinc(offsets_SW) * np.sinc(offsets_SW / 3) * (np.abs(offsets_SW) < 3)
+    weights_SW *= (inputs_W >= first_S1) & (inputs_W < last_S1)
+    weights_SW *= LANCZOS_ONE / weights_SW.sum(axis=1, keepdims=True)
+    return np.asarray(np.trunc(weights_SW + np.copysign(0.5, weights_SW)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -99,19 +151,39 @@ class Resize:
         return resized_BCHW.clamp(0, 1) if self.filter == "bicubic" else resized_BCHW
 
 
-def normalize_pixels(pixels_BCHW: torch.Tensor, statistics: str) -> torch.Tensor:
-    """Return pixels of [0,1] minus the mean, over the standard deviation of ``imagenet`` or ``clip``.
+class Normalization:
+    """Pixels of [0,1] minus the mean, over the standard deviation of ``imagenet`` or ``clip``.
+
+    Keeps the constants on the device: made anew for every call they would make the host wait for the GPU.
+
+    Args:
+        statistics: ``imagenet`` or ``clip``.
 
     Raises:
         ConfigError: unknown statistics.
     """
-    if statistics not in _STATISTICS:
-        raise ConfigError("Unknown pixel statistics.", found=statistics, expected=f"one of {sorted(_STATISTICS)}")
-    mean, std = (
-        torch.tensor(values, dtype=pixels_BCHW.dtype, device=pixels_BCHW.device).view(1, 3, 1, 1)
-        for values in _STATISTICS[statistics]
-    )
-    return (pixels_BCHW - mean) / std
+
+    def __init__(self, statistics: str) -> None:
+        if statistics not in _STATISTICS:
+            raise ConfigError("Unknown pixel statistics.", found=statistics, expected=f"one of {sorted(_STATISTICS)}")
+        self._statistics = _STATISTICS[statistics]
+        self._constants: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return normalised pixels (B, 3, H, W)."""
+        dtype, device = pixels_BCHW.dtype, pixels_BCHW.device
+        if not self._constants or (self._constants[0].dtype, self._constants[0].device) != (dtype, device):
+            with torch.inference_mode(False):  # a gradient may need what a pass without one has made
+                self._constants = tuple(
+                    torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1) for values in self._statistics
+                )
+        mean, std = self._constants
+        return (pixels_BCHW - mean) / std
+
+
+def normalize_pixels(pixels_BCHW: torch.Tensor, statistics: str) -> torch.Tensor:
+    """Return pixels of [0,1] normalised once; see ``Normalization``."""
+    return Normalization(statistics)(pixels_BCHW)
 
 
 def _interpolate(pixels_BCHW: torch.Tensor, size: int, kind: Filter, antialias: bool) -> torch.Tensor:

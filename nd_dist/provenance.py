@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
 
-import torch
-
 from nd_dist.config import Config
 from nd_dist.files import hash_json
 from nd_dist.versions import CODE_DIR, VERSION, installed_versions
+
+NUMERIC = re.compile(
+    "(CUBLAS|CUDNN|GOMP|KMP|MIOPEN|MKL|OMP|OPENBLAS|ROCBLAS|TORCH)_|NVIDIA_TF32_OVERRIDE$|NCCL_(ALGO|PROTO)$"
+)
+"""Names of the variables of libraries that can move a number."""
 
 
 def package_versions() -> dict[str, str]:
@@ -29,24 +34,20 @@ def git_state() -> str:
     return result.stdout.strip() if result.returncode == 0 else "installed"
 
 
-def device_name(device: torch.device) -> str:
-    """Return what a device is called: the GPU's name, or the kind of processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
-
-
 def config_hash(config: Config) -> str:
     """Return the hash of a whole recipe."""
     return hash_json(config.model_dump(mode="json"))
 
 
 def provenance(config: Config, **more: object) -> dict[str, Any]:
-    """Return the record that goes with a result: versions, code, config and its hash, seed, and ``more``."""
+    """Return the record that goes with a result: versions, code, config and its hash, variables, and ``more``."""
     return {
         "versions": package_versions(),
         "code": git_state(),
         "config_hash": config_hash(config),
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if NUMERIC.match(name)},
         "platform": f"{platform.system()} {platform.machine()}, {sys.implementation.name}",
         **more,
     }

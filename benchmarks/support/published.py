@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from nd_dist.config import SamplerConfig
-from nd_dist.diffusion.attention_guidance import degrade, reading_attention
+from nd_dist.diffusion.attention_guidance import blur_window, degrade, reading_attention
 from nd_dist.diffusion.guidance import Guidance, ImageEstimate
 from nd_dist.diffusion.schedule import Step, plan_steps, read_schedule, signal_and_noise
 from nd_dist.frozen.stable_diffusion import StableDiffusion
@@ -51,7 +51,9 @@ class PublishedSampler:
                 eps_u, eps_c = self._eps(torch.cat([x, x]), step, tokens).chunk(2)
                 eps = eps_u + config.cfg_scale * (eps_c - eps_u)
                 if config.sag_scale > 0:
-                    degraded = degrade(x, eps_u, reader.received_BN[:1], step.alpha_cumprod)
+                    degraded = degrade(
+                        x, eps_u, reader.received_BN[:1], step.alpha_cumprod, blur_window(x.shape[1]).to(x)
+                    )
                     eps = eps + config.sag_scale * (eps_u - self._eps(degraded, step, self.empty_1LD))
                 signal, noise = signal_and_noise(step.alpha_cumprod)
                 if step.is_guided:

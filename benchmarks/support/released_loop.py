@@ -107,6 +107,7 @@ class ReleasedLoop:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, config.training.learning_rate, total_steps=config.training.steps[0]
         )
+        self._scaler = torch.amp.GradScaler(enabled=device.type == "cuda")
         self._betas = {subject: self._all_betas(subject, num_trials) for subject in self._subjects}
 
     def _all_betas(self, subject: int, num_trials: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -149,9 +150,11 @@ class ReleasedLoop:
     def _step(self, step: int, voxels: dict[int, torch.Tensor], target: torch.Tensor) -> float:
         """Make one optimizer step and return the loss."""
         self._optimizer.zero_grad()
-        loss = torch.stack(list(self._losses(step, voxels, target))).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):  # as released
+            loss = torch.stack(list(self._losses(step, voxels, target))).sum()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._schedule.step()
         return float(loss.detach())
 
@@ -159,17 +162,15 @@ class ReleasedLoop:
         """Yield the loss terms of a batch in its MixCo phase."""
         rows = torch.arange(len(target), device=self._device)
         draws = Draws(self._config.seed, step, rows)
-        mixed, weights, columns, start = {}, [], [], 0
+        mix = draw_mix(self._config.seed, step, [len(own) for own in voxels.values()], is_released=False)
+        weight_N, partner_N, mixed, start = mix.weight_N.to(self._device), mix.partner_N.to(self._device), {}, 0
         for subject, own in voxels.items():
-            mix = draw_mix(draws, rows[start : start + len(own)])
-            share = mix.weight_M[:, None]
-            mixed[subject] = share * own + (1 - share) * own[mix.partner_M]
-            weights.append(mix.weight_M)
-            columns.append(mix.partner_M + start)
+            share, partner = weight_N[start : start + len(own), None], partner_N[start : start + len(own)] - start
+            mixed[subject] = share * own + (1 - share) * own[partner]
             start += len(own)
         output = self._decoder(mixed, draws, latent_voxels=voxels)[self._target.name]
         if isinstance(output, LatentOutput):
-            yield losses.latent_l1(output.latent_BCHW, target)
+            yield losses.latent_error(output.latent_BCHW, target, 1 / target.numel())
             return
         head = self._decoder.heads[self._target.name]
         assert isinstance(head, TokenHead)
@@ -177,5 +178,5 @@ class ReleasedLoop:
         if head.prior is not None:
             predicted = head.prior(predicted, target, head.prior.draw(draws, (target.shape[1], target.shape[2])))
         yield self._config.training.prior_weight * F.mse_loss(predicted, target)
-        wanted = losses.mixed_target(torch.cat(weights), torch.cat(columns), False)
+        wanted = losses.mixed_target(weight_N, partner_N, False)
         yield losses.bimixco(unit_rows(output.contrastive_BLD), unit_rows(target), wanted, MIXCO_TEMPERATURE)

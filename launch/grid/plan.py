@@ -1,25 +1,34 @@
 """The grid of trainings as pure values: which there are, which must wait for which, what runs where, and their table.
 
 A subject needs a decoder of all targets. With heads=single every target is its own network, trained in two stages: 16
-trainings for 8 targets. With heads=joint one training makes all heads. Nothing here starts a process or reads a file.
+trainings for 8 targets. With heads=joint one training makes all heads. All of them are needed once at every point of a
+grid over settings. Nothing here starts a process or reads a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
+from omegaconf import ListConfig, OmegaConf
 from rich.table import Table
 
 from launch.plans.hosts import Host
+from launch.recipe import for_every_target
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.schema import TARGETS
 
 State = Literal["waiting", "running", "saved", "done", "failed", "blocked"]
 JOINT = "all"
+Point = tuple[str, ...]
+"""Words ``key=value`` of one point of a grid over settings."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class GridRequest:
         all_targets: Every known target, instead of the recipe's.
         ranks: Ranks of one training.
         at_once: Trainings at a time on one host; none: as many as its slots hold.
+        points: Points of a grid over settings; the one without words is the recipe itself.
     """
 
     subjects: tuple[int, ...] = ()
@@ -39,6 +49,7 @@ class GridRequest:
     all_targets: bool = False
     ranks: int = 1
     at_once: int | None = None
+    points: tuple[Point, ...] = ((),)
 
 
 @dataclass(frozen=True, order=True)
@@ -50,12 +61,14 @@ class Training:
         targets: What it predicts.
         stage: 1 or 2.
         run_dir: Its run folder; both stages share it.
+        point: Settings of its own.
     """
 
     subject: int
     targets: tuple[str, ...]
     stage: int
     run_dir: Path
+    point: Point = ()
 
     @property
     def network(self) -> str:
@@ -65,12 +78,13 @@ class Training:
     @property
     def name(self) -> str:
         """Name in tables, logs and messages."""
-        return f"subj{self.subject:02d} {self.network} stage {self.stage}"
+        return " ".join([*self.point, f"subj{self.subject:02d} {self.network} stage {self.stage}"])
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """What turns the grid's recipe into this training's."""
         return (
+            *self.point,
             f"run_dir={self.run_dir}",
             f"training.target_subject={self.subject}",
             f"training.targets=[{','.join(self.targets)}]",
@@ -107,9 +121,50 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise ConfigError("An option is no list of numbers.", where=option, expected="1,2", found=text) from error
 
 
-def subject_dir(config: Config, subject: int) -> Path:
+def points_of(words: Sequence[str], is_value: Callable[[str], bool]) -> tuple[list[str], tuple[Point, ...]]:
+    """Return the words that hold everywhere, and the points that the others span.
+
+    Args:
+        words: ``key=value``; a list that the setting itself does not take is an axis, of one point for each entry.
+        is_value: Whether a setting takes what a word says.
+
+    Raises:
+        ConfigError: there is no axis.
+    """
+    plain: list[str] = []
+    axes: list[list[str]] = []
+    for word in words:
+        key = word.partition("=")[0]
+        values = OmegaConf.select(OmegaConf.from_dotlist([word]), key) if "=[" in word else None
+        if isinstance(values, ListConfig) and not is_value(word):
+            axes.append([f"{key}={_yaml(entry)}" for entry in values])
+        else:
+            plain.append(word)
+    if not axes:
+        raise ConfigError("There is nothing to vary.", where="--grid", expected="training.learning_rate=[1e-4,3e-4]")
+    return plain, tuple(itertools.product(*axes))
+
+
+def _yaml(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    return json.dumps(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else json.dumps(value).strip('"')
+
+
+def recipe_at(config: Config, point: Point) -> Config:
+    """Return the recipe at a point."""
+    settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in point)}
+    return for_every_target(config.replaced(settings), settings)
+
+
+def subject_dir(config: Config, subject: int, point: Point = ()) -> Path:
     """Return the run folder that evaluates a subject: its merged decoder goes there."""
-    return config.run_dir / f"subj{subject:02d}"
+    words = [word[word.rindex(".", 0, word.index("=")) + 1 :] if "." in word.split("=")[0] else word for word in point]
+    return config.run_dir / file_name("_".join(words)) / f"subj{subject:02d}"
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of a file."""
+    return re.sub(r"[^\w.,=+-]+", "-", text)
 
 
 def plan_grid(config: Config, request: GridRequest) -> tuple[Training, ...]:
@@ -123,15 +178,15 @@ def plan_grid(config: Config, request: GridRequest) -> tuple[Training, ...]:
         raise ConfigError(
             f"Subjects {missing} are not in the recipe.", where="--subjects", expected=list(config.data.subjects)
         )
-    targets = TARGETS if request.all_targets else config.training.targets
-    networks = [targets] if config.decoder.heads == "joint" else [(name,) for name in targets]
     plan: list[Training] = []
-    for subject in subjects:
-        for network in networks:
-            folder = subject_dir(config, subject)
-            run_dir = folder if config.decoder.heads == "joint" else folder / network[0]
-            stages = sorted(request.stages or config.training.stages)
-            plan += [Training(subject, tuple(network), stage, run_dir) for stage in stages]
+    for point, subject in itertools.product(request.points, subjects):
+        own, folder = recipe_at(config, point), subject_dir(config, subject, point)
+        targets = TARGETS if request.all_targets else own.training.targets
+        is_joint = own.decoder.heads == "joint"
+        for network in [targets] if is_joint else [(name,) for name in targets]:
+            run_dir = folder if is_joint else folder / network[0]
+            stages = sorted(request.stages or own.training.stages)
+            plan += [Training(subject, tuple(network), stage, run_dir, point) for stage in stages]
     return tuple(plan)
 
 
@@ -146,8 +201,8 @@ def plan_slots(hosts: Sequence[Host], request: GridRequest, has_gpus: bool, is_l
         num = request.at_once if request.at_once is not None else host.slots // request.ranks
         for i in range(num):
             first = i * request.ranks % max(1, host.slots)
-            devices = tuple((first + k) % host.slots for k in range(request.ranks)) if has_gpus else ()
-            slots.append(Slot(len(slots), host.name, devices, is_local))
+            chosen = [host.device_ids[(first + k) % host.slots] for k in range(request.ranks)] if has_gpus else []
+            slots.append(Slot(len(slots), host.login, tuple(chosen), is_local))
     if not slots:
         raise ConfigError(
             "No host has room for one training.",
@@ -193,10 +248,13 @@ def grid_table(plan: Sequence[Training], states: Mapping[Training, State], share
         shares: Share of its steps that each has made, 0..1.
     """
     stages = sorted({training.stage for training in plan})
-    table = Table("subject", "network", *(f"stage {stage}" for stage in stages))
-    for subject, network in dict.fromkeys((training.subject, training.network) for training in plan):
-        row = {t.stage: t for t in plan if (t.subject, t.network) == (subject, network)}
-        table.add_row(f"{subject:02d}", network, *(_cell(states[row[stage]], shares[row[stage]]) for stage in stages))
+    has_points = any(training.point for training in plan)
+    first = ["settings"] if has_points else []
+    table = Table(*first, "subject", "network", *(f"stage {stage}" for stage in stages))
+    for point, subject, network in dict.fromkeys((t.point, t.subject, t.network) for t in plan):
+        row = {t.stage: t for t in plan if (t.point, t.subject, t.network) == (point, subject, network)}
+        cells = (_cell(states[row[stage]], shares[row[stage]]) for stage in stages)
+        table.add_row(*([" ".join(point)] if has_points else []), f"{subject:02d}", network, *cells)
     return table
 
 

@@ -6,12 +6,14 @@ The same command again goes on with what is not done.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -20,32 +22,37 @@ from rich.table import Table
 from launch.console import make_console
 from launch.grid.plan import (
     GridRequest,
+    Point,
     Slot,
     State,
     Training,
     blocked,
+    file_name,
     grid_table,
     next_starts,
     plan_grid,
     plan_slots,
     subject_dir,
 )
-from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
-from launch.grid.state import outcome_of, share_of, state_on_disk
+from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
+from launch.grid.state import outcome_of, share_of, state_on_disk, validations_of
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.plans.choose import new_launch_id
-from launch.plans.environment import environment
-from launch.plans.hosts import Host, num_local_gpus, read_hostfile
+from launch.plans.allocation import unused_nodes
+from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_fitting, require_head
+from launch.plans.environment import SECRET, environment
+from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
-from launch.supervise.run import tail_of
+from launch.supervise.outcome import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
-from nd_dist.errors import RankFailure, Requeue
-from nd_dist.files import write_text
-from nd_dist.training.records import MODEL, stage_dir
+from nd_dist.errors import ConfigError, RankFailure, Requeue
+from nd_dist.files import write_json, write_text
+from nd_dist.training.records import BEST, MODEL, model_dir, stage_dir, write_best
 
 POLL_S = 0.5
+_COMPARED = ("subject", "network", "stage", "settings", "images", "last", "best", "best_step")
+BEST_OF_ALL = f"{BEST}-of-all"
 
 
 @dataclass
@@ -58,6 +65,7 @@ class Grid:
         slots: Places for them.
         ranks: Ranks of one training.
         launch_id: This grid's, by which hosts know what belongs to it.
+        note: What a user should know about the places; empty if nothing.
         states: How each training stands.
         running: Those that run.
         lost_hosts: Hosts that do not answer any more.
@@ -68,6 +76,7 @@ class Grid:
     slots: tuple[Slot, ...]
     ranks: int
     launch_id: str
+    note: str = ""
     states: dict[Training, State] = field(default_factory=dict)
     running: dict[Training, TrainingProcess] = field(default_factory=dict)
     lost_hosts: set[str] = field(default_factory=set)
@@ -79,12 +88,16 @@ class Grid:
 
     def log_path(self, training: Training) -> Path:
         """Return the file that takes a training's launcher output."""
-        return self.config.run_dir / "logs" / "grid" / f"{training.name.replace(' ', '-')}.log"
+        return self.config.run_dir / "logs" / "grid" / f"{file_name(training.name)}.log"
 
     def words(self, training: Training) -> list[str]:
         """Return the words of a training's command, after the Python that runs it."""
         words = ["-m", "launch.cli", "train", str(self.recipe_path.resolve())]
         return [*words, *training.overrides, "--ranks", str(self.ranks)]
+
+    def command(self, slot: Slot, training: Training) -> list[str]:
+        """Return the command of a training in a slot."""
+        return command_of(slot, self.words(training), self.launch_id, environment(), self.config.launch.carry)
 
     def free_slots(self) -> list[Slot]:
         """Return the slots without a training, on hosts that answer."""
@@ -96,23 +109,40 @@ class Grid:
         return {training: share_of(training, self.states[training]) for training in self.plan}
 
 
-def grid_command(config: Config, request: GridRequest, hostfile: Path | None) -> None:
+def grid_command(config: Config, request: GridRequest, options: LaunchOptions) -> None:
     """Train the grid of a request.
 
     Raises:
-        NdDistError: see ``run_grid`` and ``launch.grid.plan``.
+        NdDistError: see ``run_grid`` and ``make_grid``.
     """
-    run_grid(make_grid(config, request, hostfile), make_console())
+    run_grid(make_grid(config, request, options), make_console())
 
 
-def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Grid:
-    """Return the grid of a request, with nothing started."""
-    hosts = (Host("localhost", num_local_gpus()),) if hostfile is None else read_hostfile(hostfile)
-    has_gpus = hostfile is not None or hosts[0].slots > 0
-    if not has_gpus:
-        hosts = (Host("localhost", request.ranks),)
-    slots = plan_slots(hosts, request, has_gpus, is_local=hostfile is None)
-    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
+def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> Grid:
+    """Return the grid of a request, with nothing started; ``options.ranks`` are those of one training.
+
+    Raises:
+        ConfigError: an option that the grid cannot honour; a subject or a host that there is not.
+    """
+    require_head("train", os.environ)
+    require_fitting("train", options)
+    if options.launcher not in ("auto", "local"):
+        raise ConfigError(
+            "Every training of the grid runs on one host, and a launcher over hosts cannot be chosen.",
+            where=f"--launcher {options.launcher}",
+            todo="leave it out; `nd submit train --all-targets` makes jobs of Slurm of the trainings",
+        )
+    request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
+    hosts, gpus, note = listed_hosts(options, {}, None), 1, ""
+    if not hosts:
+        gpus, note = num_local_gpus(), unused_nodes(os.environ)
+        hosts = (Host("localhost", gpus or request.ranks),)
+    hosts = filter_hosts(hosts, options.include, options.exclude)
+    is_local = len(hosts) == 1 and hosts[0].is_local
+    if shown := [name for name in config.launch.carry if not is_local and SECRET.search(name)]:
+        raise ConfigError("The grid would show these values on command lines.", where="launch.carry", found=shown)
+    slots = plan_slots(hosts, request, gpus > 0, is_local)
+    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"), note)
 
 
 def show_grid(grid: Grid, console: Console) -> None:
@@ -120,10 +150,12 @@ def show_grid(grid: Grid, console: Console) -> None:
     grid.states = dict.fromkeys(grid.plan, "waiting")
     console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
     for training in grid.plan:
-        command = command_of(grid.slots[0], grid.words(training), grid.launch_id, environment())
+        command = grid.command(grid.slots[0], training)
         console.print(shlex.join(command))
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
     console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}")
+    if grid.note:
+        console.print(f"# note: {grid.note}")
 
 
 def run_grid(grid: Grid, console: Console) -> None:
@@ -137,20 +169,23 @@ def run_grid(grid: Grid, console: Console) -> None:
     """
     from shards.format.index import Index
 
-    folder, stop = RunFolder(grid.config.run_dir, grid.launch_id), StopSignal()
-    folder.report_wishes_to(stop)
+    folder = RunFolder(grid.config.run_dir, grid.launch_id)
+    if grid.note:
+        console.print(f"  note: {grid.note}")
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index = Index.read(grid.config.shards_dir, grid.config.remote)
         grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
-        with _agents_of(grid) as agents, stop, _board(grid, console):
+        with _agents_of(grid) as agents, folder.stop as stop, _board(grid, console):
             if agents is not None:
                 require_hosts(agents.facts())
             _work(grid, agents, stop, console)
         console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
         _judge(grid, stop)
-        for subject in dict.fromkeys(training.subject for training in grid.plan):
-            _merge(grid, subject, console)
+        for point, subject in dict.fromkeys((training.point, training.subject) for training in grid.plan):
+            _merge(grid, point, subject, console)
+        if any(training.point for training in grid.plan):
+            _compare(grid, console)
     finally:
         folder.release()
 
@@ -179,7 +214,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
-                where = " ".join([slot.host, *visible_devices(slot)])
+                where = " ".join([slot.host, *slot_variables(slot)])
                 console.print(f"  {training.name}: running on {where}")
         if not grid.running:
             return
@@ -215,7 +250,7 @@ def _start(grid: Grid, training: Training, slot: Slot) -> None:
     """Start one training."""
     log = grid.log_path(training)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = command_of(slot, grid.words(training), grid.launch_id, environment())
+    command = grid.command(slot, training)
     grid.running[training] = TrainingProcess(slot, command, environment(), log)
     grid.states[training] = "running"
 
@@ -241,17 +276,47 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
     )
 
 
-def _merge(grid: Grid, subject: int, console: Console) -> None:
-    """Write the decoder of all of a subject's networks where `nd evaluate run_dir=...` looks for it."""
+def _merge(grid: Grid, point: Point, subject: int, console: Console) -> None:
+    """Write the decoder of all of a subject's networks, and of the best of each, where `nd evaluate` looks for it."""
     from nd_dist.models.decoder import Decoder
 
-    last = max(training.stage for training in grid.plan)
-    parts = [t for t in grid.plan if (t.subject, t.stage) == (subject, last)]
-    folders = [stage_dir(training.run_dir, last) / MODEL for training in parts]
-    target = stage_dir(subject_dir(grid.config, subject), last) / MODEL
-    if folders != [target]:
-        Decoder.merged(folders).save(target)
-    console.print(f"  subject {subject}: decoder of {len(parts)} network(s) -> {target}")
+    own = [training for training in grid.plan if (training.point, training.subject) == (point, subject)]
+    last, run_dir = max(training.stage for training in own), subject_dir(grid.config, subject, point)
+    parts = [stage_dir(training.run_dir, last) for training in own if training.stage == last]
+    folder = stage_dir(run_dir, last)
+    if parts != [folder]:
+        Decoder.merged([model_dir(part, "last") for part in parts]).save(folder / MODEL)
+        best = [model_dir(part, "best") for part in parts]
+        if all(part.is_dir() for part in best):
+            Decoder.merged(best).save(folder / BEST_OF_ALL)
+            write_best(folder, BEST_OF_ALL, 0, {})
+    console.print(
+        f"  {' '.join([*point, f'subject {subject}'])}: decoder of {len(parts)} network(s) -> {folder / MODEL}"
+    )
+
+
+def _compare(grid: Grid, console: Console) -> None:
+    """Print what the validations of all points found, the best of a network first, and write it to ``grid.json``."""
+    rows: list[dict[str, Any]] = []
+    for training in grid.plan:
+        if found := validations_of(training):
+            best = min(found, key=lambda event: float(event["values"]["loss"]))
+            losses = {"last": float(found[-1]["values"]["loss"]), "best": float(best["values"]["loss"])}
+            named = {"subject": training.subject, "network": training.network, "stage": training.stage}
+            where = {"settings": list(training.point), "images": found[-1]["split"], **named}
+            rows.append({**where, **losses, "best_step": best["step"], "run_dir": str(training.run_dir)})
+    rows.sort(key=lambda row: (row["subject"], row["network"], row["stage"], row["best"]))
+    table = Table("subject", "network", "stage", "settings", "images", "last loss", "best loss", "at step")
+    for row in rows:
+        cells = {
+            **row,
+            "settings": " ".join(row["settings"]),
+            "last": f"{row['last']:.4g}",
+            "best": f"{row['best']:.4g}",
+        }
+        table.add_row(*(str(cells[name]) for name in _COMPARED))
+    console.print(table, soft_wrap=False)
+    write_json(grid.config.run_dir / "grid.json", {"trainings": rows})
 
 
 def _board(grid: Grid, console: Console) -> AbstractContextManager[object]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launch.grid.plan import State, Training
+from launch.grid.plan import State, Training, recipe_at
 from nd_dist.config import Config
 from nd_dist.errors import Requeue
-from nd_dist.events import events_path
+from nd_dist.events import events_path, read_events
 from nd_dist.training.records import check_fingerprint, read_done, stage_dir, training_fingerprint
 from shards.format.codec import stores_of
 from shards.format.index import Index
@@ -29,16 +29,18 @@ def state_on_disk(config: Config, training: Training, index: Index) -> State:
     from nd_dist.training.source import stage_request  # imports torch
 
     found, own = record["fingerprint"], config_of(config, training)
-    request = stage_request(own, training.stage, world_size=1)
+    ranks = found.get("launch.ranks", 1)
+    request = stage_request(own, training.stage, ranks)
     stores = stores_of(request.targets, own.training.int8_targets)
     content_id = index.content_id(request.subjects, stores, request.sessions)
-    wanted = training_fingerprint(own, content_id, training.stage, found["start"])
+    wanted = training_fingerprint(own, content_id, training.stage, found["start"], ranks)
     check_fingerprint(wanted, found, folder)
     return "done"
 
 
 def config_of(config: Config, training: Training) -> Config:
     """Return the recipe of one training."""
+    config = recipe_at(config, training.point)
     section = config.training.model_copy(
         update={"target_subject": training.subject, "targets": training.targets, "stages": (training.stage,)}
     )
@@ -74,3 +76,10 @@ def _share_of_line(line: str, stage: int) -> float:
         return -1.0
     is_own = event.get("event") == "progress" and event.get("task") == f"stage {stage}"
     return float(event["done"]) / max(1, int(event["total"])) if is_own else -1.0
+
+
+def validations_of(training: Training) -> list[dict[str, Any]]:
+    """Return the validations of a training in the order in which they were made."""
+    events = read_events(events_path(training.run_dir, 0))
+    found = [event for event in events if event["event"] == "validation" and event["stage"] == training.stage]
+    return list({event["step"]: event for event in found}.values())  # a step made again counts once

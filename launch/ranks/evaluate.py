@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from launch.ranks.networks import device_of
-from launch.ranks.rank import Rank
+from launch.ranks.networks import meet
+from launch.ranks.rank import Rank, refuse_to_run
 from launch.supervise.preflight import decoder_dir
-from nd_dist.comm import connect
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points
@@ -38,7 +37,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
-        networks=ModelFolders(config, device_of(rank.world), config.evaluation.judges_dir, sources),
+        networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
@@ -88,4 +87,8 @@ def _heldout_images(config: Config, reader: ShardReader) -> dict[int, list[int]]
 def work(rank: Rank) -> None:
     """Reconstruct with and without guidance, and the controls where asked for."""
     job = make_job(rank, (*config_points(rank.config), *control_points(rank.config)))
-    evaluate(job, connect(rank.world), rank.events, rank.should_stop)
+    evaluate(job, meet(rank, job.networks.device), rank.events, rank.should_stop)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.evaluate")

@@ -1,44 +1,49 @@
-"""Loads the frozen networks of a recipe onto the device of a rank."""
+"""What ranks that run frozen networks begin with: each other, and the networks on their device."""
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
-from nd_dist.config import Config, Dtype
-from nd_dist.world import World
+from nd_dist.comm import Comm, connect
+from nd_dist.config import Config
+from nd_dist.schema import role_of
 
 if TYPE_CHECKING:
     import torch
 
+    from launch.ranks.rank import Rank
     from nd_dist.frozen.extractor import FrozenExtractor
 
 
-def device_of(world: World) -> torch.device:
-    """Return the GPU of a rank (by its rank on the host), or the CPU where there is none."""
+def meet(rank: Rank, device: torch.device) -> Comm:
+    """Return the ranks of this launch; those that compute on one GPU get equal parts of its memory.
+
+    Raises:
+        WorldError: see ``nd_dist.comm.connect``.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    comm, is_gpu = connect(rank.world), device.type == "cuda"
+    mine = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid) if is_gpu else "cpu")
+    everyone = comm.broadcast(comm.gather(mine))
+    if is_gpu:
+        torch.cuda.set_per_process_memory_fraction(1 / everyone.count(mine), device)
+    return comm
 
 
-def torch_dtype(name: Dtype) -> torch.dtype:
-    """Return torch's dtype of a configured name."""
-    import torch
-
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def load_extractor(config: Config, world: World) -> FrozenExtractor:
-    """Return what makes targets from pictures and captions.
+def load_extractor(config: Config, device: torch.device) -> FrozenExtractor:
+    """Return what makes the recipe's targets from pictures and captions, with the networks that these need.
 
     Raises:
         CheckpointError: a model folder is missing or incomplete.
     """
+    from nd_dist.device import DTYPES
     from nd_dist.frozen import clip_vision, stable_diffusion
     from nd_dist.frozen.extractor import FrozenExtractor
 
-    device, dtype = device_of(world), torch_dtype(config.frozen.dtype)
-    sd = stable_diffusion.load(config.model, dtype=dtype, device=device)
+    dtype, roles = DTYPES[config.frozen.dtype], {role_of(name) for name in config.data.targets}
+    parts = [part for role, part in (("semantic", "text_encoder"), ("initial", "vae")) if role in roles]
+    sd = stable_diffusion.load(config.model, dtype, device, parts)
     clip = clip_vision.load(config.guidance_model, dtype=dtype, device=device)
     return FrozenExtractor(sd, clip, config.frozen, config.seed)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from launch.ranks.networks import load_extractor
-from launch.ranks.rank import Rank, interrupt_on_stop
-from nd_dist.comm import connect
+from launch.ranks.networks import load_extractor, meet
+from launch.ranks.rank import Rank, interrupt_on_stop, refuse_to_run
 
 
 def work(rank: Rank) -> None:
@@ -12,6 +11,11 @@ def work(rank: Rank) -> None:
     from shards.packing.pack import pack
 
     interrupt_on_stop()  # every finished shard is kept, so there is nothing to save
-    comm = connect(rank.world)
-    pack(rank.config, comm, rank.events, load_extractor(rank.config, rank.world))
+    device = rank.use_device()
+    comm = meet(rank, device)
+    pack(rank.config, comm, rank.events, load_extractor(rank.config, device))
     comm.finish()
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.pack")

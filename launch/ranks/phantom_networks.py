@@ -15,6 +15,7 @@ def work(rank: Rank) -> None:
     """Train this rank's share of every step of every network."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())  # CUDA would need settings of the environment
     config, timeout_s = rank.config, rank.config.launch.timeout_s
+    rank.use_device()
     gather = connect(rank.world, timeout_s)
     settings = load_settings(NetworksRecipe, config.run_dir / NETWORKS_YAML)
     place = Workplace(config.run_dir, settings, rank.events, rank.world, gather, timeout_s, rank.should_stop)

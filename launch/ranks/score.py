@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from launch.ranks.networks import device_of
-from launch.ranks.rank import Rank
-from nd_dist.comm import connect
+from launch.ranks.networks import meet
+from launch.ranks.rank import Rank, refuse_to_run
+from nd_dist.device import use_device
 from nd_dist.evaluation.given import given_job
 from nd_dist.evaluation.run import evaluate
 
 
 def work(rank: Rank) -> None:
     """Take work until every picture is judged and the numbers are written."""
-    evaluate(given_job(rank.config, device_of(rank.world)), connect(rank.world), rank.events, rank.should_stop)
+    job = given_job(rank.config, use_device(rank.world, rank.config))
+    evaluate(job, meet(rank, job.networks.device), rank.events, rank.should_stop)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.score")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from launch.ranks.evaluate import make_job
-from launch.ranks.rank import Rank
-from nd_dist.comm import connect
+from launch.ranks.networks import meet
+from launch.ranks.rank import Rank, refuse_to_run
 from nd_dist.evaluation.points.units import control_points, grid_points
 from nd_dist.evaluation.run import sweep
 
@@ -14,9 +14,13 @@ def run_sweep(rank: Rank, only_estimate: bool = False) -> None:
     grid = grid_points(rank.config)
     search = make_job(rank, grid, "train")
     report = make_job(rank, (*grid, *control_points(rank.config)))
-    sweep(search, report, connect(rank.world), rank.events, rank.should_stop, only_estimate)
+    sweep(search, report, meet(rank, report.networks.device), rank.events, rank.should_stop, only_estimate)
 
 
 def work(rank: Rank) -> None:
     """Do the whole sweep."""
     run_sweep(rank)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.sweep")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from launch.ranks.rank import Rank
+from launch.ranks.rank import Rank, refuse_to_run
 from nd_dist.config import Config
 from nd_dist.schema import TargetSpec
 from nd_dist.training.run import train
@@ -16,6 +16,7 @@ from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
 from shards.format.codec import stores_of
 from shards.reading.reader import ShardReader
+from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
 
 
@@ -53,17 +54,22 @@ class ShardSource:
             int8=self._training.int8_targets,
             heldout_fraction=self._training.heldout_fraction,
             dtype="stored",
+            pictures=request.pictures,
         )
         return TrialStream(self._reader, config)
 
-    def test_images(self, subject: int) -> list[int]:
-        """Return the ascending ids of the test images that a subject saw."""
-        return self._reader.images(subject, "test")
+    def validation_images(self, subject: int) -> tuple[str, list[int]]:
+        """Return ``heldout`` or ``test``, and the ascending ids of such images that a subject saw."""
+        fraction = self._training.heldout_fraction
+        if fraction == 0:
+            return "test", self._reader.images(subject, "test")
+        image_ids = np.array(self._reader.images(subject, "train"))
+        return "heldout", [int(image_id) for image_id in image_ids[is_heldout(image_ids, fraction)]]
 
-    def test_trials(
+    def validation_trials(
         self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Return voxels (B, 3, V) of the repeats of test images, and targets by name (B, *shape)."""
+        """Return voxels (B, 3, V) of the repeats of images, and targets by name (B, *shape)."""
         trials = self._reader.trials
         own = trials[trials["subject"] == subject]
         rows = np.concatenate([np.resize(own[own["image"] == image_id], REPEATS) for image_id in image_ids])
@@ -72,11 +78,12 @@ class ShardSource:
         voxels_BRV = torch.from_numpy(stored).float().view(len(image_ids), REPEATS, -1)
         return voxels_BRV, {name: torch.from_numpy(self._reader.targets(name, image_ids)) for name in targets}
 
-    def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
-        """Return pictures (B, H, W, 3), uint8."""
-        return torch.from_numpy(self._reader.pictures(image_ids))
-
 
 def work(rank: Rank) -> None:
     """Train this rank's share of every global batch."""
+    rank.use_device()
     train(rank.config, rank.world, ShardSource(rank.config, rank.world), rank.events, rank.should_stop)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.train")

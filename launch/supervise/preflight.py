@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 from nd_dist.config import Config, EvaluationConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 
+FEW_ROWS = 4
+"""Rows of a rank below which its messages outweigh its work (docs/training.md, "Many GPUs")."""
+
 if TYPE_CHECKING:
     from launch.plans.plan import LaunchPlan
     from shards.format.index import Index
 
 
-def preflight(command: str, config: Config, ranks: int) -> None:
-    """Raise the error that a command would meet later, if it can be known now.
+def preflight(command: str, config: Config, _ranks: int = 1) -> None:
+    """Raise the error that a command would meet later, if it can be known now; any number of ranks will do.
 
     Raises:
         DataError: NSD, the shards or a target store is missing.
-        ConfigError: packing into a URL, a subject is not in the shards, or the ranks do not divide the batch.
+        ConfigError: packing into a URL, or a subject is not in the shards.
         CheckpointError: there is no trained decoder to evaluate.
     """
     if command == "pack":
@@ -33,34 +36,76 @@ def preflight(command: str, config: Config, ranks: int) -> None:
     index = Index.read(config.shards_dir, config.remote)
     _check_subjects(config, index)
     if command == "train":
-        _check_training(config, index, ranks)
+        _check_training(config, index)
     else:
         _check_evaluation(config, index)
 
 
-def require_starters(plan: LaunchPlan, home: Path) -> None:
-    """Refuse a plan whose starting program is missing, or would stumble over the user's own file.
+def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> list[str]:
+    """Return what is worth knowing of a command that passed ``preflight``: memory, ranks without use, a better way.
 
     Args:
-        plan: What is to be started.
-        home: The user's home folder; DeepSpeed reads ``.deepspeed_env`` there.
+        command: Only `train` has some.
+        config: Its recipe.
+        ranks: Ranks that would be started.
+        is_asked: Count memory also where no GPU is at hand (seconds).
 
     Raises:
-        ConfigError: pdsh or srun is not on PATH, or a line of ``.deepspeed_env`` is not NAME=VALUE.
+        ConfigError: this machine's GPUs are too small.
+    """
+    if command != "train":
+        return []
+    from launch.supervise.memory import gpu_bytes, memory_note, needed_bytes
+    from nd_dist.training.source import stage_request
+    from shards.format.index import Index
+
+    training, notes = config.training, []
+    if config.decoder.heads == "single" and len(training.targets) > 1:
+        notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each by itself")
+    rows = min(stage_request(config, stage, ranks).num_rows for stage in training.stages)
+    if rows < FEW_ROWS * ranks:
+        notes.append(
+            f"{ranks} ranks share the {rows} rows of a step: more time goes into messages than into work. "
+            "--all-targets and --subjects run many trainings on few ranks each; training.rows_per_rank grows the batch"
+        )
+    available = gpu_bytes()
+    if available or is_asked:
+        index = Index.read(config.shards_dir, config.remote)
+        specs = [spec for spec in index.target_specs if spec.name in training.targets]
+        notes.append(memory_note(needed_bytes(config, index.num_voxels, specs, ranks), available, config, ranks))
+    return notes
+
+
+def require_starters(plan: LaunchPlan) -> None:
+    """Refuse a plan whose starting program is missing.
+
+    Raises:
+        ConfigError: pdsh or srun is not on PATH.
     """
     for program, package in (("pdsh", "pdsh"), ("srun", "slurm-client")):
         if program in plan.argv and shutil.which(program) is None:
             raise ConfigError(f"There is no {program} on this machine.", todo=f"apt-get install {package}")
-    own = home / ".deepspeed_env"
-    if plan.hosts and "deepspeed.launcher.runner" in plan.argv and own.is_file():
-        for number, line in enumerate(own.read_text(encoding="utf-8").splitlines(), start=1):
-            if "=" not in line:
-                raise ConfigError(
-                    "DeepSpeed fails on a line of your own environment file.",
-                    where=f"{own}, line {number}",
-                    expected="NAME=VALUE; no comment, no empty line",
-                    found=line or "an empty line",
-                )
+
+
+def require_gpus(where: str, ranks: int, gpus: int) -> None:
+    """Refuse more training ranks on a host than it has GPUs: NCCL does not let two share one.
+
+    Args:
+        where: The host.
+        ranks: Ranks that will run there.
+        gpus: GPUs that it shows; 0 trains on the CPU, with any number of ranks.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    if 0 < gpus < ranks:
+        raise ConfigError(
+            "There are more training ranks than GPUs on a host.",
+            where=where,
+            expected=f"at most {gpus} ranks",
+            found=ranks,
+            todo=f"use --ranks {gpus} (slots={gpus} in a hostfile); two trainings on one GPU are two runs",
+        )
 
 
 def _check_subjects(config: Config, index: Index) -> None:
@@ -86,8 +131,8 @@ def _check_targets(config: Config, index: Index, targets: tuple[str, ...]) -> No
         )
 
 
-def _check_training(config: Config, index: Index, ranks: int) -> None:
-    """Refuse stages without subjects and batches that the ranks do not divide."""
+def _check_training(config: Config, index: Index) -> None:
+    """Refuse stages without subjects, and targets that are not there."""
     from shards.format.codec import stores_of
 
     names = config.training.targets
@@ -100,14 +145,6 @@ def _check_training(config: Config, index: Index, ranks: int) -> None:
             where="data.subjects",
             todo="add subjects, or train stage 2 alone with training.stages=[2]",
         )
-    for stage in config.training.stages:
-        samples = config.training.samples_per_subject[stage - 1]
-        if samples % ranks:
-            raise ConfigError(
-                f"{ranks} ranks do not divide the {samples} samples of a subject in a step of stage {stage}.",
-                where="training.samples_per_subject",
-                todo="choose a multiple of the number of ranks: the global batch must not depend on it",
-            )
 
 
 def _check_teacher(teacher: str, index: Index) -> None:
@@ -161,8 +198,10 @@ def check_metrics(evaluation: EvaluationConfig) -> None:
 
 
 def decoder_dir(config: Config) -> Path:
-    """Return the folder of the decoder that a run evaluates: that of its last stage."""
-    return config.run_dir / "checkpoints" / f"stage{max(config.training.stages)}" / "model"
+    """Return the folder of the decoder that a run evaluates: the last or the best one of its last stage."""
+    from nd_dist.training.records import model_dir, stage_dir
+
+    return model_dir(stage_dir(config.run_dir, max(config.training.stages)), config.evaluation.checkpoint)
 
 
 def _check_decoder(config: Config) -> None:
@@ -170,7 +209,7 @@ def _check_decoder(config: Config) -> None:
     folder = decoder_dir(config)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"There is no decoder of stage {max(config.training.stages)} in the run.",
+            f"There is no {config.evaluation.checkpoint} decoder of stage {max(config.training.stages)} in the run.",
             where=str(folder),
             todo="run `nd train` with the same recipe and run_dir=, or set evaluation.embeddings=ground_truth",
         )

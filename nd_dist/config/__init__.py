@@ -53,6 +53,12 @@ class Config(Section):
     """Stable Diffusion: a folder in Hugging Face layout, or a name in the local Hugging Face cache."""
     guidance_model: str = "openai/clip-vit-base-patch32"
     """The guidance CLIP: a folder in Hugging Face layout, or a name in the local Hugging Face cache."""
+    tf32: bool = True
+    """On GPUs that have it, float32 networks multiply in TF32 (10 bits of mantissa, several times faster), matrix
+    products and convolutions alike; false: in float32."""
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits in every run (docs/gpu.md says what that buys and costs);
+    a CPU always does."""
     phantom: PhantomConfig = PhantomConfig()
     data: DataConfig = DataConfig()
     frozen: FrozenConfig = FrozenConfig()

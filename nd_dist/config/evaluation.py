@@ -67,6 +67,8 @@ class EvaluationConfig(Section):
     """Reconstructions of an image."""
     embeddings: Literal["decoded", "ground_truth"] = "decoded"
     """Targets from the decoder, or the pictures' own (the ceiling)."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The model at the end of the training (as published), or the one with the lowest validation loss."""
     baseline: bool = True
     """Also reconstruct without guidance (kappa 0), for comparison."""
     controls: bool = False
@@ -86,7 +88,7 @@ class EvaluationConfig(Section):
     image_groups: Path | None = None
     """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
     batch_size: Positive = 4
-    """Images in one work unit (all repeats of an image ride together)."""
+    """Images in one work unit; on a GPU they ride in one forward batch, with all repeats."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of the test images for the intervals."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +42,13 @@ class DecoderConfig(Section):
     """Probability to replace condition or target by the learned null embedding."""
 
 
+class OwnSchedule(Section):
+    """What a training of one target has of its own, for stage 1 and stage 2; none: what all have."""
+
+    steps: tuple[Positive, Positive] | None = None
+    samples_per_subject: tuple[Positive, Positive] | None = None
+
+
 class TrainingConfig(Section):
     """Two stages of training with DeepSpeed."""
 
@@ -55,7 +63,14 @@ class TrainingConfig(Section):
     steps: tuple[Positive, Positive] = (107_100, 107_100)
     """Optimizer steps of stage 1 and stage 2."""
     samples_per_subject: tuple[Positive, Positive] = (6, 42)
-    """Trials of each subject in a global step, in stage 1 and stage 2; must be a multiple of the number of ranks."""
+    """Trials of each subject in a global step, in stage 1 and stage 2; ranks share them whatever their number."""
+    per_target: dict[str, OwnSchedule] = Field(default_factory=dict)
+    """Steps and samples of a training that has this one target, e.g. {z: {steps: [53550, 53550]}}; naming
+    `training.steps` or `training.samples_per_subject` on the command line sets them for every target."""
+    rows_per_rank: Positive | None = None
+    """Rows of a step on one rank, instead of a batch that does not depend on the ranks: every subject gives as many
+    trials as that needs. Where the batch so becomes k times what `samples_per_subject` says, the learning rate is
+    multiplied by the square root of k, and the steps are divided by k."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak of the one-cycle schedule, which counts global steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -74,10 +89,15 @@ class TrainingConfig(Section):
     dtype: Dtype = "float32"
     """Training precision."""
     heldout_fraction: Fraction = 0.0
-    """Share of the training images that is not trained on, by image, the same in every run: a sweep chooses its
-    guidance point there."""
+    """Share of the training images that is not trained on, by image, the same in every run: validation looks at them,
+    and a sweep chooses its guidance point there."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage; half precision needs 1 or more."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of DeepSpeed by its own names, e.g. {zero_optimization: {overlap_comm: true}}; what follows
+    from this section (batch, ZeRO stage, precision, clipping, optimizer, schedule) is refused here."""
+    compile: bool = False
+    """Run prior, projector and upsampler through torch.compile: minutes at the start, fewer kernels on a GPU."""
     prior_weight: Annotated[float, Field(ge=0)] = 30.0
     """Weight of the prior's MSE."""
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -88,12 +108,15 @@ class TrainingConfig(Section):
     """MixCo's permutation offsets and target diagonal: repaired, or as released."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
+    checkpoint_every_s: Count = 0
+    """Seconds after which a checkpoint is due as well; 0 counts steps only."""
     keep_checkpoints: Positive = 2
     """Checkpoints kept per stage."""
     validate_every: Positive = 1000
     """Steps between validations."""
     validation_images: Positive = 300
-    """Test images that a validation looks at (each with all its repeats), lowest ids first."""
+    """Images that a validation looks at (each with three repeats), lowest ids first: held-out training images where
+    there are some (`heldout_fraction`), else test images as published."""
     early_stop: Count = 0
     """Validations without a lower loss after which a stage ends; 0 is off, as published."""
     shard_layers: bool = True
@@ -101,6 +124,8 @@ class TrainingConfig(Section):
     that their gradients are never sent; false gives every parameter to DeepSpeed."""
     teacher: str | None = None
     """Folder of the ConvNeXt teacher of z's contrastive term; none leaves the term out."""
+    latent_negatives: Positive = 14
+    """Samples among which z's contrastive term looks for its image (as published: one GPU's share of a step)."""
     monitors: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()
     """Where DeepSpeed's monitor sends the curves besides the event files."""
     profile: bool = False
@@ -112,8 +137,60 @@ class TrainingConfig(Section):
     int8_targets: bool = False
     """Read the targets' int8 stores (`data.int8_targets`): half the bytes, about 1 % relative error."""
 
+    def schedule(self, stage: int) -> tuple[int, int]:
+        """Return optimizer steps and samples per subject of a stage."""
+        own = self.per_target.get(self.targets[0], OwnSchedule()) if len(self.targets) == 1 else OwnSchedule()
+        steps, samples = own.steps or self.steps, own.samples_per_subject or self.samples_per_subject
+        return steps[stage - 1], samples[stage - 1]
+
+    @model_validator(mode="after")
+    def _trains_rightly(self) -> TrainingConfig:
+        # without ZeRO, DeepSpeed's half precision makes a dummy AdamW step at the start
+        if self.zero_stage == 0 and self.dtype != "float32":
+            raise ValueError(f"zero_stage 0 trains in float32 only, not in {self.dtype}: set training.zero_stage=1")
+        if self.zero_stage == 3 and self.compile:
+            raise ValueError("training.compile needs whole weights: set training.zero_stage to 2 or less")
+        if refused := _refused(self.deepspeed):
+            raise ValueError(f"training.deepspeed: {refused}")
+        return self
+
     @model_validator(mode="after")
     def _known_targets(self) -> TrainingConfig:
-        if unknown := [name for name in self.targets if name not in TARGETS]:
+        if unknown := [name for name in (*self.targets, *self.per_target) if name not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {list(TARGETS)}")
         return self
+
+
+_OWN: Mapping[str, str] = {
+    "train_batch_size": "samples_per_subject",
+    "train_micro_batch_size_per_gpu": "samples_per_subject",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "gradient_clipping": "gradient_clip",
+    "optimizer": "learning_rate, weight_decay",
+    "scheduler": "warmup_fraction, cycle_momentum",
+    "zero_optimization.stage": "zero_stage",
+    "bf16.enabled": "dtype",
+    "bf16.check_grad_overflow": "dtype",
+    "fp16.enabled": "dtype",
+    "torch_autocast": "dtype",
+    "tensorboard": "monitors",
+    "csv_monitor": "monitors",
+    "wandb": "monitors",
+}
+"""Settings of DeepSpeed that follow from others: what to set instead, in the section `training`."""
+_PASSED = {
+    "zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor", "flops_profiler", "comms_logger", "aio", "wall_clock_breakdown", "memory_breakdown",
+    "dump_state", "steps_per_print",
+}  # fmt: skip
+
+
+def _refused(settings: Mapping[str, Any]) -> str:
+    """Return what is wrong with settings for DeepSpeed; DeepSpeed itself checks the values."""
+    inner = {f"{key}.{name}" for key, value in settings.items() if isinstance(value, Mapping) for name in value}
+    for key in sorted({*settings, *inner}):
+        if key in _OWN:
+            return f"{key} follows from training.{_OWN[key]}"
+        if "." not in key and key not in _PASSED:
+            return f"{key} is not passed on; known: {', '.join(sorted(_PASSED))}"
+    return ""

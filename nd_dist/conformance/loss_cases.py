@@ -16,10 +16,8 @@ from nd_dist.config import TrainingConfig
 from nd_dist.conformance.rows import DOUBLE, SINGLE, Case, Row, compare, isolated
 from nd_dist.metrics.identification import correlation_matrix
 from nd_dist.metrics.retrieval import cosine_matrix, image_hits
-from nd_dist.models.draws import Draws
 from nd_dist.training.objective import losses
-from nd_dist.training.objective.mixco import BETA, mix_voxels
-from nd_dist.training.ranks import identity
+from nd_dist.training.objective.mixco import BETA, mix_of, mixed
 from nd_dist.training.schedule import MIXCO_TEMPERATURE, OneCycle, softclip_temperature
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -87,36 +85,18 @@ def _check_contrastive(case: Case) -> Iterator[Row]:
         )
 
 
-class _RecordedDraws(Draws):
-    """Uniform numbers that make ``mix_voxels`` choose given partners, shares and rows."""
-
-    def __init__(self, partner_N: npt.NDArray[np.int64], share_N: npt.NDArray[np.floating], select_N: object) -> None:
-        super().__init__(0, 0, torch.arange(len(partner_N)))
-        place_N = np.empty(len(partner_N))
-        place_N[partner_N] = np.arange(len(partner_N))
-        self._uniforms = {
-            "mixco/partner": place_N / len(partner_N),
-            "mixco/share": betainc(BETA, BETA, np.asarray(share_N, dtype=np.float64)),
-            "mixco/select": np.where(np.asarray(select_N), 0.25, 0.75),
-        }
-
-    def for_samples(self, sample_id_B: torch.Tensor) -> Draws:
-        """Return these draws: the case has one subject."""
-        return self
-
-    def uniform_double(self, purpose: str) -> torch.Tensor:
-        """Return the recorded numbers of a purpose."""
-        return torch.from_numpy(self._uniforms[purpose])
-
-
 def _check_mixing(case: Case) -> Iterator[Row]:
+    """Yield what is mixed of recorded partners, shares and choices, given as random numbers that stand for them."""
     for prefix, betas in (("mixco_", "mixco_betas_in"), ("mixco_rng_", "mixco_rng_betas")):
         if not case.has(*(f"{prefix}{name}" for name in ("vox_in", "vox_out", "perm", "select")), betas):
             continue
-        voxels = case.tensor(f"{prefix}vox_in", torch.float64).squeeze(1)
-        draws = _RecordedDraws(case[f"{prefix}perm"], case[betas], case[f"{prefix}select"])
-        mix = mix_voxels({1: voxels}, draws, torch.arange(len(voxels)), identity, is_released=True)
-        yield compare(case.file, f"{prefix}vox_out", mix.voxels[1], case[f"{prefix}vox_out"].squeeze(1), DOUBLE)
+        voxels, partner_N = case.tensor(f"{prefix}vox_in", torch.float64).squeeze(1), case[f"{prefix}perm"]
+        place_N = np.empty(len(partner_N))
+        place_N[partner_N] = np.arange(len(partner_N)) / len(partner_N)
+        share_N = betainc(BETA, BETA, np.asarray(case[betas], dtype=np.float64))
+        select_N = np.where(np.asarray(case[f"{prefix}select"]), 0.25, 0.75)
+        mix = mix_of(np.stack([place_N, share_N, select_N]), [len(partner_N)], is_released=True)
+        yield compare(case.file, f"{prefix}vox_out", mixed(voxels, mix), case[f"{prefix}vox_out"].squeeze(1), DOUBLE)
         shares = f"{prefix}betas_out" if f"{prefix}betas_out" in case else betas
         yield compare(case.file, shares, mix.weight_N, case[shares], DOUBLE)
 
@@ -142,7 +122,8 @@ def _check_student(case: Case) -> Iterator[Row]:
 def _check_latent_error(case: Case) -> Iterator[Row]:
     if case.has("z_l1", "z_pred", "z_target"):
         # the stored error is that of scaled latents
-        ours = losses.latent_l1(case.tensor("z_pred"), case.tensor("z_target")) * losses.LATENT_SCALE
+        predicted, target = case.tensor("z_pred"), case.tensor("z_target")
+        ours = losses.latent_error(predicted, target, losses.LATENT_SCALE / target.numel())
         yield compare(case.file, "z_l1", ours, case["z_l1"], DOUBLE)
 
 

@@ -107,24 +107,31 @@ def attention_mask(received_BN: torch.Tensor, height: int, width: int) -> torch.
     return F.interpolate(attended, (height, width), mode="nearest") > 0.5
 
 
-def blur(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return latents blurred by a 9x9 Gaussian of sigma 1, reflected at the borders."""
+def blur_window(channels: int) -> torch.Tensor:
+    """Return the weights of ``blur`` (channels, 1, 9, 9): a Gaussian of sigma 1."""
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / BLUR_SIGMA) ** 2)
     kernel = kernel / kernel.sum()
-    channels = x_BCHW.shape[1]
-    window = torch.outer(kernel, kernel).to(x_BCHW).expand(channels, 1, -1, -1)
+    return torch.outer(kernel, kernel).expand(channels, 1, -1, -1)
+
+
+def blur(x_BCHW: torch.Tensor, window_C1HW: torch.Tensor) -> torch.Tensor:
+    """Return latents blurred by a window, reflected at the borders."""
     padded = F.pad(x_BCHW, (BLUR_RADIUS,) * 4, mode="reflect")
-    return F.conv2d(padded, window, groups=channels)
+    return F.conv2d(padded, window_C1HW, groups=x_BCHW.shape[1])
 
 
 def degrade(
-    x_BCHW: torch.Tensor, eps_BCHW: torch.Tensor, received_BN: torch.Tensor, alpha_cumprod: float
+    x_BCHW: torch.Tensor,
+    eps_BCHW: torch.Tensor,
+    received_BN: torch.Tensor,
+    alpha_cumprod: float,
+    window_C1HW: torch.Tensor,
 ) -> torch.Tensor:
     """Return latents whose clean estimate is blurred where the UNet attends, noised again with the same eps."""
     signal, noise = signal_and_noise(alpha_cumprod)
     clean = (x_BCHW - noise * eps_BCHW) / signal
     mask = attention_mask(received_BN, x_BCHW.shape[2], x_BCHW.shape[3])
-    blurred = torch.where(mask, blur(clean), clean)
+    blurred = torch.where(mask, blur(clean, window_C1HW), clean)
     degraded: torch.Tensor = alpha_cumprod**0.5 * blurred + (1.0 - alpha_cumprod) ** 0.5 * eps_BCHW
     return degraded

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from nd_dist.chunks import AdaptiveChunks
 from nd_dist.config import SamplerConfig
-from nd_dist.diffusion.attention_guidance import AttentionReader, degrade
-from nd_dist.diffusion.chunks import AdaptiveChunks
+from nd_dist.diffusion.attention_guidance import AttentionReader, blur_window, degrade
 from nd_dist.diffusion.guidance import Guidance, ImageEstimate
 from nd_dist.diffusion.schedule import Prediction, Step, signal_and_noise
 from nd_dist.frozen.stable_diffusion import StableDiffusion
@@ -100,11 +100,16 @@ class Denoiser:
         self._sd, self._forward, self._guidance = networks.differentiable, networks.forward, networks.guidance
         self._prediction = prediction
         self._config, self._vae_chunks = config, vae_chunks
+        # constants lie on the device from the start: the host would wait for the GPU whenever it sent one
+        sd = self._sd
+        self._timesteps = torch.arange(int(sd.scheduler_config.get("num_train_timesteps", 1000)), device=sd.device)
+        wide = torch.promote_types(sd.dtype, torch.float32)
+        self._window = blur_window(sd.latent_shape[0]).to(sd.device, wide)
 
     def eps(self, x_BCHW: torch.Tensor, step: Step, tokens_BLD: torch.Tensor) -> torch.Tensor:
         """Return the UNet's prediction as noise, in the dtype of x."""
         dtype = self._sd.dtype
-        timestep = torch.tensor(step.timestep, device=x_BCHW.device)
+        timestep = self._timesteps[step.timestep]
         unet = self._sd.unet if torch.is_grad_enabled() else self._forward.unet
         output = unet(x_BCHW.to(dtype), timestep, encoder_hidden_states=tokens_BLD.to(dtype)).sample
         output = output.to(x_BCHW.dtype)
@@ -138,7 +143,7 @@ class Denoiser:
             received = reader.received_BN[:num] if reader else None
         eps = eps_u + self._config.cfg_scale * (eps_c - eps_u)
         if received is not None:
-            degraded = degrade(x_BCHW, eps_u, received, step.alpha_cumprod)
+            degraded = degrade(x_BCHW, eps_u, received, step.alpha_cumprod, self._window)
             eps = eps + self._config.sag_scale * (eps_u - self.eps(degraded, step, conditions.empty_BLD))
         return NoisePrediction(eps, gradient, loss)
 

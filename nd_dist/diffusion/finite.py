@@ -58,6 +58,8 @@ class SampleFailure:
 class FiniteGuard:
     """Looks for NaN and infinity in every row of a batch; a row that failed is set to zero and remembered.
 
+    What is found on a GPU stays there until ``settle`` reads it: the host does not wait in every step.
+
     Args:
         requests: The reconstructions, one per row.
         policy: ``stop`` raises at the first failure; ``report`` goes on, rows do not touch each other.
@@ -66,6 +68,7 @@ class FiniteGuard:
     def __init__(self, requests: Sequence[NoiseRequest], policy: Policy) -> None:
         self._requests, self._policy = requests, policy
         self._failures: dict[int, SampleFailure] = {}
+        self._unread: list[tuple[str, int, torch.Tensor]] = []
 
     @property
     def failures(self) -> tuple[SampleFailure, ...]:
@@ -76,17 +79,32 @@ class FiniteGuard:
         """Return ``values`` (B, ...) with failed rows set to zero.
 
         Raises:
-            NonFiniteSample: the policy is to stop, and a row is not finite.
+            NonFiniteSample: the policy is to stop, and a row on the CPU is not finite.
         """
         finite_B = torch.isfinite(values).flatten(1).all(dim=1)
-        if bool(finite_B.all()):
-            return values
-        for row in (~finite_B).nonzero().flatten().tolist():
-            failure = SampleFailure(row, self._requests[row], what, timestep)
-            if self._policy == "stop":
-                raise failure.error()
-            self._failures.setdefault(row, failure)
-        return torch.where(finite_B.view(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values))
+        self._unread.append((what, timestep, finite_B))
+        if values.device.type == "cpu":
+            self.settle()
+            if bool(finite_B.all()):
+                return values
+        return values.masked_fill(~finite_B.view(-1, *[1] * (values.ndim - 1)), 0.0)
+
+    def settle(self) -> None:
+        """Read what was found since the last time.
+
+        Raises:
+            NonFiniteSample: the policy is to stop, and a row is not finite.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        finite_KB = torch.stack([finite_B for _, _, finite_B in unread]).cpu()
+        for (what, timestep, _), finite_B in zip(unread, finite_KB, strict=True):
+            for row in (~finite_B).nonzero().flatten().tolist():
+                failure = SampleFailure(row, self._requests[row], what, timestep)
+                if self._policy == "stop":
+                    raise failure.error()
+                self._failures.setdefault(row, failure)
 
     def check_all(self, tensors: Mapping[str, torch.Tensor], prefix: str = "target ") -> dict[str, torch.Tensor]:
         """Return named tensors, each checked as ``check`` does."""

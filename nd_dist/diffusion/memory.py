@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nd_dist.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, CudaMeter, MemoryMeter, cpu_rows
 from nd_dist.config import SamplerConfig
-from nd_dist.diffusion.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, CudaMeter, MemoryMeter, cpu_rows
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 
 
@@ -45,14 +45,13 @@ def plan_chunks(sd: StableDiffusion, config: SamplerConfig, meter: MemoryMeter |
     unet_rows = vae_rows = config.max_rows
     if meter is None:
         unet_layer = sd.latent_shape[1] ** 2 * int(sd.unet.config.block_out_channels[0])
-        vae_layer = sd.picture_size**2 * max(sd.vae.config.block_out_channels[:2])
         unet_rows = _at_most(config.max_rows, cpu_rows(unet_layer, CPU_UNET_BYTES))
-        vae_rows = _at_most(config.max_rows, cpu_rows(vae_layer, CPU_VAE_BYTES))
+        vae_rows = _at_most(config.max_rows, cpu_rows(sd.vae_layer, CPU_VAE_BYTES))
     return SamplerChunks(
         guided=AdaptiveChunks("a guided step", unet_rows, meter, sd.save_memory),
         unguided=AdaptiveChunks("a step of the UNet", unet_rows, meter),
-        vae=AdaptiveChunks("the VAE's gradient", vae_rows, meter),
-        decode=AdaptiveChunks("the VAE's decoder", vae_rows, meter),
+        vae=AdaptiveChunks("the VAE's gradient", vae_rows, meter, most=sd.most_vae_rows),
+        decode=AdaptiveChunks("the VAE's decoder", vae_rows, meter, most=sd.most_vae_rows),
     )
 
 

@@ -5,7 +5,7 @@
 What one step predicts is in ``denoiser``. Every row is a unit of its own: its noise comes from its own seed and its
 loss is its own, so a result depends on the batch by float rounding only. Rounding can be visible: where a value lies
 within it of one of the method's thresholds (SAG's attention mask, the clamp of the guidance's pixels), another batch
-may fall on the other side and move that one picture by some 1e-4 to 1e-2. Equal batches give equal bits.
+may fall on the other side and move that one picture by some 1e-4 to 1e-2. On a CPU equal batches give equal bits.
 Shape suffixes: B batch, T steps, G guided steps, L tokens, D width, C channels, H height, W width.
 """
 
@@ -125,15 +125,17 @@ class GuidedSampler:
         noise = self._draw(requests) if options.noise_BCHW is None else options.noise_BCHW
         x = self.start(guard.check(f"target {INITIAL}", self._place(z_BCHW)), self._place(noise), plan)
         x = x if latents is None else self._place(latents)
+        guard.settle()
         losses: list[torch.Tensor] = []
         pictures: list[torch.Tensor] = []
         has_sag = self._config.sag_scale > 0
         with reading_attention(self._sd.unet, self._reader) if has_sag else nullcontext() as reader:
             for step in steps:
                 x, record = self._step(x, step, conditions, kappa, reader, guard)
-                losses += [record.loss_B.cpu()] if step.is_guided else []
+                losses += [record.loss_B] if step.is_guided else []
                 pictures += [self.decode(x)] if options.intermediates else []
                 options.observe(record)
+        guard.settle()
         return self._result(x, losses, pictures, guard)
 
     @staticmethod
@@ -197,7 +199,7 @@ class GuidedSampler:
         return SampleResult(
             images_BCHW=images,
             latents_BCHW=x.cpu(),
-            losses_GB=torch.stack(losses) if losses else x.new_zeros((0, len(x))).cpu(),
+            losses_GB=torch.stack(losses).cpu() if losses else torch.zeros((0, len(x)), dtype=x.dtype),
             intermediates_TBCHW=torch.stack(pictures) if pictures else images.new_zeros((0, *images.shape)),
             failures=guard.failures,
         )

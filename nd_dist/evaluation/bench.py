@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from nd_dist.errors import Requeue
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Bundle, Point, image_name
 from nd_dist.evaluation.reconstruction.controls import ShuffledTargets, shuffled_images
@@ -26,13 +25,11 @@ class Bench:
     Args:
         job: What is evaluated.
         prints: Fingerprints agreed on by all ranks.
-        should_stop: Asked between images.
         costs: Cost class -> seconds per step, once measured.
     """
 
     job: Job
     prints: Fingerprints
-    should_stop: Callable[[], bool]
     costs: Mapping[str, StepCost] = field(default_factory=dict)
     _seen: set[tuple[Path, str]] = field(default_factory=set)
 
@@ -93,11 +90,6 @@ class Bench:
             for point in bundle.points
             if not self.has(layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
         ]
-
-    def check_stop(self) -> None:
-        """Leave if the rank was asked to."""
-        if self.should_stop():
-            raise Requeue("The evaluation was asked to stop; finished images are kept.", todo="start it again")
 
     def score_folders(self, point: Point, subject: int) -> list[Path]:
         """Return where the scores of a point and subject lie: of its pictures, of retrieval where it is decoded."""

@@ -25,7 +25,7 @@ from nd_dist.evaluation.points.units import Point, subject_name
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
 from nd_dist.fanout.results import publish, write_png, write_staged
-from nd_dist.fanout.tasks import Task
+from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json, sha256_file
 from nd_dist.picture_sets import PictureSet, open_pictures, read_array
 from nd_dist.pixels import to_uint8
@@ -137,7 +137,7 @@ class JudgesAlone(ModelFolders):
 
     given: GivenPictures | None = None
 
-    def identity(self, config: Config) -> dict[str, str]:
+    def identity(self, config: Config) -> dict[str, str | bool]:
         """Return what stands for the networks that made the pictures: their hash."""
         return {"given pictures": self.given.made_id if self.given else ""}
 
@@ -186,10 +186,11 @@ def _store_task(bench: Bench, source: GivenPictures, number: int, image_ids: Seq
     def is_done() -> bool:
         return all(bench.has(folder, fingerprint) for folder, fingerprint, _, _ in wanted)
 
-    def work() -> None:
+    def work() -> Steps:
         for folder, fingerprint, pictures, image in wanted:
             if not bench.has(folder, fingerprint):
                 _store(folder, fingerprint, pictures, image, is_original=pictures is source.originals)
+            yield
 
     return Task(f"given_{number:05d}", is_done, work)
 
@@ -214,10 +215,11 @@ def _retrieval_task(bench: Bench, source: GivenPictures) -> Task:
     job, (subject,) = bench.job, bench.job.subjects
     folder, fingerprint = job.layout.retrieval(THE_POINT, subject), bench.prints.score(THE_POINT, subject)
 
-    def work() -> None:
+    def work() -> Steps:
         brain, image = (GivenFeatures(read_array(path)) for path in source.features)
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(brain, image, "given features", ids, bench.statistics)
+        yield
         facts = {"metrics": metrics, "image_ids": list(ids)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 

@@ -93,6 +93,6 @@ def _scores(
     )
     judges = {name: _score_of(name) for name in judged.judges if name in METRICS}
     summed = num_repeats if protocol.repeats == "mean_of_scores" else 1
-    scored = scored_arrays(score_images(judged, judges, protocol), summed, protocol.distractors, statistics)
+    scored = scored_arrays(dict(score_images(judged, judges, protocol)), summed, protocol.distractors, statistics)
     arrays = {key: array.numpy() for key, array in kept_arrays(scored).items()}
     return Scores({name: item.as_json() for name, item in scored.items()}, tuple(image_ids), arrays)

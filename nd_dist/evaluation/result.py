@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nd_dist.device import platform_facts
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Point, recipe_point
+from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
 from nd_dist.evaluation.scoring.comparisons import Key, averages, comparisons
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import OUTDATED, has_result, read_record
-from nd_dist.fanout.tasks import Task
+from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json, read_json, write_json
 from nd_dist.metrics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
@@ -30,7 +32,12 @@ Entry = dict[str, Any]  # Any: JSON
 
 def metrics_task(bench: Bench) -> Task:
     """Return the last task: write metrics.json."""
-    return Task("metrics", lambda: _is_complete(bench), lambda: write_metrics(bench))
+
+    def work() -> Steps:
+        write_metrics(bench)
+        yield
+
+    return Task("metrics", lambda: _is_complete(bench), work)
 
 
 def _is_complete(bench: Bench) -> bool:
@@ -190,10 +197,11 @@ def _provenance(bench: Bench) -> dict[str, Any]:
     decoded = [job.layout.decoded(point, subject) for point in job.decodings() for subject in job.subjects]
     return provenance(
         job.config,
+        computed_on=platform_facts(job.networks.device),
         shards=prints.settings["shards"],
         networks=prints.settings["networks"],
         decoding=prints.settings["decoding"],
         judges=prints.judging["judges"],
         bootstrap=prints.statistics["bootstrap"],
-        decoded_images={folder.name: len(read_record(folder)["image_ids"]) for folder in decoded},
+        decoded_images={folder.name: len(read_record(folder / STATISTICS_FOLDER)["image_ids"]) for folder in decoded},
     )

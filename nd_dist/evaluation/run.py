@@ -1,6 +1,6 @@
 """One rank of an evaluation: claim, reconstruct, judge, score, until everything has a result, whoever made it.
 
-    decode -> originals -> reconstruct and judge -> score -> metrics.json
+    decode -> statistics -> originals -> reconstruct and judge -> score -> metrics.json
 
 Each arrow is a wait for *results on disk*, never for a rank: when a rank dies its claims go stale, the others finish
 them, and no collective call is left to hang in. MPI is used once, at the start, to agree on the job.
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
+from nd_dist.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
 from nd_dist.evaluation.given import given_tasks
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
@@ -30,7 +32,6 @@ from nd_dist.evaluation.result import metrics_task, settle_metrics
 from nd_dist.evaluation.stages import (
     bundle_tasks,
     calibration_tasks,
-    decode_tasks,
     measured_costs,
     nearest_tasks,
     original_tasks,
@@ -42,7 +43,6 @@ from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.results import claim_folder, remove_leftovers
 from nd_dist.fanout.tasks import Tally, Task, Watch, work_off
 from nd_dist.files import read_json, write_json
-from nd_dist.provenance import device_name
 
 ROLL_CALL_S = 10.0
 SAY_S = 30.0
@@ -61,7 +61,7 @@ def evaluate(job: Job, comm: Comm, events: EventLog, should_stop: Callable[[], b
         job: What to evaluate.
         comm: The ranks; used once, at the start.
         events: This rank's event file.
-        should_stop: Asked between images; the rank then leaves with ``Requeue``, and what is finished stays.
+        should_stop: Asked after every step of work; the rank then leaves with ``Requeue``, and what is finished stays.
 
     Raises:
         Requeue: ``should_stop`` said so.
@@ -195,7 +195,7 @@ class Worker:
         comm: Rank and size; no collective call is made.
         events: This rank's event file.
         launch: Id that all ranks of the launch share.
-        should_stop: Asked between images.
+        should_stop: Asked after every step of work.
         tallies: Phase -> what this rank did.
         costs: Cost class -> seconds per step, once measured.
     """
@@ -206,12 +206,11 @@ class Worker:
     should_stop: Callable[[], bool]
     tallies: dict[str, Tally] = field(default_factory=dict)
     costs: dict[str, StepCost] = field(default_factory=dict)
-    _pool: LeasePool | None = field(default=None, init=False)
     _said_at: float = field(default=0.0, init=False)
 
     def evaluate(self, job: Job, prints: Fingerprints) -> dict[str, Any]:
         """Go through all phases of a job and return the content of its metrics.json."""
-        bench = Bench(job, prints, self._asked)
+        bench = Bench(job, prints)
         self._prepare(bench)
         bench.costs = self.costs
         self._phase(bench, "reconstruct", bundle_tasks(bench))
@@ -222,7 +221,7 @@ class Worker:
 
     def estimate(self, jobs: Sequence[tuple[Job, Fingerprints]]) -> None:
         """Measure a few units of the first job, and say what everything that is left costs."""
-        benches = [Bench(job, prints, self._asked) for job, prints in jobs]
+        benches = [Bench(job, prints) for job, prints in jobs]
         first = benches[0]
         self._prepare(first)
         self._phase(first, "calibrate", calibration_tasks(first))
@@ -239,6 +238,7 @@ class Worker:
     def _prepare(self, bench: Bench) -> None:
         """Decode, and store the pictures that were seen: what reconstructions need first."""
         self._phase(bench, "decode", decode_tasks(bench))
+        self._phase(bench, "statistics", statistics_tasks(bench))
         self._phase(bench, "nearest", nearest_tasks(bench))
         self._phase(bench, "given", given_tasks(bench))
         self._phase(bench, "originals", original_tasks(bench))
@@ -249,10 +249,10 @@ class Worker:
         label = f"{SELECTION}: {name}" if job.split == "train" else name
         limit_s = job.config.launch.silence_s
         pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s, limit_s)
-        self._pool = pool
         report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
         began = partial(self._began, label)
-        watch = Watch(self.should_stop, report, partial(self._took_over, label), began)
+        goes_on = partial(self._goes_on, min(SAY_S, limit_s / 4))
+        watch = Watch(self.should_stop, goes_on, report, partial(self._took_over, label), began)
         try:
             tally = work_off(tasks, pool, self.comm.rank * len(tasks) // self.comm.size, watch)
         except Requeue:
@@ -262,14 +262,11 @@ class Worker:
             pool.close()
         self.tallies.setdefault(label, Tally()).add(tally)
 
-    def _asked(self) -> bool:
-        """Return whether to stop; asked between images, it also says that the unit goes on, however long it takes."""
-        if self._pool is not None:
-            self._pool.note_progress()
-        if time.monotonic() - self._said_at > SAY_S:
+    def _goes_on(self, every_s: float) -> None:
+        """Say now and then that the unit goes on, however long it takes."""
+        if time.monotonic() - self._said_at > every_s:
             self._said_at = time.monotonic()
             self.events.write("unit_goes_on")
-        return self.should_stop()
 
     def _progress(self, label: str, done: int, total: int, left_s: float | None) -> None:
         self.events.progress(label, done, total, **({} if left_s is None else {"left_s": round(left_s, 1)}))
@@ -288,7 +285,7 @@ class Worker:
             for name, tally in self.tallies.items()
         }
         identity = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        identity["device"] = device_name(job.networks.device)
+        identity["device"] = platform_facts(job.networks.device)["device"]
         write_json(self._rank_file(job, self.comm.rank), {**identity, "work": work})
         self.events.write("evaluation_done", work=work)
         if self.comm.rank:

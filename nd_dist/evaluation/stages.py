@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
 
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.layout import ARRAYS
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points, image_name, subject_name
 from nd_dist.evaluation.reconstruction.controls import nearest_images
 from nd_dist.evaluation.reconstruction.costs import StepCount, cost_class, unit_steps
-from nd_dist.evaluation.reconstruction.decode import (
-    DecodeSettings,
-    StoredTargets,
-    TrueTargets,
-    decode_subject,
-    decoder_predict,
+from nd_dist.evaluation.reconstruction.decode import StoredTargets, TrueTargets
+from nd_dist.evaluation.reconstruction.reconstruct import (
+    Reconstruction,
+    Result,
+    copy_picture,
+    reconstruct,
+    store_original,
 )
-from nd_dist.evaluation.reconstruction.reconstruct import Result, copy_picture, reconstruct_image, store_original
 from nd_dist.evaluation.scoring.groups import group_metrics
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
 from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
-from nd_dist.fanout.tasks import Task
+from nd_dist.fanout.tasks import Steps, Task, Work
 from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
-CALIBRATION_IMAGES = 2  # the first warms up; the last is timed
-
-
-def decode_tasks(bench: Bench) -> list[Task]:
-    """Return one task per subject and way of decoding: predict its targets."""
-    job = bench.job
-    return [_decode_task(bench, point, subject) for point in job.decodings() for subject in job.subjects]
-
-
-def _decode_task(bench: Bench, point: Point, subject: int) -> Task:
-    job, fingerprint = bench.job, bench.prints.decoded(point, subject)
-    folder = job.layout.decoded(point, subject)
-
-    def write(staging: Path) -> None:
-        predict = decoder_predict(job.decoder_dir, subject)
-        config = job.config_at(point)
-        evaluation = config.evaluation
-        settings = DecodeSettings(job.z_calibration(point), config.seed, evaluation.two_repeats, evaluation.calibrated)
-        decode_subject(staging, predict, job.source, subject, job.split_images(subject), settings)
-
-    def work() -> None:
-        publish(folder, fingerprint, {"image_ids": job.split_images(subject)}, write)
-
-    return Task(f"decode_{folder.name}", lambda: bench.has(folder, fingerprint), work)
+CALIBRATION_BATCHES = 2  # the first warms up; the last is timed
 
 
 def nearest_tasks(bench: Bench) -> list[Task]:
@@ -63,12 +44,13 @@ def nearest_tasks(bench: Bench) -> list[Task]:
 def _nearest_task(bench: Bench, point: Point, subject: int) -> Task:
     job, folder, fingerprint = bench.job, bench.job.layout.nearest(subject), bench.prints.pictures(point, subject)
 
-    def work() -> None:
-        predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
-        predicted_or_true = predicted if job.is_decoded(point) else TrueTargets(job.source)
-        name = _compared_target(bench, point, subject)
-        candidates = job.source.images(subject, "train")
-        found = nearest_images(predicted_or_true, TrueTargets(job.source), name, job.images(subject), candidates)
+    def work() -> Steps:
+        compared, name = bench.targets(point, subject), _compared_target(bench, point, subject)
+        ids, candidates = job.images(subject), job.source.images(subject, "train")
+        found: dict[int, int] = {}
+        for nearest in nearest_images(compared, TrueTargets(job.source), name, ids, candidates):
+            found = nearest
+            yield
         facts = {"target": name, "nearest": {str(image_id): chosen for image_id, chosen in found.items()}}
         publish(folder, fingerprint, facts, lambda staging: None)
 
@@ -89,48 +71,47 @@ def _original_task(bench: Bench, index: int, image_ids: Sequence[int]) -> Task:
     def is_done() -> bool:
         return all(bench.has(judged / image_name(image_id), prints.judged_originals) for image_id in image_ids)
 
-    def work() -> None:
-        verdicts = []
+    def verdicts() -> Iterator[Verdict]:
         for image_id in image_ids:
             original, folder = job.layout.original_of(image_id), judged / image_name(image_id)
             if not bench.has(original, prints.originals):
                 store_original(original, prints.originals, job.source, image_id)
             if not bench.has(folder, prints.judged_originals):
-                verdicts.append(Verdict(folder, prints.judged_originals, original))
-        judge_all(verdicts, job.protocol, Judges(bench.judges.features), bench.check_stop)
+                yield Verdict(folder, prints.judged_originals, original)
+
+    def work() -> Steps:
+        yield from judge_all(verdicts(), job.protocol, Judges(bench.judges.features))
 
     return Task(f"original_{index:05d}", is_done, work)
 
 
 def calibration_tasks(bench: Bench) -> list[Task]:
     """Return one task per cost class: make and time a few units, which count as done afterwards."""
-    classes: dict[str, dict[str, Bundle]] = {}
+    classes: dict[str, dict[str, list[Bundle]]] = {}
     for bundle in bench.job.bundles():
         if bundle.points[0].control == "none":
-            classes.setdefault(cost_class(bundle.points[0]), {}).setdefault(_kind(bundle), bundle)
-    return [_calibration_task(bench, name, list(bundles.values())) for name, bundles in classes.items()]
+            kinds = classes.setdefault(cost_class(bundle.points[0]), {})
+            kinds.setdefault("guided" if bundle.points[-1].is_guided else "plain", []).append(bundle)
+    return [_calibration_task(bench, name, list(kinds.values())) for name, kinds in classes.items()]
 
 
-def _kind(bundle: Bundle) -> str:
-    return "guided" if bundle.points[-1].is_guided else "plain"
+def _calibration_task(bench: Bench, name: str, kinds: Sequence[Sequence[Bundle]]) -> Task:
+    first = kinds[0][0]
+    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(first.points[0], first.subject)
 
-
-def _calibration_task(bench: Bench, name: str, bundles: Sequence[Bundle]) -> Task:
-    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(bundles[0].points[0], bundles[0].subject)
-
-    def work() -> None:
+    def work() -> Steps:
         measured = []
-        for bundle in bundles:
-            config = bench.job.config_at(bundle.points[0])
+        for bundles in kinds:
             timed: list[tuple[StepCount, float]] = []
-            for image_id in bundle.image_ids[:CALIBRATION_IMAGES]:
-                missing = bench.unmade(bundle, image_id)
+            every_batch = ((bundle, batch) for bundle in bundles for batch in _batches(bench, bundle))
+            for bundle, batch in itertools.islice(every_batch, CALIBRATION_BATCHES):
+                config, points = bench.job.config_at(bundle.points[0]), batch.points
                 bench.sampler(bundle.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
-                _make_pictures(bench, bundle, image_id)
-                _judge(bench, bundle, [image_id])
-                if missing:
-                    timed.append((unit_steps(config, missing), time.monotonic() - before))
+                made = _made(bench, bundle, batch)
+                yield
+                yield from _written_and_judged(bench, replace(bundle, image_ids=tuple(batch.results)), made)
+                timed.append((unit_steps(config, points), (time.monotonic() - before) / len(batch.places)))
             measured += [{"guided": w.guided, "plain": w.plain, "seconds": s} for w, s in timed[-1:]]
         publish(folder, fingerprint, {"measured": measured}, lambda staging: None)
 
@@ -157,38 +138,84 @@ def _bundle_task(bench: Bench, bundle: Bundle) -> Task:
     def is_done() -> bool:
         return not any(bench.missing(bundle, image_id) for image_id in bundle.image_ids)
 
-    def work() -> None:
-        for image_id in bundle.image_ids:
-            if bench.missing(bundle, image_id):
-                bench.check_stop()
-                _make_pictures(bench, bundle, image_id)
-        _judge(bench, bundle, bundle.image_ids)
+    def work() -> Work:
+        made: list[Reconstruction] = []
+        for batch in _batches(bench, bundle):
+            made += _made(bench, bundle, batch)
+            yield
+        return _written_and_judged(bench, bundle, made)
 
     work_of_one = unit_steps(bench.job.config_at(bundle.points[0]), bundle.points)
     weight = bench.cost_of(bundle.points[0]).seconds(work_of_one) * len(bundle.image_ids)
     return Task(bundle.name, is_done, work, weight)
 
 
-def _make_pictures(bench: Bench, bundle: Bundle, image_id: int) -> None:
-    """Make one image's reconstructions at the points where they are missing."""
-    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, bundle.subject
-    unmade = [
+class _Batch(NamedTuple):
+    """A forward batch: the image at each place, and the images that are made in it with where their pictures go."""
+
+    places: list[int]
+    results: dict[int, list[Result]]
+
+    @property
+    def points(self) -> list[Point]:
+        """The points at which its images are made."""
+        return [result.point for result in next(iter(self.results.values()))]
+
+
+def _batches(bench: Bench, bundle: Bundle) -> Iterator[_Batch]:
+    """Yield what is to be made of a bundle's pictures, a forward batch at a time.
+
+    On a GPU a batch has a place for every image of a bundle, whose own place never changes; where one is made already
+    its place is filled with one that is not. On a CPU, where that gains nothing, a batch has a single place.
+    """
+    groups: dict[tuple[Point, ...], dict[int, list[Result]]] = {}
+    for image_id in bundle.image_ids:
+        results = _unmade(bench, bundle, image_id)
+        if results and bundle.points[0].control != "nearest":
+            groups.setdefault(tuple(result.point for result in results), {})[image_id] = results
+    for wanted in groups.values():
+        if bench.job.networks.device.type == "cpu":
+            yield from (_Batch([image_id], {image_id: results}) for image_id, results in wanted.items())
+            continue
+        filler = next(iter(wanted))
+        places = [image_id if image_id in wanted else filler for image_id in bundle.image_ids]
+        yield _Batch(places + [filler] * (bench.job.config.evaluation.batch_size - len(places)), wanted)
+
+
+def _made(bench: Bench, bundle: Bundle, batch: _Batch) -> list[Reconstruction]:
+    """Make the pictures of a forward batch."""
+    config, point = bench.job.config_at(bundle.points[0]), bundle.points[0]
+    targets = bench.targets(point, bundle.subject)
+    return reconstruct(batch.places, batch.results, config, bench.sampler(point), targets)
+
+
+def _unmade(bench: Bench, bundle: Bundle, image_id: int) -> list[Result]:
+    """Return where the pictures of an image go that are neither judged nor made."""
+    layout, prints, subject = bench.job.layout, bench.prints, bundle.subject
+    unmade = bench.unmade(bundle, image_id)
+    return [
         Result(point, layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
         for point in bench.missing(bundle, image_id)
-        if point in bench.unmade(bundle, image_id)
+        if point in unmade
     ]
-    if not unmade:
-        return
-    config = job.config_at(bundle.points[0])
-    if unmade[0].point.control == "nearest":
-        nearest = read_record(layout.nearest(subject))["nearest"][str(image_id)]
-        copy_picture(unmade[0], job.source, nearest, image_id, config.evaluation.num_repeats)
-    else:
-        sampler = bench.sampler(bundle.points[0])
-        reconstruct_image(unmade, config, sampler, bench.targets(bundle.points[0], subject), image_id)
 
 
-def _judge(bench: Bench, bundle: Bundle, image_ids: Sequence[int]) -> None:
+def _written_and_judged(bench: Bench, bundle: Bundle, made: Sequence[Reconstruction]) -> Steps:
+    """Write the pictures of a bundle and judge them: the disk's and the processor's work beside the next bundle."""
+    config = bench.job.config_at(bundle.points[0])
+    for reconstruction in made:
+        reconstruction.publish(config.sampler)
+        yield
+    if bundle.points[0].control == "nearest":
+        for image_id in bundle.image_ids:
+            for result in _unmade(bench, bundle, image_id):
+                found = read_record(bench.job.layout.nearest(bundle.subject))["nearest"][str(image_id)]
+                copy_picture(result, bench.job.source, found, image_id, config.evaluation.num_repeats)
+            yield
+    yield from _judge(bench, bundle, bundle.image_ids)
+
+
+def _judge(bench: Bench, bundle: Bundle, image_ids: Sequence[int]) -> Steps:
     """Judge reconstructions where that is missing, image by image."""
     job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, bundle.subject
     verdicts = [
@@ -201,7 +228,7 @@ def _judge(bench: Bench, bundle: Bundle, image_ids: Sequence[int]) -> None:
         for image_id in image_ids
         for point in bench.missing(bundle, image_id)
     ]
-    judge_all(verdicts, job.protocol, bench.judges, bench.check_stop)
+    yield from judge_all(verdicts, job.protocol, bench.judges)
 
 
 def score_tasks(bench: Bench) -> list[Task]:
@@ -216,18 +243,23 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
     job, layout = bench.job, bench.job.layout
     folder, fingerprint = layout.score(point, subject), bench.prints.score(point, subject)
 
-    def work() -> None:
+    def work() -> Steps:
         ids, scores = job.images(subject), judge_scores(bench.judges.features)
         judged = JudgedImages(
             [layout.judged(point, subject) / image_name(image_id) for image_id in ids],
             [layout.judged_originals / image_name(image_id) for image_id in ids],
             job.config.evaluation.num_repeats,
         )
-        arrays = score_images(judged, scores, job.protocol)
+        arrays: dict[str, torch.Tensor] = {}
+        for key, array in score_images(judged, scores, job.protocol):
+            arrays[key] = array
+            yield
         if point.control == "nearest":  # copies of one picture agree by construction
             arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
         scored = scored_arrays(arrays, bench.summed_repeats, job.protocol.distractors, bench.statistics)
+        yield
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
+        yield
         metrics = {name: item.as_json() for name, item in scored.items()}
         groups = group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics)
         facts = {"metrics": metrics, "groups": groups, "image_ids": list(ids), "subject": subject}
@@ -242,12 +274,13 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
     job, folder = bench.job, bench.job.layout.retrieval(point, subject)
     fingerprint = bench.prints.retrieval(point, subject)
 
-    def work() -> None:
+    def work() -> Steps:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
         name = _compared_target(bench, point, subject)
         true = TrueTargets(job.source)
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
+        yield
         facts = {"metrics": metrics, "image_ids": list(ids)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
@@ -256,7 +289,8 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
 
 def _compared_target(bench: Bench, point: Point, subject: int) -> str:
     """Return the target that retrieval compares: the deepest guidance layer that is decoded, else the semantic one."""
-    folder = bench.job.layout.decoded(point, subject)
-    has_true_targets = not bench.job.is_decoded(point)
-    found = (name for name in reversed(GUIDANCE) if has_true_targets or (folder / f"{name}.npy").exists())
-    return next(found, SEMANTIC)
+    job = bench.job
+    if not job.is_decoded(point):
+        return GUIDANCE[-1]
+    names = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject)).names
+    return next((name for name in reversed(GUIDANCE) if name in names), SEMANTIC)

@@ -33,6 +33,7 @@ RECORD = "record.json"
 OUTDATED = "outdated"
 SETTINGS = "settings.json"
 MAX_PENDING = 8  # results in memory that are not on disk yet
+PNG_LEVEL = 1  # of zlib: 35 ms a picture of 512 pixels where the default takes 90, for 15 % more bytes
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _move(source: Path, target: Path) -> None:
 
 def write_png(path: Path, picture_HWC: npt.NDArray[np.uint8]) -> None:
     """Write one picture as PNG (lossless: the metrics read these very bytes back)."""
-    Image.fromarray(picture_HWC).save(path, format="PNG")
+    Image.fromarray(picture_HWC).save(path, format="PNG", compress_level=PNG_LEVEL)
 
 
 def read_png(path: Path) -> npt.NDArray[np.uint8]:

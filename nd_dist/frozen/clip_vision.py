@@ -8,7 +8,7 @@ order), D width, C channels, H height, W width.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import read_json
 from nd_dist.frozen.folders import CONFIG_NAME, hash_weights, model_name, resolve_folder, weight_files
-from nd_dist.pixels import normalize_pixels, resize_bilinear
+from nd_dist.pixels import Normalization, resize_bilinear
 from nd_dist.schema import NUM_GUIDANCE_LAYERS, guidance_name
 
 # A file may name the tower as transformers 4 (vision_model.encoder...) or 5 (encoder...), alone or inside CLIPModel.
@@ -55,6 +55,7 @@ class ClipVision:
     tower: Any  # Any: transformers ships no usable types
     name: str = "in memory"
     folder: Path | None = None
+    _normalizations: dict[str, Normalization] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_layers(self) -> int:
@@ -98,7 +99,7 @@ class ClipVision:
             normalize: Pixel statistics, ``imagenet`` (the released code's choice) or ``clip``.
         """
         resized = resize_bilinear(pixels_BCHW.to(self.device), self.image_size, antialias)
-        inputs = normalize_pixels(resized, normalize).to(self.dtype)
+        inputs = self._normalizations.setdefault(normalize, Normalization(normalize))(resized).to(self.dtype)
         taps: list[torch.Tensor] = []
         handles = [
             layer.mlp.fc2.register_forward_hook(lambda _module, _inputs, output: taps.append(output))

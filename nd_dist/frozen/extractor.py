@@ -7,17 +7,18 @@ Source: NeuralDiffuser, section III-A (targets); defaults other than the VAE's m
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from nd_dist.chunks import AdaptiveChunks
 from nd_dist.config import FrozenConfig
 from nd_dist.errors import DataError
 from nd_dist.frozen.clip_vision import ClipVision
 from nd_dist.frozen.stable_diffusion import StableDiffusion
-from nd_dist.pixels import pictures_to_pixels, resize_lanczos
+from nd_dist.pixels import Lanczos, pictures_to_pixels, resize_lanczos
 from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec
 from nd_dist.seeds import unit_seed
 
@@ -36,6 +37,10 @@ class FrozenExtractor:
 
     def __init__(self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int) -> None:
         self._sd, self._clip, self._config, self._seed = sd, clip, config, seed
+        rows, on_cpu = config.batch_size, sd.device.type == "cpu"
+        self._text_rows, self._clip_rows = (AdaptiveChunks(what, rows) for what in ("captions", "guidance features"))
+        self._lanczos = Lanczos(sd.picture_size)
+        self._vae_rows = AdaptiveChunks("the VAE's encoder", rows, most=rows if on_cpu else sd.most_vae_rows)
 
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
@@ -96,11 +101,13 @@ class FrozenExtractor:
             targets: dict[str, torch.Tensor] = {}
             if "semantic" in roles:
                 targets[SEMANTIC] = self._semantic(captions[rows])
+            pictures = _Pictures(pictures_BHWC[rows], self._sd.device, self._lanczos)
             if "initial" in roles:
-                targets[INITIAL] = self._initial(pictures_BHWC[rows], image_ids[rows])
+                targets[INITIAL] = self._initial(pictures, image_ids[rows])
             if "guidance" in roles:
-                targets |= self._guidance(pictures_BHWC[rows])
-            _check_finite(targets, image_ids[rows])
+                targets |= self._guidance(pictures)
+            if targets:
+                _check_finite(targets, image_ids[rows])
             batches.append(targets)
         return {spec.name: _join([batch[spec.name] for batch in batches], spec) for spec in specs}
 
@@ -127,21 +134,54 @@ class FrozenExtractor:
 
     def _semantic(self, captions: Sequence[Sequence[str]]) -> torch.Tensor:
         texts = [text for group in captions for text in group]
-        tokens = [self._sd.encode_text(texts[rows]) for rows in _slices(len(texts), self._config.batch_size)]
+        tokens: list[torch.Tensor] = []
+        for first in range(0, len(texts), self._config.batch_size):
+            part = texts[first : first + self._config.batch_size]
+            tokens += self._text_rows.run(len(part), partial(self._tokens, part))
         groups = torch.split(torch.cat(tokens), [len(group) for group in captions])
         return torch.stack([group.mean(dim=0) for group in groups])
 
-    def _initial(self, pictures_BHWC: npt.NDArray[np.uint8], image_ids: Sequence[int]) -> torch.Tensor:
-        pixels = pictures_to_pixels(resize_lanczos(pictures_BHWC, self._sd.picture_size))
+    def _tokens(self, texts: Sequence[str], rows: slice) -> tuple[torch.Tensor, ...]:
+        return (self._sd.encode_text(texts[rows]),)
+
+    def _initial(self, pictures: _Pictures, image_ids: Sequence[int]) -> torch.Tensor:
         sampled = self._config.vae_encode == "sample"
         seeds = [unit_seed(self._seed, "vae", int(image_id)) for image_id in image_ids] if sampled else None
-        return self._sd.encode_image(pixels * 2.0 - 1.0, seeds)
+
+        def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
+            pixels = pictures_to_pixels(pictures.resized(self._sd.picture_size, rows)) * 2.0 - 1.0
+            return (self._sd.encode_image(pixels, seeds[rows] if seeds is not None else None),)
+
+        return self._vae_rows.run(len(image_ids), of_rows)[0]
 
     @torch.no_grad()
-    def _guidance(self, pictures_BHWC: npt.NDArray[np.uint8]) -> Mapping[str, torch.Tensor]:
-        pixels = pictures_to_pixels(pictures_BHWC)
-        features = self._clip.features(pixels, self._config.antialias, self._config.normalize)
+    def _guidance(self, pictures: _Pictures) -> Mapping[str, torch.Tensor]:
+        def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
+            pixels = pictures_to_pixels(pictures.there_BHWC[rows])
+            return tuple(self._clip.features(pixels, self._config.antialias, self._config.normalize))
+
+        features = self._clip_rows.run(len(pictures.there_BHWC), of_rows)
         return dict(zip(self._clip.layer_names, features, strict=True))
+
+
+class _Pictures:
+    """Some pictures on the extractor's device, where they went as bytes.
+
+    Args:
+        given_BHWC: uint8 pictures (B, H, W, 3).
+        device: The extractor's.
+        lanczos: Resizes there.
+    """
+
+    def __init__(self, given_BHWC: npt.NDArray[np.uint8], device: torch.device, lanczos: Lanczos) -> None:
+        self._given_BHWC, self._lanczos = given_BHWC, lanczos
+        self.there_BHWC = torch.from_numpy(np.ascontiguousarray(given_BHWC)).to(device)
+
+    def resized(self, size: int, rows: slice) -> torch.Tensor:
+        """Return some pictures (B, size, size, 3) by Pillow's Lanczos filter; on a GPU the GPU applies it."""
+        if self.there_BHWC.device.type == "cpu":
+            return torch.from_numpy(np.ascontiguousarray(resize_lanczos(self._given_BHWC[rows], size)))
+        return self._lanczos(self.there_BHWC[rows])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
@@ -155,8 +195,8 @@ def _join(parts: Sequence[torch.Tensor], spec: TargetSpec) -> npt.NDArray[np.flo
 
 
 def _check_finite(targets: Mapping[str, torch.Tensor], image_ids: Sequence[int]) -> None:
-    for name, values in targets.items():
-        finite_B = torch.isfinite(values.flatten(1)).all(dim=1)
+    finite_TB = torch.stack([torch.isfinite(values.flatten(1)).all(dim=1) for values in targets.values()]).cpu()
+    for name, finite_B in zip(targets, finite_TB, strict=True):
         if not bool(finite_B.all()):
             raise DataError(
                 f"Target {name} is not finite.",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nd_dist.files import sha256_file
-from nd_dist.pixels import Resize, normalize_pixels
+from nd_dist.pixels import Normalization, Resize
 
 Score = Literal["two_way", "distance", "distribution"]
 Statistics = Literal["imagenet", "clip", "none"]
@@ -101,15 +101,16 @@ class Preparation:
 
     def __init__(self, resize: Resize, statistics: Statistics, device: torch.device) -> None:
         self.resize = resize
-        self._statistics, self._device = statistics, device
+        self._normalize = None if statistics == "none" else Normalization(statistics)
+        self._device = device
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the network's input (B, C, size, size) on its device."""
         if self._last is None or self._last[0] is not pixels_BCHW:
             inputs_BCHW = self.resize(pixels_BCHW.to(self._device))
-            if self._statistics != "none":
-                inputs_BCHW = normalize_pixels(inputs_BCHW, self._statistics)
+            if self._normalize is not None:
+                inputs_BCHW = self._normalize(inputs_BCHW)
             self._last = pixels_BCHW, inputs_BCHW
         return self._last[1]
 

@@ -6,21 +6,31 @@ Sampling is not done here. Shape suffixes: B batch, L tokens, D width, C channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import read_json
-from nd_dist.frozen.folders import hash_files, hash_weights, model_name, require_part, resolve_folder, weight_files
+from nd_dist.frozen.folders import (
+    CONFIG_NAME,
+    hash_files,
+    hash_weights,
+    model_name,
+    require_part,
+    resolve_folder,
+    weight_files,
+)
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+MOST_VALUES = 2**31 - 1
+PARTS = ("unet", "vae", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,10 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Device of the networks."""
-        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+        """Device of the networks; a part that was not asked for has shapes only (on ``meta``)."""
+        parts = (part for part in (self.unet, self.vae, self.text_encoder) if part is not None)
+        devices = (next(part.parameters()).device for part in parts)
+        return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,6 +87,16 @@ class StableDiffusion:
         return self.latent_shape[1] * self.upscale
 
     @property
+    def vae_layer(self) -> int:
+        """Values of one picture in the VAE's largest layer."""
+        return int(self.picture_size**2 * max(self.vae.config.block_out_channels[:2]))
+
+    @property
+    def most_vae_rows(self) -> int:
+        """Most pictures in a pass of the VAE: CUDA kernels count a layer's values in 32 bits (31 of version 1.4)."""
+        return max(1, MOST_VALUES // self.vae_layer)
+
+    @property
     def text_shape(self) -> tuple[int, int]:
         """Shape (L, D) of one caption's tokens (77, 768 for version 1.4)."""
         text_encoder, _ = self._require_text()
@@ -96,7 +118,8 @@ class StableDiffusion:
         tokens = tokenizer(
             list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        hidden_BLD: torch.Tensor = text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        device = next(text_encoder.parameters()).device
+        hidden_BLD: torch.Tensor = text_encoder(tokens.input_ids.to(device)).last_hidden_state
         return hidden_BLD.float()
 
     @torch.no_grad()
@@ -152,33 +175,58 @@ class StableDiffusion:
         }
 
 
-def load(model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> StableDiffusion:
+def load(
+    model: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    parts: Collection[str] = PARTS,
+) -> StableDiffusion:
     """Load a Stable Diffusion folder; weights are frozen and in evaluation mode.
 
     Args:
         model: A folder in Hugging Face layout, or a name that the local Hugging Face cache holds.
         dtype: Dtype of UNet and VAE; the text encoder stays float32 (it runs once per caption).
         device: Where the networks go.
+        parts: What will be run; the others are not read and know their shapes only.
 
     Raises:
         CheckpointError: a part is missing or torn, has no safetensors, or the parts do not fit together.
     """
     folder = resolve_folder(model)
     scheduler = read_json(require_part(folder, "scheduler", SCHEDULER_CONFIG) / SCHEDULER_CONFIG)
-    unet = _load_network(UNet2DConditionModel, require_part(folder, "unet"))
-    vae = _load_network(AutoencoderKL, require_part(folder, "vae"))
-    text_encoder = _load_network(CLIPTextModel, require_part(folder, "text_encoder"))
+    classes = zip(PARTS, (UNet2DConditionModel, AutoencoderKL, CLIPTextModel), strict=True)
+    networks = {
+        part: _load_network(kind, require_part(folder, part)) if part in parts else _shape_of(kind, folder / part)
+        for part, kind in classes
+    }
     tokenizer = _load_tokenizer(require_part(folder, "tokenizer", TOKENIZER_CONFIG))
-    _check_parts(folder, unet, vae, text_encoder)
+    _check_parts(folder, **networks)
+    unet, vae, text_encoder = (
+        _freeze(network, torch.float32 if part == "text_encoder" else dtype, device if part in parts else "meta")
+        for part, network in networks.items()
+    )
     return StableDiffusion(
-        unet=_freeze(unet, dtype, device),
-        vae=_freeze(vae, dtype, device),
+        unet=unet,
+        vae=vae,
         scheduler_config=scheduler,
-        text_encoder=_freeze(text_encoder, torch.float32, device),
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         name=model_name(model),
         folder=folder,
     )
+
+
+def _shape_of(network_class: Any, folder: Path) -> Any:
+    """Return a network without weights, which knows its shapes only (on the device ``meta``).
+
+    Raises:
+        CheckpointError: the folder has no configuration.
+    """
+    config = read_json(require_part(folder.parent, folder.name) / CONFIG_NAME)
+    with torch.device("meta"):
+        if network_class is CLIPTextModel:
+            return CLIPTextModel(CLIPTextConfig.from_dict(config))
+        return network_class.from_config(config)
 
 
 def _load_network(network_class: Any, folder: Path) -> Any:

@@ -8,7 +8,7 @@ Legend of shape suffixes: B samples, V voxels of one subject, H hidden width, L 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -63,6 +63,7 @@ class Decoder(nn.Module):
             raise ConfigError("A decoder needs a subject and a target.", found=f"{dict(num_voxels)}, {list(targets)}")
         self.config, self.num_voxels, self.targets, self._student = config, dict(num_voxels), tuple(targets), student
         is_joint = config.heads == "joint"
+        self.encodes_all_rows = False
         self.voxels = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         if is_joint:
@@ -80,17 +81,22 @@ class Decoder(nn.Module):
         voxels: Mapping[int, torch.Tensor],
         draws: Draws | None = None,
         latent_voxels: Mapping[int, torch.Tensor] | None = None,
+        only: Collection[str] | None = None,
     ) -> dict[str, HeadOutput]:
         """Return every head's output.
 
         Args:
-            voxels: Subject -> (B_s, V_s) z-scored betas; output rows follow the mapping's order.
+            voxels: Subject -> (B_s, V_s) z-scored betas; output rows follow the mapping's order. Where encoders are
+                divided among the ranks of a training (``encodes_all_rows``) those of all; outputs are this rank's.
             draws: Random numbers of the B rows in training; none in evaluation (no dropout).
             latent_voxels: Other voxels for the latent head (it trains without MixCo); none: the same.
+            only: Names of the targets to compute; none: all.
         """
         spaces: dict[tuple[str, bool], torch.Tensor] = {}
         outputs: dict[str, HeadOutput] = {}
         for spec in self.targets:
+            if only is not None and spec.name not in only:
+                continue
             is_latent = spec.role == "initial"
             key = (SHARED if self.config.heads == "joint" else spec.name, is_latent and latent_voxels is not None)
             if key not in spaces:
@@ -99,8 +105,26 @@ class Decoder(nn.Module):
             outputs[spec.name] = self.heads[spec.name](spaces[key] if is_latent else spaces[key][:, None], draws)
         return outputs
 
+    @property
+    def draw_purposes(self) -> tuple[str, ...]:
+        """Names of the draws of one number a sample that a training step makes."""
+        heads = (head for head in self.heads.values() if isinstance(head, TokenHead))
+        return tuple(purpose for head in heads if head.prior is not None for purpose in head.prior.purposes)
+
+    def compile_heads(self) -> None:
+        """Let torch compile the parts of the heads that are many small operations; names of weights stay."""
+        for head in self.heads.values():
+            if isinstance(head, LatentHead):
+                head.upsampler.compile()
+            elif isinstance(head, TokenHead):
+                head.contrastive.compile()
+                if head.prior is not None:
+                    head.prior.network.compile()
+
     @torch.no_grad()
-    def predict(self, voxels_BV: torch.Tensor, subject: int, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+    def predict(
+        self, voxels_BV: torch.Tensor, subject: int, seeds: Sequence[int], only: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return every target's prediction (B, *shape), float32.
 
         Args:
@@ -108,13 +132,14 @@ class Decoder(nn.Module):
             subject: Whose voxels they are.
             seeds: One seed per sample; all random numbers of its prediction derive from it, so that a prediction does
                 not depend on its batch.
+            only: Names of the targets to predict; none: all.
 
         Raises:
             ConfigError: the model has no encoder for the subject, or voxels or seeds do not fit.
         """
         self._check_voxels(voxels_BV, subject, len(seeds))
         weight = next(self.parameters())
-        outputs = self({subject: voxels_BV.to(device=weight.device, dtype=weight.dtype)})
+        outputs = self({subject: voxels_BV.to(device=weight.device, dtype=weight.dtype)}, only=only)
         return {name: self._predicted(name, output, seeds).float() for name, output in outputs.items()}
 
     def _predicted(self, name: str, output: HeadOutput, seeds: Sequence[int]) -> torch.Tensor:
@@ -148,8 +173,7 @@ class Decoder(nn.Module):
             folder: Where to.
             state: State dict to write instead of the module's own (a trainer's consolidated weights).
         """
-        write_tensors(folder / WEIGHTS, state if state is not None else self.state_dict())
-        record = FileRecord.of(folder / WEIGHTS)
+        record = write_tensors(folder / WEIGHTS, state if state is not None else self.state_dict())
         description = {
             "format": FORMAT,
             "decoder": self.config.model_dump(mode="json"),

@@ -1,18 +1,24 @@
 """Random numbers of training, keyed by (seed, step, purpose, sample): the same on any rank, device and batch layout.
 
 Counter-based: element i of a sample's draw is the splitmix64 hash of (key, i), computed in torch's int64 so that it
-runs where the data is. No generator state exists, so nothing has to be saved to resume.
+runs where the data is. Draws of one number a sample are made on the host instead, all of a step in one go, because a
+GPU needs longer to be told of a dozen small operations than to do them. No generator state exists, so nothing has to
+be saved to resume.
 
-Legend of shape suffixes: B samples, N values of one sample.
+Legend of shape suffixes: B samples, N values of one sample, P purposes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from nd_dist import seeds
 from nd_dist.seeds import unit_seed
 
 
@@ -39,6 +45,19 @@ def splitmix64(state: torch.Tensor) -> torch.Tensor:
     return mixed ^ _shift_right(mixed, 31)
 
 
+def host_bits(
+    seed: int, step: int, purposes: Sequence[str], sample_id_B: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """Return (P, B) random bit patterns, one of every purpose and sample: what ``Draws`` makes of one number each."""
+    key_P1 = np.array([unit_seed(seed, "draw", step, purpose) for purpose in purposes], dtype=np.uint64)[:, None]
+    return seeds.splitmix64(seeds.splitmix64(seeds.splitmix64(sample_id_B.astype(np.uint64)) + key_P1))
+
+
+def host_doubles(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Return float64 in [0, 1) with 53 of the random bits."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 class Draws:
     """The random numbers of the samples of one training step.
 
@@ -46,22 +65,27 @@ class Draws:
         seed: Seed of the run.
         step: Global micro-step (0-based).
         sample_id_B: (B,) int64 positions of the samples in the global batch; their device is where numbers are made.
+        known: Purpose -> uniform numbers (B,) that the host has made already (``Draws.host_uniforms``).
     """
 
-    def __init__(self, seed: int, step: int, sample_id_B: torch.Tensor) -> None:
-        self._seed, self._step, self._sample_id_B = seed, step, sample_id_B
+    def __init__(
+        self, seed: int, step: int, sample_id_B: torch.Tensor, known: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        self._seed, self._step, self._sample_id_B, self._known = seed, step, sample_id_B, known or {}
 
-    def for_samples(self, sample_id_B: torch.Tensor) -> Draws:
-        """Return the same step's draws for other samples (a subset, or the whole global batch)."""
-        return Draws(self._seed, self._step, sample_id_B)
+    @staticmethod
+    def host_uniforms(
+        seed: int, step: int, purposes: Sequence[str], sample_id_B: npt.NDArray[np.int64]
+    ) -> torch.Tensor:
+        """Return (P, B) float32 on the CPU: for each purpose the numbers that ``uniform`` of no shape returns."""
+        bits_PB = host_bits(seed, step, purposes, sample_id_B)
+        return torch.from_numpy((bits_PB >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24))
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """Return (B, *shape) float32 in [0, 1); ``purpose`` names the draw, equal names give equal numbers."""
+        if not shape and purpose in self._known:
+            return self._known[purpose]
         return (_shift_right(self._bits(purpose, prod(shape)), 40) * 2.0**-24).view(-1, *shape)
-
-    def uniform_double(self, purpose: str) -> torch.Tensor:
-        """Return (B,) float64 in [0, 1) with 53 random bits, one value per sample."""
-        return _shift_right(self._bits(purpose, 1), 11)[:, 0].double() * 2.0**-53
 
     def normal(self, purpose: str, *shape: int) -> torch.Tensor:
         """Return (B, *shape) float32 standard normal numbers (Box-Muller on the halves of one hash)."""

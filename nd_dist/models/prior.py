@@ -51,6 +51,7 @@ class DiffusionPrior(nn.Module):
         super().__init__()
         self.network = network
         self._name, self._timesteps, self._sample_steps, self._drop = name, timesteps, sample_steps, drop
+        self.purposes = tuple(f"{name}/prior_{what}" for what in ("time", "drop_condition", "drop_target"))
         abar_T = cosine_abar(timesteps)
         self.register_buffer("abar_T", abar_T.float(), persistent=False)
         self.register_buffer("abar_prev_T", torch.cat([abar_T.new_ones(1), abar_T[:-1]]).float(), persistent=False)
@@ -65,12 +66,12 @@ class DiffusionPrior(nn.Module):
 
     def draw(self, draws: Draws, shape: tuple[int, int]) -> PriorDraws:
         """Return the random choices of a training step for targets of ``shape`` (L, D)."""
-        uniform_B = draws.uniform(f"{self._name}/prior_time")
+        time, drop_condition, drop_target = self.purposes
         return PriorDraws(
-            (uniform_B * self._timesteps).long().clamp(max=self._timesteps - 1),
+            (draws.uniform(time) * self._timesteps).long().clamp(max=self._timesteps - 1),
             draws.normal(f"{self._name}/prior_noise", *shape),
-            draws.keep(f"{self._name}/prior_drop_condition", self._drop),
-            draws.keep(f"{self._name}/prior_drop_target", self._drop),
+            draws.keep(drop_condition, self._drop),
+            draws.keep(drop_target, self._drop),
         )
 
     def add_noise(self, target_BLD: torch.Tensor, times_B: torch.Tensor, noise_BLD: torch.Tensor) -> torch.Tensor:

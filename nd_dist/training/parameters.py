@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from nd_dist.config import TrainingConfig
-from nd_dist.errors import ConfigError
 from nd_dist.models.decoder import VOXEL_PREFIX
 
 ADAM_EPS = 1e-8
@@ -41,7 +40,7 @@ def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], training: Trai
 
 
 def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration.
+    """Return DeepSpeed's configuration: what follows from the recipe, and ``training.deepspeed`` put into it.
 
     Args:
         training: The recipe's training section.
@@ -52,40 +51,20 @@ def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: i
         "train_micro_batch_size_per_gpu": rows_per_rank,
         "gradient_accumulation_steps": training.gradient_accumulation,
         "train_batch_size": rows_per_rank * world_size * training.gradient_accumulation,
-        "gradient_clipping": training.gradient_clip if training.zero_stage else 0.0,  # the engine clips by itself
+        "gradient_clipping": 0.0,  # DeepSpeed's own default clips; the engine does it, by the norm of all gradients
         "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     if training.dtype == "bfloat16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": False}  # the engine looks at the norm
     if training.dtype == "float16":
         config["fp16"] = {"enabled": True}
-    return config
+    return _merged(config, training.deepspeed)
 
 
-def check_training(training: TrainingConfig) -> None:
-    """Refuse combinations that would train wrongly.
-
-    Half precision without ZeRO: DeepSpeed 0.19 then makes a dummy AdamW step at the start (its step count is one ahead
-    of all other stages), and gradients that are not finite are skipped in silence. Layers that DeepSpeed does not see
-    with clipping or a loss scale: both follow from the norm of *its* gradients only.
-
-    Raises:
-        ConfigError: names the fields.
-    """
-    if training.zero_stage == 0 and training.dtype != "float32":
-        raise ConfigError(
-            "Half precision needs ZeRO.",
-            where="training.dtype, training.zero_stage",
-            expected="zero_stage 1, 2 or 3",
-            found=f"{training.dtype} with zero_stage 0",
-            todo="set training.zero_stage=1: the same memory in a world of one, less in a larger one",
-        )
-    if training.shard_layers and (training.gradient_clip > 0 or training.dtype == "float16"):
-        raise ConfigError(
-            "Gradient clipping and float16's loss scale need every gradient in DeepSpeed.",
-            where="training.shard_layers, training.gradient_clip, training.dtype",
-            found=f"shard_layers with gradient_clip {training.gradient_clip} and {training.dtype}",
-            todo="set training.shard_layers=false (more memory and traffic), or train in bfloat16 without clipping",
-        )
+def _merged(own: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with others put into them."""
+    both = {key: _merged(own[key], more[key]) for key in own.keys() & more.keys() if isinstance(own[key], Mapping)}
+    return {**own, **more, **both}

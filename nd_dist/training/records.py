@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError
@@ -28,9 +28,12 @@ _NOT_RESULT = {  # of config.training: changes of these keep the trained numbers
     "shard_layers",
     "monitors",
     "profile",
+    "checkpoint_every_s",
+    "compile",
+    "deepspeed",
+    "per_target",
 }
 _STOPPING = ("validate_every", "validation_images")
-_PER_STAGE = ("steps", "samples_per_subject")
 
 
 def stage_dir(run_dir: Path, stage: int) -> Path:
@@ -38,7 +41,9 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
     return run_dir / "checkpoints" / f"stage{stage}"
 
 
-def training_fingerprint(config: Config, content_id: str, stage: int, start: str = SCRATCH) -> dict[str, object]:
+def training_fingerprint(
+    config: Config, content_id: str, stage: int, start: str = SCRATCH, ranks: int = 1
+) -> dict[str, object]:
     """Return the facts that decide a stage's result, as flat JSON keys.
 
     Args:
@@ -46,18 +51,22 @@ def training_fingerprint(config: Config, content_id: str, stage: int, start: str
         content_id: Identity of the data that the stage reads.
         stage: 1 or 2.
         start: Hash of the model that the stage starts from, or "scratch".
+        ranks: Ranks of the training; they count where the batch grows with them.
     """
     training = config.training.model_dump(mode="json")
     kept = {key: value for key, value in training.items() if key not in _NOT_RESULT}
     if training["early_stop"]:
         kept.update({key: training[key] for key in _STOPPING})
-    for key in _PER_STAGE:
-        kept[key] = training[key][stage - 1]
+    kept["steps"], kept["samples_per_subject"] = config.training.schedule(stage)
+    if training["teacher"] is None:
+        del kept["latent_negatives"]  # they are the teacher's
     if stage == 1:
         del kept["sessions"]  # stage 1 uses all sessions of the other subjects
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
     facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
+    if training["rows_per_rank"] is not None:
+        facts["launch.ranks"] = ranks
     facts.update({"data.content": content_id, "stage": stage, "start": start})
     return facts
 
@@ -93,6 +102,14 @@ def write_best(folder: Path, name: str, step: int, found: Mapping[str, float]) -
     for other in folder.glob(f"{BEST}-*"):
         if other.name != name:
             shutil.rmtree(other)
+
+
+def model_dir(folder: Path, which: Literal["last", "best"]) -> Path:
+    """Return the folder of a stage's last or best model; it is not there before there is one."""
+    pointer = folder / f"{BEST}.json"
+    if which == "last":
+        return folder / MODEL
+    return folder / (str(read_json(pointer)["name"]) if pointer.is_file() else BEST)
 
 
 def write_done(folder: Path, facts: Mapping[str, object], step: int, loss: float, model_sha256: str) -> None:

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError
+from nd_dist.device import rank_device
+from nd_dist.errors import CheckpointError, RankFailure
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
 from nd_dist.training.checkpoints import StageCheckpoints
-from nd_dist.training.engine.engine import Engine, connect, open_monitor, training_device
+from nd_dist.training.engine.engine import Engine, connect, open_monitor
 from nd_dist.training.engine.saving import full_state
+from nd_dist.training.engine.sharded import shard_large_layers, share_weights
 from nd_dist.training.loop import Stage, train_stage
 from nd_dist.training.objective.objectives import Objective
-from nd_dist.training.objective.teacher import PictureTeacher, WithPictures
+from nd_dist.training.objective.teacher import PictureTeacher
 from nd_dist.training.profile import profiled, trace_path
-from nd_dist.training.ranks import on_main
+from nd_dist.training.ranks import GlobalRows, on_main
 from nd_dist.training.records import (
     BEST,
     MODEL,
@@ -38,7 +40,7 @@ from nd_dist.training.records import (
     write_done,
 )
 from nd_dist.training.schedule import OneCycle
-from nd_dist.training.source import StageRequest, TrainingSource, stage_request, stage_specs
+from nd_dist.training.source import StageRequest, TrainingSource, stage_length, stage_request, stage_specs
 from nd_dist.training.validation import Validation
 from nd_dist.world import World
 
@@ -69,9 +71,20 @@ def train(
         CheckpointError: the run folder holds another recipe's training, or cannot be read or written.
         Requeue: stopped on demand.
         NonFiniteError: the training diverged or the data is damaged.
+        RankFailure: a GPU has too little memory.
     """
     for stage in config.training.stages:
-        _run_stage(stage, config, world, source, events, should_stop)
+        try:
+            _run_stage(stage, config, world, source, events, should_stop)
+        except torch.OutOfMemoryError as error:
+            raise RankFailure(
+                "The GPU has too little memory for this training.",
+                where=f"stage {stage}, rank {world.rank} of {world.size}",
+                found=str(error).partition(". Of the allocated")[0],
+                todo="take more ranks, training.zero_stage=2, training.dtype=bfloat16, --all-targets, or "
+                "training.gradient_accumulation=2 with half of training.samples_per_subject "
+                "(`nd train ... --dry-run` counts what is needed)",
+            ) from error
 
 
 def _run_stage(
@@ -85,48 +98,58 @@ def _run_stage(
     """Train one stage; see ``train``. What it holds on the device is free when it returns."""
     gather, training = connect(world, config.launch.timeout_s), config.training
     request = stage_request(config, stage, world.size)
-    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source, stage))
+    steps, learning_rate = stage_length(config, request)
+    start_dir, facts, is_finished = on_main(partial(_stage_state, config, source, stage, world.size))
     if is_finished:
         events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
         return
     events.write("stage_start", stage=stage, subjects=list(request.subjects), start=facts["start"])
 
     # The network, its loss, what trains it
+    device, rows = rank_device(world), GlobalRows(request.num_rows, world, gather)
     teacher = _teacher(config, world, source, stage, events)
-    decoder = _decoder(config, source, request, start_dir, teacher is not None)
+    decoder = _decoder(config, source, request, start_dir, teacher is not None, world)
     parameters = parameter_table(decoder)
     events.write("model", stage=stage, parameters=parameters)
     _LOGGER.info("stage %d: parameters %s", stage, parameters)
-    steps = training.steps[stage - 1]
-    objective = Objective(decoder, training, steps, unit_seed(config.seed, "stage", stage), gather, teacher)
-    cycle = OneCycle(steps, training.learning_rate, training.warmup_fraction, training.cycle_momentum)
-    engine = Engine(objective, training, cycle, request, world, config.launch.timeout_s)
-    events.write("sharded_layers", stage=stage, layers=list(engine.sharded_layers))
+    layers = shard_large_layers(decoder, request.num_rows, world, device) if training.shard_layers else {}
+    share_weights(decoder, world, device)
+    if training.compile:
+        decoder.compile_heads()
+    objective = Objective(decoder, training, steps, unit_seed(config.seed, "stage", stage), rows, teacher)
+    cycle = OneCycle(steps, learning_rate, training.warmup_fraction, training.cycle_momentum)
+    engine = Engine(objective, training, cycle, rows.per_rank, world, config.launch.timeout_s, layers)
+    events.write("sharded_layers", stage=stage, layers=list(layers))
 
     # What looks at it and keeps it
     folder = stage_dir(config.run_dir, stage)
-    checkpoints = StageCheckpoints(folder, engine, facts, events)
-    keep_best = partial(_keep_best, engine, decoder, folder)
-    monitor = open_monitor(training, config.run_dir, stage)
+    checkpoints = StageCheckpoints(folder, engine, facts, events, config.launch.stop_grace_s)
     validation = Validation(source, request.subjects[0], training, world, gather)
-    validate = partial(validation, decoder) if validation.num_images else None
-    if validate is None:
-        events.write("validation_off", stage=stage, reason="no test image was packed")
-
-    stream = source.open_stream(request)
-    if teacher is not None:
-        stream = WithPictures(stream, source.pictures)
-    trace = trace_path(config.run_dir, stage, world.rank)
-    with closing(stream), profiled(trace, training.profile) as after_step:
-        parts = Stage(stage, steps, should_stop, validate, keep_best, monitor, after_step)
+    if not validation.image_ids:
+        events.write("validation_off", stage=stage, reason=f"there are no {validation.split} images")
+    stream, trace = source.open_stream(request), trace_path(config.run_dir, stage, world.rank)
+    with closing(checkpoints), closing(stream), profiled(trace, training.profile) as after_step:
+        parts = Stage(
+            stage,
+            steps,
+            request.num_rows * training.gradient_accumulation,
+            should_stop,
+            partial(validation, decoder) if validation.image_ids else None,
+            validation.split,
+            partial(_keep_best, engine, decoder, folder, checkpoints),
+            open_monitor(training, config.run_dir, stage),
+            after_step,
+        )
         end = train_stage(parts, engine, stream, checkpoints, events)
-    digest = _export(engine, decoder, folder / MODEL)
+    digest = on_main(partial(decoder.save, folder / MODEL, full_state(engine)))
     on_main(partial(write_done, folder, facts, end.step, end.loss, digest))
     engine.close()
     events.write("stage_done", stage=stage, step=end.step, loss=end.loss)
 
 
-def _stage_state(config: Config, source: TrainingSource, stage: int) -> tuple[Path | None, dict[str, object], bool]:
+def _stage_state(
+    config: Config, source: TrainingSource, stage: int, num_ranks: int
+) -> tuple[Path | None, dict[str, object], bool]:
     """Return what the run folder says of a stage: the model to start from, its fingerprint, whether it is finished.
 
     Stage 2 starts from stage 1 of the same run folder; without one (only stage 2 was asked for) from scratch.
@@ -136,7 +159,8 @@ def _stage_state(config: Config, source: TrainingSource, stage: int) -> tuple[Pa
     """
 
     def facts_of(number: int, start: str) -> dict[str, object]:
-        return training_fingerprint(config, source.content_id(stage_request(config, number, 1)), number, start)
+        content_id = source.content_id(stage_request(config, number, num_ranks))
+        return training_fingerprint(config, content_id, number, start, num_ranks)
 
     start_dir, start, first = None, SCRATCH, stage_dir(config.run_dir, 1)
     if stage == 2:
@@ -173,32 +197,44 @@ def _teacher(
         return None
     latent_side = next(spec.shape[-1] for spec in source.specs if spec.name == INITIAL)
     map_side, seed = latent_side // latent_downscale(config.decoder), unit_seed(config.seed, "teacher", stage)
-    return PictureTeacher(config.training.teacher, map_side, seed, training_device(world))
+    return PictureTeacher(config.training.teacher, map_side, seed, rank_device(world))
 
 
 def _decoder(
-    config: Config, source: TrainingSource, request: StageRequest, start_dir: Path | None, has_student: bool
+    config: Config,
+    source: TrainingSource,
+    request: StageRequest,
+    start_dir: Path | None,
+    has_student: bool,
+    world: World,
 ) -> Decoder:
-    """Return the decoder that a stage begins with, the same on every rank."""
+    """Return the decoder that a stage begins with: on rank 0, elsewhere its shapes, without memory."""
     num_voxels = {subject: source.num_voxels[subject] for subject in request.subjects}
     specs = stage_specs(config, source)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device("cpu" if world.is_main else "meta"):
         torch.manual_seed(unit_seed(config.seed, "weights", request.stage))
-        if start_dir is not None:
+        if start_dir is not None and world.is_main:
             return Decoder.load_for_subjects(start_dir, num_voxels)
         return Decoder(config.decoder, num_voxels, specs, student=has_student)
 
 
-def _keep_best(engine: Engine, decoder: Decoder, folder: Path, step: int, found: Mapping[str, float]) -> None:
-    """Write the model as the best one so far and forget the one before."""
-    name = f"{BEST}-{step:07d}"
-    _export(engine, decoder, folder / name)
-    on_main(partial(write_best, folder, name, step, found))
+def _keep_best(
+    engine: Engine,
+    decoder: Decoder,
+    folder: Path,
+    checkpoints: StageCheckpoints,
+    step: int,
+    found: Mapping[str, float],
+) -> None:
+    """Let the model be written as the best one so far, and the one before forgotten."""
+    name, state = f"{BEST}-{step:07d}", full_state(engine)
 
+    def write() -> None:
+        decoder.save(folder / name, state)
+        write_best(folder, name, step, found)
 
-def _export(engine: Engine, decoder: Decoder, folder: Path) -> str:
-    """Write a model folder and return the weights' hash."""
-    return on_main(partial(decoder.save, folder, full_state(engine)))
+    if engine.world.is_main:
+        checkpoints.write_later(write)
 
 
 def parameter_table(decoder: Decoder) -> dict[str, int]:

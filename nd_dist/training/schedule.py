@@ -58,7 +58,7 @@ class OneCycle:
     def _between(self, step: int, start: float, middle: float, end: float) -> float:
         """Return the value at a step: start to middle in the warm-up, middle to end after it."""
         warm = self.warmup_fraction * self.total_steps - 1.0
-        if step <= warm:
+        if warm > 0.0 and step <= warm:
             return _cosine(start, middle, step / warm)
         rest = self.total_steps - 1.0 - warm
         return _cosine(middle, end, min(1.0, (step - warm) / rest))

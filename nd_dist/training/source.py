@@ -5,6 +5,7 @@ The caller (a rank program) implements ``TrainingSource`` over whatever holds th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ import torch
 
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
-from nd_dist.schema import Batch, TargetSpec
+from nd_dist.schema import INITIAL, Batch, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class StageRequest:
         samples_per_subject: Trials of each subject in a *global* batch.
         sessions: Sessions to draw from; none: all.
         seed: Seed of the run.
+        pictures: Whether batches carry the pictures (a teacher looks at them).
     """
 
     stage: int
@@ -35,10 +37,19 @@ class StageRequest:
     samples_per_subject: int
     sessions: tuple[int, ...] | None
     seed: int
+    pictures: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a global batch."""
+        return self.samples_per_subject * len(self.subjects)
 
 
 class Stream(Protocol):
-    """An endless, resumable stream of one rank's batches. Its state is ``{"step": next batch's step}``."""
+    """An endless, resumable stream of one rank's batches: rows r, r + R, ... of every step on rank r of R.
+
+    A batch names all subjects, also those of which this rank has no row. The state is JSON, the same on every rank.
+    """
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from the loaded state on; ``Batch.step`` counts them over the whole stage."""
@@ -78,21 +89,17 @@ class TrainingSource(Protocol):
         """Return this rank's stream of a stage."""
         ...
 
-    def test_images(self, subject: int) -> list[int]:
-        """Return the ascending ids of the test images that a subject saw."""
+    def validation_images(self, subject: int) -> tuple[str, list[int]]:
+        """Return where a subject's validation images come from, ``heldout`` or ``test``, and their ascending ids."""
         ...
 
-    def test_trials(
+    def validation_trials(
         self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Return voxels (B, 3, V) of the repeats of test images, and targets by name (B, *shape).
+        """Return voxels (B, 3, V) of the repeats of validation images, and targets by name (B, *shape).
 
         An image seen less often has its repeats repeated in turn (a, a, a or a, b, a), as published.
         """
-        ...
-
-    def pictures(self, image_ids: Sequence[int]) -> torch.Tensor:
-        """Return pictures (B, H, W, 3), uint8; only asked for with a teacher."""
         ...
 
 
@@ -100,7 +107,7 @@ def stage_request(config: Config, stage: int, world_size: int) -> StageRequest:
     """Return the stream that a stage of this recipe needs.
 
     Raises:
-        ConfigError: stage 1 has no subject besides the target, or a subject's samples do not split over the ranks.
+        ConfigError: stage 1 has no subject besides the target.
     """
     training = config.training
     others = tuple(sorted(set(config.data.subjects) - {training.target_subject}))
@@ -113,17 +120,25 @@ def stage_request(config: Config, stage: int, world_size: int) -> StageRequest:
             found=f"subjects {list(config.data.subjects)}, target {training.target_subject}",
             todo="add subjects, or train from scratch with training.stages=[2]",
         )
-    samples = training.samples_per_subject[stage - 1]
-    if samples % world_size:
-        raise ConfigError(
-            "The samples of a subject do not split evenly over the ranks.",
-            where=f"training.samples_per_subject, stage {stage}",
-            expected=f"a multiple of {world_size} ranks",
-            found=samples,
-            todo="change it, or launch.ranks",
-        )
+    _, samples = training.schedule(stage)
+    if training.rows_per_rank is not None:
+        samples = -(-training.rows_per_rank * world_size // len(subjects))
     sessions = training.sessions if stage == 2 else None
-    return StageRequest(stage, subjects, training.targets, samples, sessions, config.seed)
+    has_pictures = INITIAL in training.targets and training.teacher is not None
+    return StageRequest(stage, subjects, training.targets, samples, sessions, config.seed, has_pictures)
+
+
+def stage_length(config: Config, request: StageRequest) -> tuple[int, float]:
+    """Return the optimizer steps and the peak learning rate of a stage.
+
+    Where the batch grows with the ranks (``rows_per_rank``) as many samples are seen in all, and the rate grows with
+    the square root of the batch.
+
+    Source: Malladi et al. (2022), "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms".
+    """
+    steps, samples = config.training.schedule(request.stage)
+    factor = request.samples_per_subject / samples
+    return max(1, round(steps / factor)), config.training.learning_rate * math.sqrt(factor)
 
 
 def stage_specs(config: Config, source: TrainingSource) -> tuple[TargetSpec, ...]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TARGETS, TargetSpec
+from nd_dist.threads import Behind, ahead
 from shards.format.codec import (
     CHECKSUM,
     DTYPES,
@@ -48,6 +52,7 @@ from shards.packing.targets import TargetExtractor
 from shards.sources.contract import DatasetReader
 
 _OWN_KINDS = (TRIALS, PICTURES, *TARGETS)  # int8 stores follow from these
+MOST_THREADS = 8  # of a rank that encodes PNG
 
 
 @dataclass
@@ -61,6 +66,15 @@ class _Progress:
     def add(self, samples: int) -> None:
         self.done += samples
         self.events.progress("pack", self.done, self.total)
+
+
+class _Batch(NamedTuple):
+    """Pictures that are extracted together, their captions, and themselves as PNG where they are packed."""
+
+    image_ids: Sequence[int]
+    pictures_BHWC: npt.NDArray[np.uint8]
+    captions: Sequence[Sequence[str]]
+    encoded: Sequence[bytes]
 
 
 @dataclass(frozen=True)
@@ -235,8 +249,7 @@ class Packer:
             for row, values_V in zip(rows, stored_TV, strict=True):
                 key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
-        rows["offset"] = [record.offset for record in writer.records]
-        rows["checksum"] = [record.checksum for record in writer.records]
+        writer.locate(rows)
         facts = _ShardFacts((design.num_voxels,), num_invalid, raw=raw_T[is_packed], accepted=tuple(found))
         return self._finish(unit, TRIALS, writer, rows, facts)
 
@@ -252,7 +265,7 @@ class Packer:
 
     def _write_images(self, unit: ImageUnit, stores: Sequence[str], progress: _Progress) -> list[Receipt]:
         """Write the shards of one unit of images for the stores that lack them, batch by batch."""
-        targets = [store for store in stores if store != PICTURES]
+        targets = tuple(store for store in stores if store != PICTURES)
         picture_shape: tuple[int, ...] = ()
         peaks: dict[str, list[npt.NDArray[np.float32]]] = {}
         found: list[str] = []
@@ -261,47 +274,51 @@ class Packer:
                 store: stack.enter_context(open_shard(self._config.shards_folder / unit.path(store)))
                 for store in stores
             }
-            batch_size = self._config.frozen.batch_size
-            for start in range(0, len(unit.image_ids), batch_size):
-                image_ids = unit.image_ids[start : start + batch_size]
-                pictures_BHWC = self._reader.pictures(image_ids)
-                found += doubts.picture_doubts(pictures_BHWC, image_ids)
+            writing = stack.enter_context(Behind())
+            for batch in stack.enter_context(closing(ahead(self._read(unit, stores)))):
+                found += doubts.picture_doubts(batch.pictures_BHWC, batch.image_ids)
                 doubts.settle(found, self._config.data.accept, f"pictures of group {unit.group}")
-                picture_shape = pictures_BHWC.shape[1:]
-                if targets:
-                    self._add_targets({name: writers[name] for name in targets}, pictures_BHWC, image_ids, peaks)
-                if PICTURES in writers:
-                    for image_id, picture_HWC in zip(image_ids, pictures_BHWC, strict=True):
-                        writers[PICTURES].add_bytes(
-                            image_key(image_id), member_field(PICTURES), encode_png(picture_HWC)
-                        )
-                progress.add(len(image_ids))
+                picture_shape = batch.pictures_BHWC.shape[1:]
+                extracted: Mapping[str, npt.NDArray[np.float32]] = {}
+                if targets:  # on this thread, which owns the GPU; reading, PNG and the disk go on beside it
+                    extracted = self._extractor.extract(batch.pictures_BHWC, batch.captions, batch.image_ids, targets)
+                writing.do(partial(self._add, writers, batch, {name: extracted[name] for name in targets}, peaks))
+                progress.add(len(batch.image_ids))
         receipts = []
         for store, writer in writers.items():
             rows = np.zeros(len(unit.image_ids), dtype=PACKED_IMAGE_ROW)
             rows["image"] = unit.image_ids
-            for name in ("offset", "bytes", "checksum"):
-                field = "num_bytes" if name == "bytes" else name
-                rows[name] = [getattr(record, field) for record in writer.records]
+            writer.locate(rows)
             shape = picture_shape if store == PICTURES else self._specs[store].shape
             peak = np.maximum.reduce(peaks[store]) if store in peaks else None
             facts = _ShardFacts(shape, peaks=peak, accepted=tuple(found))
             receipts.append(self._finish(unit, store, writer, rows, facts))
         return receipts
 
-    def _add_targets(
+    def _read(self, unit: ImageUnit, stores: Sequence[str]) -> Iterator[_Batch]:
+        """Yield the pictures of a unit with what their stores need of them: captions, PNG bytes."""
+        batch_size = self._config.frozen.batch_size
+        with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+            for start in range(0, len(unit.image_ids), batch_size):
+                ids = unit.image_ids[start : start + batch_size]
+                pictures_BHWC = self._reader.pictures(ids)
+                captions = self._reader.captions(ids) if SEMANTIC in stores else [()] * len(ids)
+                encoded = list(threads.map(encode_png, pictures_BHWC)) if PICTURES in stores else []
+                yield _Batch(ids, pictures_BHWC, captions, encoded)
+
+    def _add(
         self,
         writers: Mapping[str, ShardWriter],
-        pictures_BHWC: npt.NDArray[np.uint8],
-        image_ids: Sequence[int],
+        batch: _Batch,
+        extracted: Mapping[str, npt.NDArray[np.float32]],
         peaks: dict[str, list[npt.NDArray[np.float32]]],
     ) -> None:
-        """Extract a batch's targets, add them to their shards and their magnitudes to ``peaks``."""
-        has_captions = SEMANTIC in writers
-        captions: Sequence[Sequence[str]] = self._reader.captions(image_ids) if has_captions else [()] * len(image_ids)
-        extracted = self._extractor.extract(pictures_BHWC, captions, image_ids, tuple(writers))
-        for name, writer in writers.items():
-            shape, values = self._specs[name].shape, extracted[name]
+        """Add a batch's targets and pictures to their shards, and the targets' magnitudes to ``peaks``."""
+        image_ids = batch.image_ids
+        for image_id, content in zip(image_ids, batch.encoded, strict=False):
+            writers[PICTURES].add_bytes(image_key(image_id), member_field(PICTURES), content)
+        for name, values in extracted.items():
+            shape, writer = self._specs[name].shape, writers[name]
             if values.shape != (len(image_ids), *shape):
                 raise DataError(
                     "The extractor returned a target of another shape than it announced.",
@@ -323,15 +340,8 @@ class Packer:
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
         path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
-        shard = ShardInfo(
-            path=path,
-            kind=kind,
-            group=f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group,
-            samples=len(rows),
-            bytes=writer.num_bytes,
-            sha256=writer.sha256,
-            invalid_voxels=facts.num_invalid,
-        )
+        group = f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group
+        shard = writer.info(path, kind, group, facts.num_invalid)
         receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks, facts.raw)
         receipt = receipt.model_copy(update={"accepted": facts.accepted})
         write_receipt(self._config.shards_folder, receipt)

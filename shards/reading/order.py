@@ -1,9 +1,9 @@
 """The order of trials: a pure function of (seed, step) that does not know how many ranks or threads read.
 
 Every subject is an endless stream: its trials permuted for pass 0, then for pass 1, and so on. Step ``t`` takes items
-``t q .. (t+1) q`` of the stream of every subject (``q``: its quota), and rank ``r`` of ``W`` takes the ``r``-th of
-``W`` equal parts of that slice. So every pass visits every trial once, no rank runs out, subjects of unequal size
-need no padding, and any ``W`` that divides the quotas gives the same global batch.
+``t q .. (t+1) q`` of the stream of every subject (``q``: its quota). Its rows are numbered over all subjects, and rank
+``r`` of ``W`` takes rows ``r``, ``r + W``, ``r + 2 W``, ... So every pass visits every trial once, no rank runs out,
+subjects of unequal size need no padding, and any ``W`` gives the same global batch; ranks beyond its rows have none.
 """
 
 from __future__ import annotations
@@ -99,30 +99,12 @@ class Order:
                     found=f"{length} trials, quota {quota}",
                 )
 
-    def check_world(self, world_size: int) -> None:
-        """Refuse a number of ranks that does not divide every quota.
-
-        Raises:
-            ConfigError: with the quota that is not divisible.
-        """
-        for subject, quota in zip(self.subjects, self.quotas, strict=True):
-            if quota % world_size:
-                raise ConfigError(
-                    "The trials of a subject in a step cannot be shared equally among the ranks.",
-                    where=f"subject {subject}",
-                    expected=f"a multiple of {world_size} ranks",
-                    found=quota,
-                    todo="change training.samples_per_subject or the number of ranks",
-                )
-
     def slices(self, step: int, rank: int, world_size: int) -> Sequence[SubjectSlice]:
-        """Return what ``rank`` of ``world_size`` reads in global step ``step``, subject by subject."""
+        """Return what ``rank`` of ``world_size`` reads in global step ``step``, subject by subject; may be nothing."""
         slices, base = [], 0
         for subject, length, quota in zip(self.subjects, self.lengths, self.quotas, strict=True):
-            share = quota // world_size
-            first = step * quota + rank * share
-            positions = stream_items(self.seed, subject, length, first, first + share)
-            sample_ids = base + rank * share + np.arange(share, dtype=np.int64)
-            slices.append(SubjectSlice(subject, positions, sample_ids))
+            items = stream_items(self.seed, subject, length, step * quota, (step + 1) * quota)
+            own = slice((rank - base) % world_size, None, world_size)
+            slices.append(SubjectSlice(subject, items[own], np.arange(base, base + quota, dtype=np.int64)[own]))
             base += quota
         return slices

@@ -26,7 +26,7 @@ class StreamConfig:
     Args:
         subjects: Subjects in every batch, in batch order.
         targets: Target stores to read.
-        samples_per_subject: Items of each subject in a global step; a multiple of ``world_size``.
+        samples_per_subject: Items of each subject in a global step.
         seed: Seed of the order.
         rank, world_size: Which share of every step this stream reads.
         split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).
@@ -37,6 +37,7 @@ class StreamConfig:
         dtype: float32, or the dtype on disk; means over repeats and int8 stores are float32 in both cases.
         repeats: An item is one trial, or one image with the mean of the subject's trials of it (in ``sessions``).
         int8: Read the targets' int8 stores.
+        pictures: Whether batches carry the pictures.
     """
 
     subjects: tuple[int, ...]
@@ -52,6 +53,7 @@ class StreamConfig:
     dtype: Literal["float32", "stored"] = "float32"
     repeats: Literal["trials", "mean"] = "trials"
     int8: bool = False
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no stream can deliver.
@@ -77,8 +79,13 @@ class StreamConfig:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """Stores that are read, one a target."""
+        """Stores of the targets, one each."""
         return stores_of(self.targets, self.int8)
+
+    @property
+    def all_stores(self) -> tuple[str, ...]:
+        """Every store that is read, the pictures' too."""
+        return (*self.stores, PICTURES) if self.pictures else self.stores
 
 
 @dataclass(frozen=True)
@@ -137,22 +144,27 @@ def choose_items(trials: Table, config: StreamConfig) -> dict[int, Items]:
 
 
 def check_stores(reader: ShardReader, config: StreamConfig, items: Mapping[int, Items]) -> None:
-    """Refuse targets that lack an image which the stream will ask for.
+    """Refuse targets and pictures that lack an image which the stream will ask for.
 
     Raises:
-        ConfigError: pictures were asked for.
+        ConfigError: pictures were asked for as a target.
         DataError: with the first such image.
     """
     if PICTURES in config.targets:
-        raise ConfigError("Pictures are no target of a stream.", where="targets", found=list(config.targets))
+        raise ConfigError(
+            "Pictures are no target of a stream.",
+            where="targets",
+            found=list(config.targets),
+            todo="set pictures=True",
+        )
     rows = np.concatenate([part.rows for part in items.values()])
     image_ids = np.unique(reader.trials["image"][rows])
-    for name in config.stores:
+    for name in config.all_stores:
         absent = image_ids[reader.store(name)["shard"][image_ids] == ABSENT]
         if len(absent):
             raise DataError(
                 f"Store {name!r} lacks images of the chosen trials.",
                 where=reader.index.place,
                 found=f"{len(absent)} images, e.g. {image_key(int(absent[0]))}",
-                todo="run `nd pack` again",
+                todo="set data.pictures=all and run `nd pack` again" if name == PICTURES else "run `nd pack` again",
             )

@@ -32,3 +32,14 @@ def test_a_line_that_a_full_disk_tore_is_left_out(tmp_path: Path) -> None:
 
 def test_a_missing_event_file_has_no_events(tmp_path: Path) -> None:
     assert list(read_events(events_path(tmp_path, 0))) == []
+
+
+def test_the_file_is_opened_once_and_lines_of_two_writers_stay_whole(tmp_path: Path) -> None:
+    first, second = EventLog(tmp_path, 0, "train"), EventLog(tmp_path, 0, "train")  # a rank and its guard
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(50):
+        first.write("one", number=number)
+        second.write("two", number=number)
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
+    found = [(event["event"], event["number"]) for event in read_events(events_path(tmp_path, 0))]
+    assert found == [(name, number) for number in range(50) for name in ("one", "two")]

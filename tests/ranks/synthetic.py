@@ -31,7 +31,7 @@ class SyntheticSource:
     bad_step: int = -1
     bad_rank: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
-    num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44})
+    num_voxels: Mapping[int, int] = field(default_factory=lambda: {1: 40, 2: 36, 5: 44, 7: 38})
     content: str = "synthetic"
 
     @property
@@ -56,10 +56,10 @@ class SyntheticSource:
     def open_stream(self, request: StageRequest) -> SyntheticStream:
         return SyntheticStream(self, request)
 
-    def test_images(self, subject: int) -> list[int]:
-        return list(range(NUM_IMAGES, NUM_IMAGES + NUM_TEST))
+    def validation_images(self, subject: int) -> tuple[str, list[int]]:
+        return "test", list(range(NUM_IMAGES, NUM_IMAGES + NUM_TEST))
 
-    def test_trials(
+    def validation_trials(
         self, subject: int, image_ids: Sequence[int], targets: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         ids = np.array(image_ids)
@@ -81,16 +81,15 @@ class SyntheticStream:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            batch = self.batch(self.step)
             self.step += 1
-            yield batch
+            yield self.batch(self.step - 1)
 
     def batch(self, step: int) -> Batch:
         source, count = self.source, self.request.samples_per_subject
-        place = np.arange(source.rank, count, source.world_size)
         voxels: dict[int, torch.Tensor] = {}
         columns: dict[str, list[np.ndarray]] = {"subject": [], "image_id": [], "sample_id": []}
         for i, subject in enumerate(self.request.subjects):
+            place = np.arange((source.rank - i * count) % source.world_size, count, source.world_size)
             generator = np.random.default_rng(unit_seed(self.request.seed, "images", step, subject))
             image_id = generator.integers(0, NUM_IMAGES, count)[place]
             noise = normal(count, source.num_voxels[subject], words=("noise", step, subject))[place]
@@ -100,11 +99,12 @@ class SyntheticStream:
             columns["sample_id"].append(i * count + place)
         merged = {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
         if step == source.bad_step and source.rank == source.bad_rank:
-            next(iter(voxels.values()))[0, 3] = float("nan")
+            next(rows for rows in voxels.values() if len(rows))[0, 3] = float("nan")
         zeros = np.zeros(len(merged["subject"]), dtype=np.int64)
         targets = {name: source.target(name, merged["image_id"]) for name in self.request.targets}
+        pictures = source.pictures(merged["image_id"].tolist()) if self.request.pictures else None
         return Batch(step, voxels, targets, merged["subject"], zeros, zeros, merged["image_id"], zeros,
-                     merged["sample_id"])  # fmt: skip
+                     merged["sample_id"], pictures=pictures)  # fmt: skip
 
     def state_dict(self) -> dict[str, object]:
         return {"step": self.step}

@@ -29,7 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "zero0": {"stages": (1,), "zero_stage": 0, "steps": (30, 1), "checkpoint_every": 10},
     "zero2": {"stages": (1,), "zero_stage": 2, "gradient_accumulation": 2},
     "zero3": {"stages": (1,), "zero_stage": 3, "validate_every": 3},
-    "clipped": {"stages": (1,), "zero_stage": 2, "gradient_clip": 5.0, "shard_layers": False},
+    "clipped": {"stages": (1,), "zero_stage": 2, "gradient_clip": 5.0},
     "bfloat16": {"stages": (1,), "dtype": "bfloat16", "zero_stage": 2},
 }
 EXACT = [name for name in CHANGES if name != "bfloat16"]
@@ -106,14 +106,13 @@ def test_the_exported_model_predicts_the_same_from_one_and_two_ranks(
         torch.testing.assert_close(found[target], value, rtol=1e-3, atol=1e-3)
 
 
-def test_every_rank_writes_its_steps_and_all_process_groups_have_the_recipes_timeout(
+def test_rank_zero_writes_every_step_and_all_process_groups_have_the_recipes_timeout(
     on_two: dict[str, Config],
 ) -> None:
+    assert len(losses_of(events_of(on_two["zero1"], 0))) == 36
+    assert losses_of(events_of(on_two["zero1"], 1)) == {}
     for rank in (0, 1):
-        events = events_of(on_two["zero1"], rank)
-        assert len(losses_of(events)) == 36
-        assert set(events[-1]["group_timeouts_s"]) == {HANG_S}
-    assert losses_of(events_of(on_two["zero1"], 0)) == losses_of(events_of(on_two["zero1"], 1))
+        assert set(events_of(on_two["zero1"], rank)[-1]["group_timeouts_s"]) == {HANG_S}
 
 
 def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
@@ -122,6 +121,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
     config = recipe(tmp_path, "zero1")
     assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=27, kill_rank=1))[1] == -9
     assert "finished" not in {event["event"] for event in events_of(config)}
+    newest = json.loads((config.run_dir / "checkpoints" / "stage1" / "latest.json").read_text())["name"]
     bad = small_recipe(tmp_path / "bad", stages=(1,))
     grown = {name: back_to(on_one[name], tmp_path / "grown" / name, "step-0000020") for name in ("zero0", "zero1")}
     grown["zero3"] = back_to(on_one["zero3"], tmp_path / "grown" / "zero3", "step-0000006")
@@ -134,9 +134,9 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
 
     events = events_of(config)
     loaded = next(i for i, event in enumerate(events) if event["event"] == "checkpoint_loaded")
-    assert events[loaded]["step"] == 20
+    assert events[loaded]["tag"] == newest
     resumed, whole = losses_of(events[loaded:]), losses_of(events_of(on_two["zero1"]))
-    assert len(resumed) == 16
+    assert len(resumed) == 36 - events[loaded]["step"]
     assert resumed == {key: whole[key] for key in resumed}
 
     # the next jobs of that launch: trainings of one rank go on with two
@@ -150,7 +150,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
         assert failed["kind"] == "NonFiniteError"
         assert "step 3" in failed["message"]
         assert "rank 1: subjects [2], images [" in failed["message"]
-        assert max(losses_of(events_of(bad, rank))) == (1, 2)
+    assert max(losses_of(events_of(bad, 0))) == (1, 2)
 
 
 @pytest.mark.parametrize("name", EXACT)

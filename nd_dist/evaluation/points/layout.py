@@ -15,7 +15,7 @@ class Layout:
 
         reconstructions/original/image-00012/picture.png
         reconstructions/POINT/subj01/image-00012/repeat-0.png ... record.json
-        evaluation/decoded/subj01/c.npy ...
+        evaluation/decoded/subj01/images-00000/predictions.safetensors record.json ... statistics/
         evaluation/judged/PROTOCOL/POINT/subj01/image-00012/features.safetensors record.json
         evaluation/scores/PROTOCOL/POINT/subj01/arrays.safetensors record.json
         evaluation/leases/   evaluation/ranks/   metrics.json

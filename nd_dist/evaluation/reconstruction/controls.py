@@ -7,7 +7,7 @@ leaks. ``nearest``: the training picture whose features are nearest to what was 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +46,10 @@ class ShuffledTargets:
 
 def nearest_images(
     predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int], candidates: Sequence[int]
-) -> dict[int, int]:
-    """Return image -> candidate whose true target has the largest cosine with the image's prediction, in blocks.
+) -> Iterator[dict[int, int]]:
+    """Yield image -> candidate whose true target has the largest cosine with the image's prediction, block by block.
+
+    After every block of candidates it is the nearest so far; the last one is the answer.
 
     Args:
         predicted: Decoder's predictions for the N images.
@@ -72,4 +74,4 @@ def nearest_images(
             is_better = value > best_N[part]
             best_N[part] = np.where(is_better, value, best_N[part])
             chosen_N[part] = np.where(is_better, np.asarray(block)[place], chosen_N[part])
-    return dict(zip(image_ids, chosen_N.tolist(), strict=True))
+        yield dict(zip(image_ids, chosen_N.tolist(), strict=True))

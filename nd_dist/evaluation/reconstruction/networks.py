@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from nd_dist.config import Config
+from nd_dist.device import DTYPES, arithmetic
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
 from nd_dist.diffusion.samples import SampleOptions
 from nd_dist.diffusion.schedule import StepPlan
+from nd_dist.evaluation.reconstruction.decode import DecoderFolder, Predictor
 from nd_dist.files import canonical_json
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.compatibility import check_compatible
@@ -27,7 +29,6 @@ from nd_dist.frozen.optional_judges import absent_metrics, load_pair_judges
 from nd_dist.metrics.protocols import protocol_named
 
 PHANTOM_JUDGES = "judges"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REMARK = "remark.txt"  # in a model folder: a sentence that every report of its pictures shows
 
 
@@ -60,12 +61,16 @@ class Networks(Protocol):
         """Where all of them run."""
         ...
 
-    def identity(self, config: Config) -> dict[str, str]:
-        """Return what identifies the networks that make a recipe's pictures; equal text, equal pictures."""
+    def identity(self, config: Config) -> dict[str, str | bool]:
+        """Return what identifies the networks that make a recipe's pictures, and the arithmetic they run in."""
         ...
 
     def sampler(self, config: Config) -> Sampler:
         """Return the guided sampler of a recipe; recipes that differ in scales only share the loaded networks."""
+        ...
+
+    def decoder(self, folder: Path) -> Predictor:
+        """Return the trained decoder of a folder; it is let go with what is returned."""
         ...
 
     def judges(self) -> Sequence[Judge]:
@@ -104,14 +109,15 @@ class ModelFolders:
         self._loaded: dict[str, tuple[stable_diffusion.StableDiffusion, clip_vision.ClipVision]] = {}
         self._samplers: dict[str, Sampler] = {}
 
-    def identity(self, config: Config) -> dict[str, str]:
+    def identity(self, config: Config) -> dict[str, str | bool]:
         """Return hashes of UNet, VAE, text encoder, guidance CLIP and scheduler settings."""
         folder = resolve_folder(config.model)
         parts = {part: hash_weights(require_part(folder, part)) for part in ("unet", "vae", "text_encoder")}
         scheduler = require_part(folder, "scheduler", stable_diffusion.SCHEDULER_CONFIG)
         settings = (scheduler / stable_diffusion.SCHEDULER_CONFIG).read_text(encoding="utf-8")
         guidance = hash_weights(resolve_folder(config.guidance_model))
-        identity = {**parts, "scheduler": settings, "guidance": guidance, "device": self.device.type}
+        device = {"device": self.device.type, **arithmetic(self.device, config)}
+        identity = {**parts, "scheduler": settings, "guidance": guidance, **device}
         remark = folder / REMARK
         return {**identity, "remark": remark.read_text(encoding="utf-8").strip()} if remark.is_file() else identity
 
@@ -146,6 +152,10 @@ class ModelFolders:
             check_compatible(self.sources, FrozenExtractor(sd, clip, config.frozen, config.seed).fingerprint)
             self._loaded[key] = sd, clip
         return self._loaded[key]
+
+    def decoder(self, folder: Path) -> Predictor:
+        """Return the trained decoder of a folder, on the device."""
+        return DecoderFolder(folder, self.device)
 
     @staticmethod
     def _source(config: Config) -> list[object]:

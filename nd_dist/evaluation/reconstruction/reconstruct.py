@@ -1,7 +1,7 @@
 """Reconstruct images: targets -> guided sampler -> PNG files and a record per image.
 
-One forward batch is one image with all its repeats (they share c, z and g), never several images: so the bits of a
-reconstruction depend on neither batch size nor who made it. Points of one kappa share their guided steps.
+A forward batch has a fixed number of places, each for one image with all its repeats: so the bits of a reconstruction
+depend neither on its neighbours nor on who made it. Points of one kappa share their guided steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.config import Config
+from nd_dist.config import Config, SamplerConfig
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.pictures import grey_rows, write_steps
 from nd_dist.diffusion.samples import SampleOptions, SampleResult, StepRecord, joined
@@ -54,36 +54,70 @@ class Result:
     fingerprint: str
 
 
-def reconstruct_image(
-    results: Sequence[Result], config: Config, sampler: Sampler, targets: ImageTargets, image_id: int
-) -> None:
-    """Make all repeats of one image at the points of a family and publish them; of two ranks the first counts.
+@dataclass(frozen=True)
+class Reconstruction:
+    """All repeats of one image at a point, made and not yet written.
 
     Args:
-        results: Points of one family that are missing.
-        config: The recipe at these points: seed, number of repeats, rounding.
+        result: Where they go.
+        images_RCHW: Pictures in [0,1].
+        steps_TRCHW: Pictures after every step, where the recipe asks for them.
+        failed: Repeats that are shown grey.
+        facts: What the record says of them.
+    """
+
+    result: Result
+    images_RCHW: torch.Tensor
+    steps_TRCHW: torch.Tensor
+    failed: tuple[int, ...]
+    facts: Mapping[str, Any]
+
+    def publish(self, config: SamplerConfig) -> bool:
+        """Write the pictures as the recipe rounds and shows them; of two ranks the first counts."""
+        pictures_RHWC = to_uint8(grey_rows(self.images_RCHW, self.failed), config.uint8)
+        shown_TRCHW, kind = grey_rows(self.steps_TRCHW, self.failed, dim=1), config.intermediates
+        extra = _nothing if kind == "none" else partial(write_steps, pictures_TBCHW=shown_TRCHW, kind=kind)
+        return _publish(self.result, pictures_RHWC, self.facts, extra)
+
+
+def reconstruct(
+    places: Sequence[int],
+    results: Mapping[int, Sequence[Result]],
+    config: Config,
+    sampler: Sampler,
+    targets: ImageTargets,
+) -> list[Reconstruction]:
+    """Make all repeats of some images at the points of a family, in one forward batch.
+
+    Args:
+        places: The image at each place of the batch. What an image comes to may depend, by rounding, on the number of
+            places and on its own place, but not on its neighbours.
+        results: Image -> points of one family that are missing, the same for every image; others only fill places.
+        config: The recipe at these points: seed, number of repeats.
         sampler: Its guided sampler.
         targets: Decoded (or true) targets.
-        image_id: The image.
     """
     num_repeats = config.evaluation.num_repeats
-    requests = [NoiseRequest(image_id, repeat, config.seed) for repeat in range(num_repeats)]
-    is_guided = any(result.point.is_guided for result in results)
-    names = (SEMANTIC, INITIAL, *(guidance_names(config) if is_guided else ()))
-    rows = {name: _repeated(targets, name, image_id, num_repeats) for name in names}
-    points, steps = [result.point for result in results], config.sampler.intermediates
-    made = sample_family(sampler, rows, requests, points, has_intermediates=steps != "none")
-    for result, sampled in zip(results, made, strict=True):
-        failed = [failure.row for failure in sampled.failures]
-        facts = {
-            "image_id": image_id,
-            "noise_seeds": _noise_seeds(config, requests),
-            "failures": [failure.describe() for failure in sampled.failures],
-        }
-        pictures_RHWC = to_uint8(grey_rows(sampled.images_BCHW, failed), config.sampler.uint8)
-        shown_TRCHW = grey_rows(sampled.intermediates_TBCHW, failed, dim=1)
-        extra = _nothing if steps == "none" else partial(write_steps, pictures_TBCHW=shown_TRCHW, kind=steps)
-        _publish(result, pictures_RHWC, facts, extra)
+    requests = [NoiseRequest(image, repeat, config.seed) for image in places for repeat in range(num_repeats)]
+    points = [result.point for result in next(iter(results.values()))]
+    names = (SEMANTIC, INITIAL, *(guidance_names(config) if any(point.is_guided for point in points) else ()))
+    rows = {name: _repeated(targets, name, places, num_repeats) for name in names}
+    made = sample_family(sampler, rows, requests, points, has_intermediates=config.sampler.intermediates != "none")
+    found = []
+    for image_id, wanted in results.items():
+        first = places.index(image_id) * num_repeats
+        own = slice(first, first + num_repeats)
+        for result, sampled in zip(wanted, made, strict=True):
+            failures = [failure for failure in sampled.failures if first <= failure.row < first + num_repeats]
+            facts = {
+                "image_id": image_id,
+                "noise_seeds": _noise_seeds(config, requests[own]),
+                "failures": [failure.describe() for failure in failures],
+            }
+            failed = tuple(failure.row - first for failure in failures)
+            steps_TRCHW = sampled.intermediates_TBCHW[:, own]
+            found.append(Reconstruction(result, sampled.images_BCHW[own], steps_TRCHW, failed, facts))
+    return found
 
 
 def _nothing(_staging: Path) -> None:
@@ -166,10 +200,9 @@ def store_original(folder: Path, fingerprint: str, source: Source, image_id: int
     return publish(folder, fingerprint, facts, lambda staging: write_png(staging / PICTURE, picture_HWC))
 
 
-def _repeated(targets: ImageTargets, name: str, image_id: int, num_repeats: int) -> torch.Tensor:
-    """Return one image's target once per repeat."""
-    row = np.ascontiguousarray(targets.rows(name, [image_id])[0])
-    return torch.from_numpy(row)[None].repeat(num_repeats, *[1] * row.ndim)
+def _repeated(targets: ImageTargets, name: str, image_ids: Sequence[int], num_repeats: int) -> torch.Tensor:
+    """Return each image's target once per repeat."""
+    return torch.from_numpy(np.ascontiguousarray(targets.rows(name, image_ids))).repeat_interleave(num_repeats, dim=0)
 
 
 def _noise_seeds(config: Config, requests: Sequence[NoiseRequest]) -> list[int]:

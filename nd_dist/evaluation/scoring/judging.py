@@ -25,6 +25,7 @@ from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import FEATURES, PICTURE, PIXELS, repeat_file
 from nd_dist.fanout.results import Publisher, read_png, read_record, write_staged
+from nd_dist.fanout.tasks import Steps
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.metrics.agreement import repeat_agreement
@@ -62,27 +63,21 @@ class Verdict:
     reconstructions: Path | None = None
 
 
-def _go_on() -> None:
-    """Do nothing between two images."""
-
-
-def judge_all(
-    verdicts: Sequence[Verdict], protocol: Protocol, judges: Judges, between: Callable[[], None] = _go_on
-) -> None:
+def judge_all(verdicts: Iterable[Verdict], protocol: Protocol, judges: Judges) -> Steps:
     """Publish features, and of reconstructions metrics too; a result that another rank published first stays.
+
+    A step is one judgement. Closed between two of them, it has published what is judged by then.
 
     Args:
         verdicts: What to judge; those of one original follow each other, so that it is read once.
         protocol: Sizes and kinds.
         judges: The metric networks.
-        between: Called before every image; what is judged by then is published even if it raises.
     """
     waiting: deque[tuple[Verdict, dict[str, Any]]] = deque()
 
     def prepared() -> Iterator[Tensor]:
         seen = _Seen(protocol)
         for verdict in verdicts:
-            between()
             pixels_RCHW, facts = _prepare(verdict, seen, protocol, judges.pairs)
             waiting.append((verdict, facts))
             yield pixels_RCHW
@@ -93,6 +88,7 @@ def judge_all(
             for name, rows_RD in features.items():
                 _check_finite(name, rows_RD, verdict)
             publisher.publish(verdict.folder, verdict.fingerprint, facts, _writer(features))
+            yield
 
 
 def _writer(features: Features) -> Callable[[Path], None]:

@@ -6,7 +6,7 @@ feature values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,21 +58,23 @@ class JudgedImages:
         return len(self.recons)
 
 
-def score_images(judged: JudgedImages, judges: Mapping[str, Score], protocol: Protocol) -> dict[str, torch.Tensor]:
-    """Return what all metrics of a point are made of: ``each.NAME`` (N,) float64 or ``wins.NAME`` (N, N) int32.
+def score_images(
+    judged: JudgedImages, judges: Mapping[str, Score], protocol: Protocol
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what all metrics of a point are made of: ``each.NAME`` (N,) float64 or ``wins.NAME`` (N, N) int32.
 
     Args:
         judged: The images.
         judges: Judge name -> which comparison its features are for.
         protocol: Distractors and how repeats are reduced.
     """
-    arrays = {EACH + name: torch.from_numpy(values) for name, values in _pixel_arrays(judged, protocol).items()}
+    for name, values in _pixel_arrays(judged, protocol).items():
+        yield EACH + name, torch.from_numpy(values)
     for name, score in judges.items():
         if score == "distance":
-            arrays[EACH + name] = torch.from_numpy(_distances(judged, name, protocol))
+            yield EACH + name, torch.from_numpy(_distances(judged, name, protocol))
         elif score == "two_way" and len(judged) > 1:
-            arrays[WINS + name] = torch.from_numpy(_wins(judged, name, protocol))
-    return arrays
+            yield WINS + name, torch.from_numpy(_wins(judged, name, protocol))
 
 
 def _pixel_arrays(judged: JudgedImages, protocol: Protocol) -> dict[str, Float64]:

@@ -5,18 +5,25 @@ Which folder of such files counts as a checkpoint is decided in ``nd_dist.traini
 
 from __future__ import annotations
 
+import copy
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch.utils._pytree import tree_map
 
+from nd_dist.checkpoint import FileRecord, write_hashed, write_tensors
 from nd_dist.errors import CheckpointError, DataError, StorageError
 from nd_dist.training.engine.engine import Engine, full_parameter, write_universal
+from nd_dist.training.engine.shard_optimizer import shard_file
 from nd_dist.training.ranks import on_main
+
+Staged = dict[str, Any]
+"""Name of a file in a checkpoint folder -> what it will hold, on the host."""
 
 
 def full_state(engine: Engine) -> dict[str, torch.Tensor]:
@@ -27,7 +34,7 @@ def full_state(engine: Engine) -> dict[str, torch.Tensor]:
         if engine.world.is_main:
             value = parameter.detach() if full is None else full
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 holds only a part of it
-            state[name] = value.to(device="cpu", dtype=torch.float32).view(shape)
+            state[name] = value.to(device="cpu", dtype=torch.float32, copy=True).view(shape)
     return state
 
 
@@ -41,23 +48,49 @@ def layout_of(engine: Engine) -> dict[str, Any]:
     }
 
 
-def save_state(engine: Engine, folder: Path, tag: str) -> None:
-    """Write the state of every rank to ``folder / tag``.
+def stage_state(engine: Engine, folder: Path, tag: str) -> Staged:
+    """Return the state of this rank, copied to the host, as the files that it will be; every rank calls it."""
+    staged: Staged = {}
+
+    def keep(state_dict: object, path: str) -> None:
+        staged[str(Path(path).relative_to(folder / tag))] = tree_map(_on_host, state_dict)
+
+    engine.deepspeed.checkpoint_engine.save = keep
+    if engine.shards.optimizers:
+        # DeepSpeed's own export script would give a model without the divided layers
+        engine.deepspeed._copy_recovery_script = lambda path: None
+        staged[shard_file(engine.world.rank)] = tree_map(_on_host, engine.shards.state())
+    engine.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    return staged
+
+
+def _on_host(leaf: object) -> object:
+    """Return a copy of a part of a state that later steps do not change."""
+    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, torch.Tensor) else copy.deepcopy(leaf)
+
+
+def write_state(staged: Staged, folder: Path) -> dict[str, FileRecord]:
+    """Write staged files and return their records; what is written is let go of. Runs in a thread.
 
     Raises:
-        StorageError: this rank could not write its part (disk full); the other ranks then fail in the barrier.
+        StorageError: a file could not be written (disk full).
     """
+    records: dict[str, FileRecord] = {}
     try:
-        engine.shards.save(folder / tag)
-        engine.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        for name in list(staged):
+            state, path = staged.pop(name), folder / name
+            if path.suffix == ".safetensors":
+                records[name] = write_tensors(path, state)
+            else:
+                records[name] = write_hashed(path, partial(torch.save, state))
     except (OSError, RuntimeError, DataError) as error:  # torch.save reports a full disk as RuntimeError
         raise StorageError(
             "A checkpoint could not be written; the one before is still valid.",
-            where=f"{folder / tag}, rank {engine.world.rank}",
+            where=str(path),
             found=_cause(error, folder),
             todo="free some space, then run the same command again: it continues from the last valid checkpoint",
         ) from error
-    distributed.barrier()  # the files of all ranks are there: they are hashed next
+    return records
 
 
 def _cause(error: Exception, folder: Path) -> str:
@@ -105,8 +138,9 @@ def load_state(engine: Engine, folder: Path, tag: str, saved: Mapping[str, Any])
         on_main(lambda: shutil.rmtree(folder / universal))
     for group, weight_decay in zip(engine.optimizer.param_groups, weight_decays, strict=True):
         group["weight_decay"] = weight_decay  # ZeRO 3 gives all groups the first one's when it reads universal
-    for state in engine.optimizer.state.values():  # read to the CPU, and fused AdamW wants its count on the device
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=engine.device)
+    for state in engine.optimizer.state.values():  # fused AdamW wants its count on the device, and counts in place:
+        # ZeRO 3 hands all groups the same tensor when it reads universal
+        state["step"] = torch.tensor(float(state["step"]), device=engine.device)
     engine.shards.load(folder / tag, saved["world_size"])
 
 

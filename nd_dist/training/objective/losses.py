@@ -79,9 +79,33 @@ def soft_contrastive(
     return both_ways(logits_NN, given_student_NN, given_augmented_NN)
 
 
-def latent_l1(predicted_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute error of latents in units of the unscaled VAE latent."""
-    return F.l1_loss(predicted_BCHW, target_BCHW) / LATENT_SCALE
+def soft_contrastive_in_groups(
+    student_NPD: torch.Tensor, teacher_NPD: torch.Tensor, augmented_NPD: torch.Tensor, num_samples: int
+) -> torch.Tensor:
+    """Return the mean over rows of ``soft_contrastive`` within groups of at most ``num_samples`` samples.
+
+    The released code contrasts within a GPU's batch. Samples are dealt to the groups in turn, so that all groups hold
+    samples of all subjects; matrices stay small however large the global batch is.
+    """
+    num = -(-len(student_NPD) // num_samples)
+    parts = []
+    for group in (slice(first, None, num) for first in range(num)):
+        student_ND, teacher_ND, augmented_ND = (
+            rows_NPD[group].flatten(0, 1) for rows_NPD in (student_NPD, teacher_NPD, augmented_NPD)
+        )
+        share = len(student_NPD[group]) / len(student_NPD)
+        parts.append(share * soft_contrastive(student_ND, teacher_ND, augmented_ND, STUDENT_TEMPERATURE))
+    return torch.stack(parts).sum()
+
+
+def prior_error(predicted_BLD: torch.Tensor, target_BLD: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the sum of squared errors times ``scale``: with 1 / (number of values) the mean."""
+    return F.mse_loss(predicted_BLD, target_BLD, reduction="sum") * scale
+
+
+def latent_error(predicted_BCHW: torch.Tensor, target_BCHW: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the sum of absolute errors of latents, in units of the unscaled VAE latent, times ``scale``."""
+    return F.l1_loss(predicted_BCHW, target_BCHW, reduction="sum") * (scale / LATENT_SCALE)
 
 
 def top1(scores_NN: torch.Tensor) -> torch.Tensor:

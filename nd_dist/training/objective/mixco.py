@@ -1,75 +1,85 @@
 """MixCo: mixing the voxels of a subject's samples within its global batch, with draws keyed by sample.
 
-Legend of shape suffixes: B rows of this rank, M rows of one subject in the global batch, N rows of the global batch,
-V voxels.
+What is mixed with what follows from sample numbers alone, so every rank draws it for the whole batch on the host.
+
+Legend of shape suffixes: B rows of this rank, N rows of the global batch, V voxels of the subject that has most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import betaincinv
+from torch.nn import functional as F
 
-from nd_dist.models.draws import Draws
-from nd_dist.training.ranks import Gather, GlobalRows
+from nd_dist.models.draws import host_bits, host_doubles
+from nd_dist.training.ranks import GlobalRows
 
 BETA = 0.15
 MIX_PROBABILITY = 0.5
-
-
-class SubjectMix(NamedTuple):
-    """How one subject's rows (by sample id) are mixed: the partner's row (M,), and the own share (M,) in [0, 1]."""
-
-    partner_M: torch.Tensor
-    weight_M: torch.Tensor
+PURPOSES = ("mixco/partner", "mixco/share", "mixco/select")
 
 
 class Mix(NamedTuple):
-    """The mix of a step: mixed voxels of this rank, and for the global batch the own share and partner's column."""
+    """How the rows of a global batch are mixed.
 
-    voxels: dict[int, torch.Tensor]
+    Args:
+        weight_N: Share of a row's own voxels, in [0, 1].
+        partner_N: The row that the rest comes from.
+        column_N: The column that the loss takes for its partner's.
+    """
+
     weight_N: torch.Tensor
+    partner_N: torch.Tensor
     column_N: torch.Tensor
 
 
-def draw_mix(draws: Draws, sample_id_M: torch.Tensor) -> SubjectMix:
-    """Return the partners (a permutation) and shares (Beta(.15, .15); half of them 1) of a subject's samples."""
-    drawn = draws.for_samples(sample_id_M)
-    partner_M = torch.argsort(drawn.uniform_double("mixco/partner"))
-    uniform_M = drawn.uniform_double("mixco/share")
-    share_M = torch.from_numpy(betaincinv(BETA, BETA, uniform_M.cpu().numpy())).to(uniform_M.device)
-    is_mixed_M = drawn.uniform_double("mixco/select") <= MIX_PROBABILITY
-    return SubjectMix(partner_M, torch.where(is_mixed_M, share_M, 1.0).float())
-
-
-def mix_voxels(
-    voxels: Mapping[int, torch.Tensor], draws: Draws, sample_id_B: torch.Tensor, gather: Gather, is_released: bool
-) -> Mix:
-    """Return this rank's mixed voxels and the shares and columns of the global batch.
+def draw_mix(seed: int, micro_step: int, sizes: Sequence[int], is_released: bool) -> Mix:
+    """Return the mix of a micro-step's rows, on the CPU.
 
     Args:
-        voxels: Subject -> (B_s, V_s) of this rank.
-        draws: The step's random numbers.
-        sample_id_B: Ids of this rank's rows, in the mapping's order.
-        gather: How rows of all ranks are collected; partners may live on another rank.
+        seed, micro_step: Key the draws, with the numbers of the rows.
+        sizes: Rows of every subject, which follow each other in the global batch.
         is_released: As released, the columns of every subject count from 0 although the rows of all subjects are
             concatenated, so that partners of later subjects point into the first one's block.
     """
-    all_rows = GlobalRows(gather, sample_id_B)
-    weight_N = torch.empty(len(all_rows.sample_id_N), device=sample_id_B.device)
-    column_N = torch.empty(len(all_rows.sample_id_N), dtype=torch.int64, device=sample_id_B.device)
-    mixed: dict[int, torch.Tensor] = {}
-    start = 0
-    for subject, own_BV in voxels.items():
-        rows = GlobalRows(gather, sample_id_B[start : start + len(own_BV)])
-        start += len(own_BV)
-        mix = draw_mix(draws, rows.sample_id_N)
-        partners_BV = rows(own_BV)[mix.partner_M[rows.own_B]]
-        share_B1 = mix.weight_M[rows.own_B][:, None].to(own_BV.dtype)
-        mixed[subject] = share_B1 * own_BV + (1 - share_B1) * partners_BV
-        place_M = torch.searchsorted(all_rows.sample_id_N, rows.sample_id_N)
-        weight_N[place_M] = mix.weight_M
-        column_N[place_M] = mix.partner_M if is_released else place_M[mix.partner_M]
-    return Mix(mixed, weight_N, column_N)
+    ids_N = np.arange(sum(sizes), dtype=np.int64)
+    return mix_of(host_doubles(host_bits(seed, micro_step, PURPOSES, ids_N)), sizes, is_released)
+
+
+def mix_of(uniform_3N: npt.NDArray[np.float64], sizes: Sequence[int], is_released: bool) -> Mix:
+    """Return the mix that random numbers in [0, 1) stand for: they order partners, give shares, and say who is mixed.
+
+    Partners are a permutation of a subject's rows; shares follow Beta(.15, .15), and half of the rows keep theirs.
+    """
+    partner_N, share_N, select_N = uniform_3N
+    weight_N = np.where(select_N <= MIX_PROBABILITY, betaincinv(BETA, BETA, share_N), 1.0)
+    edges = np.cumsum(sizes)[:-1]
+    columns = [np.argsort(part, kind="stable") for part in np.split(partner_N, edges)]
+    rows = np.concatenate([column + start for column, start in zip(columns, [0, *edges], strict=True)])
+    chosen = np.concatenate(columns) if is_released else rows
+    return Mix(torch.from_numpy(weight_N).float(), torch.from_numpy(rows), torch.from_numpy(chosen))
+
+
+def voxels_of_all(voxels: Mapping[int, torch.Tensor], rows: GlobalRows) -> torch.Tensor:
+    """Return the voxels (N, V) of all ranks' rows in one collective call, with zeros behind a subject's last one."""
+    widest = max(own_BV.shape[1] for own_BV in voxels.values())
+    return rows(torch.cat([F.pad(own_BV, (0, widest - own_BV.shape[1])) for own_BV in voxels.values()]))
+
+
+def by_subject(
+    rows_NV: torch.Tensor, voxels: Mapping[int, torch.Tensor], sizes: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """Return subject -> its rows of ``rows_NV``, as wide as they are in ``voxels``."""
+    parts = torch.split(rows_NV, list(sizes))
+    return {s: part[:, : own.shape[1]] for (s, own), part in zip(voxels.items(), parts, strict=True)}
+
+
+def mixed(rows_NV: torch.Tensor, mix: Mix) -> torch.Tensor:
+    """Return every row's share of itself and of its partner."""
+    share_N1 = mix.weight_N[:, None].to(rows_NV.dtype)
+    return share_N1 * rows_NV + (1 - share_N1) * rows_NV[mix.partner_N]

@@ -1,7 +1,7 @@
 """The objective: decoder and losses as one module whose forward is a training step's loss.
 
-Per-sample terms are means over this rank's rows (ranks hold equally many, so the average over ranks is the global
-mean); contrastive terms are computed from the rows of all ranks.
+Terms of single samples are this rank's part of the mean over the global batch (the average over ranks is that mean);
+contrastive terms are computed from the rows of all ranks.
 
 Legend of shape suffixes: B rows of this rank, N rows of the global batch, D flattened width, P positions of a map.
 """
@@ -9,27 +9,31 @@ Legend of shape suffixes: B rows of this rank, N rows of the global batch, D fla
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nd_dist.config import TrainingConfig
+from nd_dist.device import sent
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead, TokenOutput
 from nd_dist.schema import Batch
 from nd_dist.training.objective import losses
-from nd_dist.training.objective.mixco import Mix, mix_voxels
+from nd_dist.training.objective.mixco import Mix, by_subject, draw_mix, mixed, voxels_of_all
 from nd_dist.training.parameters import adamw, decay_groups
-from nd_dist.training.ranks import Gather, GlobalRows, identity
+from nd_dist.training.ranks import GlobalRows
 from nd_dist.training.schedule import ContrastivePhase, contrastive_phase
 
 LATENT_CONTRASTIVE_WEIGHT = 0.1
 TOTAL = "loss"
 
+Distance = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 Teacher = Callable[["StepInputs"], tuple[torch.Tensor, torch.Tensor]]
 """Returns the teacher's rows (B, P, 512) of a batch's images and of their augmented versions."""
 
@@ -42,15 +46,19 @@ class StepInputs:
         micro_step: Global micro-step: keys the draws.
         voxels: Subject -> (B_s, V_s).
         targets: Name -> (B, *shape) float32.
-        sample_id_B: (B,) int64 positions in the global batch.
+        ids_B: (B,) positions in the global batch, on the host.
         pictures: (B, H, W, 3) uint8 where a teacher looks at them.
+        known: Purpose -> draws of one number a sample (B,), see ``Draws``.
+        mix: How the voxels of token heads are mixed; none: not at all.
     """
 
     micro_step: int
     voxels: Mapping[int, torch.Tensor]
     targets: Mapping[str, torch.Tensor]
-    sample_id_B: torch.Tensor
+    ids_B: npt.NDArray[np.int64]
     pictures: torch.Tensor | None = None
+    known: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    mix: Mix | None = None
 
     @staticmethod
     def of(batch: Batch, device: torch.device, dtype: torch.dtype) -> StepInputs:
@@ -66,20 +74,9 @@ class StepInputs:
             batch.step,
             {subject: moved(voxels_BV, dtype) for subject, voxels_BV in batch.voxels.items()},
             {name: moved(target, torch.float32) for name, target in batch.targets.items()},
-            torch.as_tensor(batch.sample_id, dtype=torch.int64).to(device),
+            batch.sample_id,
             None if batch.pictures is None else batch.pictures.to(device, non_blocking=True),
         )
-
-
-class _Step(NamedTuple):
-    """What all loss terms of one step share; ``terms`` collects what is reported."""
-
-    inputs: StepInputs
-    draws: Draws
-    rows: GlobalRows
-    phase: ContrastivePhase
-    mix: Mix | None
-    terms: dict[str, torch.Tensor]
 
 
 class Trainable(nn.Module):
@@ -91,8 +88,21 @@ class Trainable(nn.Module):
         raise NotImplementedError
 
     def optimizer(self, training: TrainingConfig) -> torch.optim.AdamW:
-        """Return AdamW over the network's parameters; the engine sets learning rate and betas."""
-        return torch.optim.AdamW(self.network.parameters(), weight_decay=training.weight_decay)
+        """Return fused AdamW over the network's parameters; the engine sets learning rate and betas."""
+        return torch.optim.AdamW(self.network.parameters(), weight_decay=training.weight_decay, fused=True)
+
+    def prepare(self, batch: Batch, step: int, device: torch.device, dtype: torch.dtype) -> StepInputs:
+        """Return what ``forward`` is given of a batch: all that the host has to do for it."""
+        return StepInputs.of(batch, device, dtype)
+
+
+class _Step(NamedTuple):
+    """What all loss terms of one step share; ``terms`` collects what is reported."""
+
+    inputs: StepInputs
+    draws: Draws
+    phase: ContrastivePhase
+    terms: dict[str, torch.Tensor]
 
 
 class Objective(Trainable):
@@ -103,7 +113,7 @@ class Objective(Trainable):
         training: Weights, fractions and quirks.
         total_steps: Optimizer steps of the stage.
         seed: Seed of the run (and stage): keys the draws.
-        gather: How rows of all ranks are collected; identity in a world of one.
+        rows: The global batch of a micro-step: equally many rows of every subject, one subject after the other.
         teacher: Teacher of the latent head's student map; without one that term is off.
 
     Source: NeuralDiffuser's training losses; released quirks per ``training.quirks``.
@@ -115,13 +125,15 @@ class Objective(Trainable):
         training: TrainingConfig,
         total_steps: int,
         seed: int,
-        gather: Gather = identity,
+        rows: GlobalRows,
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self._training, self._total_steps, self._seed = training, total_steps, seed
-        self._gather, self._teacher = gather, teacher
+        self._rows, self._teacher = rows, teacher
+        num_subjects = len(decoder.num_voxels)
+        self._sizes = (rows.num // num_subjects,) * num_subjects
         self._is_released = training.quirks == "official"
         self._has_tokens = any(spec.role != "initial" for spec in decoder.targets)
 
@@ -134,6 +146,32 @@ class Objective(Trainable):
         """Return fused AdamW with the groups of ``decay_groups``."""
         return adamw(decay_groups(self.decoder.named_parameters(), training))
 
+    def phase(self, step: int) -> ContrastivePhase:
+        """Return the contrastive phase of an optimizer step."""
+        return contrastive_phase(step, self._total_steps, self._training.mixco_fraction)
+
+    def prepare(self, batch: Batch, step: int, device: torch.device, dtype: torch.dtype) -> StepInputs:
+        """Return the batch with its padding, and every draw that is one number a sample, made on the host at once."""
+        plain, pad, ids_B = StepInputs.of(batch, device, dtype), self._rows.pad, self._rows.ids
+        purposes, micro_step = self.decoder.draw_purposes, batch.step
+        known_PB = sent(Draws.host_uniforms(self._seed, micro_step, purposes, ids_B), device)
+        mix = None
+        if self._has_tokens and self.phase(step).is_mixco:
+            mix = draw_mix(self._seed, micro_step, self._sizes, self._is_released)
+            mix = Mix(*(sent(part, device) for part in mix))
+        assert list(batch.sample_id) == list(ids_B[: self._rows.num_own]), "the stream deals other rows to this rank"
+        voxels, (*_, last) = dict(plain.voxels), batch.voxels
+        voxels[last] = pad(voxels[last], len(voxels[last]) + self._rows.per_rank - len(batch))
+        return StepInputs(
+            micro_step,
+            voxels,
+            {name: pad(target) for name, target in plain.targets.items()},
+            ids_B,
+            None if plain.pictures is None else pad(plain.pictures),
+            dict(zip(purposes, known_PB, strict=True)),
+            mix,
+        )
+
     def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return this rank's loss (its average over ranks is the global loss) and its terms, detached.
 
@@ -141,14 +179,12 @@ class Objective(Trainable):
             inputs: The batch.
             step: 0-based optimizer step: sets phase and temperature.
         """
-        phase = contrastive_phase(step, self._total_steps, self._training.mixco_fraction)
-        draws = Draws(self._seed, inputs.micro_step, inputs.sample_id_B)
-        if phase.is_mixco and self._has_tokens:
-            mix = mix_voxels(inputs.voxels, draws, inputs.sample_id_B, self._gather, self._is_released)
-            outputs = self.decoder(mix.voxels, draws, latent_voxels=inputs.voxels)
-        else:
-            mix, outputs = None, self.decoder(inputs.voxels, draws)
-        now = _Step(inputs, draws, GlobalRows(self._gather, inputs.sample_id_B), phase, mix, {})
+        device = next(iter(inputs.targets.values())).device
+        sample_id_B = sent(torch.from_numpy(inputs.ids_B), device)
+        draws = Draws(self._seed, inputs.micro_step, sample_id_B, inputs.known)
+        voxels, plain_voxels = self._voxels(inputs)
+        outputs = self.decoder(voxels, draws, latent_voxels=None if inputs.mix is None else plain_voxels)
+        now = _Step(inputs, draws, self.phase(step), {})
         parts: list[torch.Tensor] = []
         for name, output in outputs.items():
             if isinstance(output, LatentOutput):
@@ -159,20 +195,39 @@ class Objective(Trainable):
         loss = torch.stack(parts).sum()
         return loss, {TOTAL: loss.detach(), **{name: term.detach() for name, term in now.terms.items()}}
 
+    def _voxels(self, inputs: StepInputs) -> tuple[Mapping[int, torch.Tensor], Mapping[int, torch.Tensor]]:
+        """Return what the encoders are given, mixed where the step mixes, and the same unmixed."""
+        own, rows, sizes = inputs.voxels, self._rows, self._sizes
+        if inputs.mix is None and not self.decoder.encodes_all_rows:
+            return own, own
+        all_NV = voxels_of_all(own, rows)
+        if inputs.mix is None:
+            plain = by_subject(all_NV, own, sizes)
+            return plain, plain
+        mixed_NV = mixed(all_NV, inputs.mix)
+        if self.decoder.encodes_all_rows:
+            return by_subject(mixed_NV, own, sizes), by_subject(all_NV, own, sizes)
+        return by_subject(rows.by_rank(mixed_NV)[rows.world.rank], own, rows.counts(sizes)), own
+
     def _prior_loss(self, name: str, output: TokenOutput, now: _Step) -> torch.Tensor:
         """Return the weighted mean squared error of the prior (of the backbone, where there is no prior)."""
         head, target_BLD = self.decoder.heads[name], now.inputs.targets[name]
         assert isinstance(head, TokenHead)
         predicted_BLD = head.denoised(output.backbone_BLD, target_BLD, now.draws)
-        term = now.terms[f"{name}/prior"] = F.mse_loss(predicted_BLD.float(), target_BLD)
+        term = now.terms[f"{name}/prior"] = self._mean(losses.prior_error, predicted_BLD, target_BLD)
         return self._training.prior_weight * term
+
+    def _mean(self, distance: Distance, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of a distance's mean over the global batch; padding has no part in it."""
+        own = slice(self._rows.num_own)
+        return distance(found[own].float(), wanted[own], self._rows.scale(wanted.shape[1:]))
 
     def _contrastive_loss(self, name: str, output: TokenOutput, now: _Step) -> torch.Tensor:
         """Return the weighted contrastive loss over the global batch; notes how often the nearest row is right."""
-        predicted_ND = now.rows(unit_rows(output.contrastive_BLD))
-        target_ND = now.rows(unit_rows(now.inputs.targets[name]))
-        if now.mix is not None:
-            mixed_NN = losses.mixed_target(now.mix.weight_N, now.mix.column_N, self._is_released)
+        predicted_ND = self._rows(unit_rows(output.contrastive_BLD))
+        target_ND = self._rows(unit_rows(now.inputs.targets[name]))
+        if now.inputs.mix is not None:
+            mixed_NN = losses.mixed_target(now.inputs.mix.weight_N, now.inputs.mix.column_N, self._is_released)
             term = losses.bimixco(predicted_ND, target_ND, mixed_NN, now.phase.temperature)
         else:
             term = losses.soft_clip(predicted_ND, target_ND, now.phase.temperature)
@@ -184,14 +239,16 @@ class Objective(Trainable):
 
     def _latent_loss(self, name: str, output: LatentOutput, now: _Step) -> torch.Tensor:
         """Return the latent head's loss: L1, and the student's contrastive term where there is a teacher."""
-        l1 = now.terms[f"{name}/l1"] = losses.latent_l1(output.latent_BCHW.float(), now.inputs.targets[name])
+        l1 = self._mean(losses.latent_error, output.latent_BCHW, now.inputs.targets[name])
+        now.terms[f"{name}/l1"] = l1
         if self._teacher is None or output.student_BPD is None:
             return l1
-        student_ND, teacher_ND, augmented_ND = (
-            now.rows(F.normalize(maps_BPD.float(), dim=-1)).flatten(0, 1)
+        student_NPD, teacher_NPD, augmented_NPD = (
+            self._rows(F.normalize(maps_BPD.float(), dim=-1))
             for maps_BPD in (output.student_BPD, *self._teacher(now.inputs))
         )
-        term = losses.soft_contrastive(student_ND, teacher_ND, augmented_ND, losses.STUDENT_TEMPERATURE)
+        num = self._training.latent_negatives
+        term = losses.soft_contrastive_in_groups(student_NPD, teacher_NPD, augmented_NPD, num)
         now.terms[f"{name}/contrastive"] = term
         return l1 + LATENT_CONTRASTIVE_WEIGHT * term
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-
 import torch
 
+from nd_dist.device import sent
 from nd_dist.errors import ConfigError
+from nd_dist.frozen.augment import PURPOSES, augment
 from nd_dist.frozen.convnext_teacher import ConvNextTeacher
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import STUDENT_WIDTH
 from nd_dist.pixels import pictures_to_pixels, resize_bilinear
-from nd_dist.schema import Batch
-from nd_dist.training.objective.augment import augment
 from nd_dist.training.objective.objectives import StepInputs
-from nd_dist.training.source import Stream
-
-AHEAD = 2
 
 
 class PictureTeacher:
@@ -54,43 +45,14 @@ class PictureTeacher:
         with torch.no_grad():
             pixels_BCHW = pictures_to_pixels(inputs.pictures)
             pictures_BCHW = resize_bilinear(pixels_BCHW, self._size, antialias=True)
-            changed_BCHW = augment(pictures_BCHW, Draws(self._seed, inputs.micro_step, inputs.sample_id_B))
+            changed_BCHW = augment(pictures_BCHW, *self._draws(inputs))
             return self._network(pictures_BCHW), self._network(changed_BCHW)
 
-
-class WithPictures:
-    """A stream whose batches carry their pictures, read ahead in a thread of its own.
-
-    Args:
-        stream: The stream.
-        read: Image ids -> pictures (B, H, W, 3) uint8.
-    """
-
-    def __init__(self, stream: Stream, read: Callable[[Sequence[int]], torch.Tensor]) -> None:
-        self._stream, self._read = stream, read
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the loaded state on."""
-        batches = iter(self._stream)
-        ahead: deque[tuple[Batch, Future[torch.Tensor]]] = deque()
-        while True:
-            started = time.perf_counter()
-            while len(ahead) < AHEAD:
-                batch = next(batches)
-                ahead.append((batch, self._executor.submit(self._read, batch.image_id.tolist())))
-            batch, pictures = ahead.popleft()
-            yield replace(batch, pictures=pictures.result(), data_wait_s=time.perf_counter() - started)
-
-    def state_dict(self) -> Mapping[str, object]:
-        """Return the inner stream's state."""
-        return self._stream.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Continue from a state."""
-        self._stream.load_state_dict(state)
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        self._stream.close()
+    def _draws(self, inputs: StepInputs) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Return the numbers of every picture, made on the host at once, and the order of a step's jitters."""
+        names = [f"teacher/{purpose}" for purpose in PURPOSES]
+        numbers_PB = Draws.host_uniforms(self._seed, inputs.micro_step, names, inputs.ids_B)
+        first = Draws(self._seed, inputs.micro_step, torch.zeros(1, dtype=torch.int64))
+        order = torch.argsort(first.uniform("teacher/order", 4)[0]).tolist()
+        moved_PB = sent(numbers_PB, self._network.mean.device)
+        return dict(zip(PURPOSES, moved_PB, strict=True)), order

@@ -8,9 +8,9 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from nd_dist.device import rank_device
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
-from nd_dist.training.engine.engine import training_device
 from nd_dist.training.ranks import on_main
 from nd_dist.training.records import check_fingerprint
 from shards.phantom.networks.batch_norm import make_batch_norms_global
@@ -106,7 +106,7 @@ def _unet_objective(networks: Networks, tokenizer: Any, place: Workplace) -> UNe
     load_average(classified, place.out_dir, "clip")
     factor = on_main(lambda: set_scaling_factor(networks.vae, settings.vae.seed, settings.scaling_pictures))
     networks.vae.register_to_config(scaling_factor=factor)
-    device, text_encoder = training_device(place.world), text_encoder_of(classified.clip)
+    device, text_encoder = rank_device(place.world), text_encoder_of(classified.clip)
     return UNetObjective(networks.vae.to(device), text_encoder.to(device), tokenizer)
 
 

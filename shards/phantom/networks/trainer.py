@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.engine.engine import Engine
 from nd_dist.training.loop import Stage, train_stage
 from nd_dist.training.objective.objectives import TOTAL, StepInputs, Trainable
-from nd_dist.training.source import StageRequest
 from nd_dist.world import World
 from shards.phantom.networks.batches import Rows
 from shards.phantom.networks.objectives import Objective
@@ -88,7 +87,7 @@ class NetworkLoss(Trainable):
 
     def forward(self, inputs: StepInputs, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return this rank's loss and its terms, detached; the batch says which rows, and nothing else."""
-        row_ids, device = inputs.sample_id_B.tolist(), inputs.sample_id_B.device
+        row_ids, device = inputs.ids_B.tolist(), next(self.trained.parameters()).device
         rows = Rows(self._seed, step, range(row_ids[0], row_ids[-1] + 1), device)
         is_mixed = self._settings.autocast and device.type == "cuda"
         with torch.autocast(device.type, torch.bfloat16) if is_mixed else nullcontext():
@@ -127,8 +126,8 @@ class RowStream:
         """Yield the batches from the loaded state on."""
         zeros = np.zeros_like(self._rows)
         while True:
-            yield Batch(self._step, {}, {}, zeros, zeros, zeros, self._rows, zeros, self._rows)
             self._step += 1
+            yield Batch(self._step - 1, {}, {}, zeros, zeros, zeros, self._rows, zeros, self._rows)
 
     def state_dict(self) -> Mapping[str, object]:
         """Return the state from which the next batch follows."""
@@ -210,13 +209,14 @@ def train_network(
         shard_layers=False,
         checkpoint_every=settings.checkpoint_every,
     )
-    request = StageRequest(1, (0,), (), recipe.batch_size, None, recipe.seed)  # one stream of rows, no subjects
     schedule = WarmUpAndCoolDown(settings, recipe.steps, recipe.learning_rate)
-    engine = Engine(loss, training, schedule, request, place.world, place.timeout_s)
-    checkpoints = StageCheckpoints(place.out_dir / "checkpoints" / name, engine, facts, place.events)
+    engine = Engine(loss, training, schedule, recipe.batch_size // place.world.size, place.world, place.timeout_s)
+    folder, grace_s = place.out_dir / "checkpoints" / name, settings.launch.stop_grace_s
+    checkpoints = StageCheckpoints(folder, engine, facts, place.events, grace_s)
     after_step = partial(_after_step, loss, name, place, facts)
-    stage = Stage(name, recipe.steps, place.should_stop, None, lambda *_: None, lambda _: None, after_step)
-    train_stage(stage, engine, RowStream(recipe.batch_size, place.world), checkpoints, place.events)
+    stage = Stage(name, recipe.steps, recipe.batch_size, place.should_stop, after_step=after_step)
+    with closing(checkpoints):
+        train_stage(stage, engine, RowStream(recipe.batch_size, place.world), checkpoints, place.events)
     engine.close()
 
 

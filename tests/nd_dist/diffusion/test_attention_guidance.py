@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from nd_dist.diffusion.attention_guidance import (
     attention_mask,
     blur,
+    blur_window,
     degrade,
     middle_attention,
     reading_attention,
@@ -65,23 +66,23 @@ def test_the_mask_fits_latents_that_are_not_square_or_even() -> None:
 
 def test_the_blur_is_a_normalised_gaussian_reflected_at_the_border() -> None:
     flat = torch.full((1, 4, 8, 8), 3.0)
-    torch.testing.assert_close(blur(flat), flat)
+    torch.testing.assert_close(blur(flat, blur_window(4)), flat)
     point = torch.zeros(1, 4, 17, 17, dtype=torch.float64)
     point[0, 2, 8, 8] = 1.0
-    spread = blur(point)
+    spread = blur(point, blur_window(4).double())
     assert float(spread[0, [0, 1, 3]].abs().sum()) == 0.0
     ratio = spread[0, 2, 8, 9] / spread[0, 2, 8, 8]
     torch.testing.assert_close(ratio, torch.tensor(-0.5, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
     assert float(spread[0, 2, 8, 13]) == 0.0
     random = torch.randn(1, 4, 8, 8)
     mirrored = F.pad(random, (4, 4, 4, 4), mode="reflect")
-    torch.testing.assert_close(blur(random)[0, 0, 0, 0], blur(mirrored)[0, 0, 4, 4])
+    torch.testing.assert_close(blur(random, blur_window(4))[0, 0, 0, 0], blur(mirrored, blur_window(4))[0, 0, 4, 4])
 
 
 def test_degrading_changes_only_the_attended_positions() -> None:
     x, eps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     received = torch.tensor([[2.0] + [0.9] * 15])
-    changed = (degrade(x, eps, received, 0.4) - x).abs() > 1e-5
+    changed = (degrade(x, eps, received, 0.4, blur_window(4)) - x).abs() > 1e-5
     assert changed[:, :, :2, :2].all()
     assert not changed[:, :, 2:].any()
     assert not changed[:, :, :, 2:].any()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from nd_dist.chunks import AdaptiveChunks
 from nd_dist.config import SamplerConfig
-from nd_dist.diffusion.chunks import AdaptiveChunks
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks
 from nd_dist.diffusion.guidance import ImageEstimate

@@ -13,7 +13,7 @@ import pytest
 
 from nd_dist.errors import RankFailure, Requeue
 from nd_dist.fanout.leases import Lease, LeasePool
-from nd_dist.fanout.tasks import Task, Watch, work_off
+from nd_dist.fanout.tasks import Steps, Task, Watch, Work, work_off
 from tests.support.waiting import HANG_S, wait_until
 
 WORKER = """
@@ -31,6 +31,7 @@ def task(index):
             with open(result, "x") as stream: stream.write(name)
         except FileExistsError:
             pass
+        yield
     return Task(f"task-{index}", result.exists, work)
 pool = LeasePool(folder / "leases", "launch", stale_s=stale_s)
 print("ready", flush=True)
@@ -156,7 +157,8 @@ def test_a_task_in_which_its_owner_hangs_goes_to_another_rank_although_the_owner
 def test_a_task_that_fails_is_free_again_at_once(tmp_path: Path) -> None:
     pool = LeasePool(tmp_path, "launch")
 
-    def fail() -> None:
+    def fail() -> Steps:
+        yield
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
@@ -174,9 +176,81 @@ def test_a_task_that_keeps_killing_ranks_ends_the_run_and_is_named(tmp_path: Pat
     assert LeasePool(tmp_path, "another launch").claim("task") is not None
 
 
+def noting_tasks(num: int, done: list[int]) -> list[Task]:
+    """Return tasks that only note that they were done."""
+
+    def task(index: int) -> Task:
+        def work() -> Steps:
+            done.append(index)
+            yield
+
+        return Task(f"task-{index}", lambda: index in done, work)
+
+    return [task(index) for index in range(num)]
+
+
+def test_every_step_of_a_task_is_a_sign_of_life_and_a_moment_to_stop(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def work() -> Steps:
+        try:
+            for step in range(5):
+                seen.append(f"step {step}")
+                yield
+        finally:
+            seen.append("kept what is finished")
+
+    task = Task("task", lambda: False, work)
+    watch = Watch(should_stop=lambda: "step 2" in seen, goes_on=lambda: seen.append("goes on"))
+    with pytest.raises(Requeue):
+        work_off([task], LeasePool(tmp_path, "launch"), watch=watch)
+    assert seen == ["step 0", "goes on", "step 1", "goes on", "step 2", "goes on", "kept what is finished"]
+    assert LeasePool(tmp_path, "another launch").claim("task") is not None, "the task was given back"
+
+
+def test_the_rest_of_a_task_is_done_beside_the_next_one_and_holds_its_task(tmp_path: Path) -> None:
+    began_next, results = threading.Event(), []
+    other = LeasePool(tmp_path, "launch")
+
+    def rest() -> Steps:
+        assert began_next.wait(60), "the next task waited for the rest of this one"
+        assert other.claim("first") is None, "the task was given back before its rest was done"
+        results.append("first")
+        yield
+
+    def first() -> Work:
+        yield
+        return rest()
+
+    def second() -> Steps:
+        began_next.set()
+        yield
+        results.append("second")
+
+    tasks = [
+        Task(name, lambda name=name: name in results, work) for name, work in (("first", first), ("second", second))
+    ]
+    assert work_off(tasks, LeasePool(tmp_path, "launch")).done == 2
+    assert sorted(results) == ["first", "second"]
+    assert other.claim("first") is not None
+
+
+def test_an_error_of_a_rest_ends_the_work(tmp_path: Path) -> None:
+    def rest() -> Steps:
+        yield
+        raise ValueError("the disk is full")
+
+    def work() -> Work:
+        yield
+        return rest()
+
+    with pytest.raises(ValueError, match="disk is full"):
+        work_off([Task("task", lambda: False, work)], LeasePool(tmp_path, "launch"))
+
+
 def test_a_rank_that_is_asked_to_stop_leaves_and_keeps_its_results(tmp_path: Path) -> None:
     done: list[int] = []
-    tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(5)]  # type: ignore[misc]
+    tasks = noting_tasks(5, done)
     with pytest.raises(Requeue):
         work_off(tasks, LeasePool(tmp_path, "launch"), watch=Watch(should_stop=lambda: len(done) == 2))
     assert done == [0, 1]
@@ -186,7 +260,7 @@ def test_a_rank_that_is_asked_to_stop_leaves_and_keeps_its_results(tmp_path: Pat
 def test_ranks_start_apart_and_progress_ends_at_the_total(tmp_path: Path) -> None:
     done: list[int] = []
     told: list[tuple[int, int, float | None]] = []
-    tasks = [Task(f"task-{i}", lambda i=i: i in done, lambda i=i: done.append(i)) for i in range(4)]  # type: ignore[misc]
+    tasks = noting_tasks(4, done)
     report = Watch(report=lambda *counts: told.append(counts))
     work_off(tasks, LeasePool(tmp_path, "launch"), first=2, watch=report)
     assert done == [2, 3, 0, 1]

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from nd_dist import seeds
-from nd_dist.models.draws import Draws, dropout, splitmix64
+from nd_dist.models.draws import Draws, dropout, host_bits, host_doubles, splitmix64
 
 
 def test_the_torch_hash_equals_the_numpy_hash() -> None:
@@ -55,4 +55,24 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean_and_is_off_without_draws() 
 def test_a_draw_without_shape_is_one_number_per_sample() -> None:
     assert Draws(0, 0, torch.arange(5)).uniform("t").shape == (5,)
     assert Draws(0, 0, torch.arange(5)).keep("t", 0.5).dtype == torch.bool
-    assert Draws(0, 0, torch.arange(5)).uniform_double("t").dtype == torch.float64
+
+
+def test_the_host_makes_the_same_numbers_of_every_purpose_in_one_call() -> None:
+    purposes, ids = ("time", "drop_condition", "drop_target"), np.array([6, 0, 2, 71])
+    made = Draws.host_uniforms(3, 11, purposes, ids)
+    assert made.dtype == torch.float32
+    on_device = Draws(3, 11, torch.from_numpy(ids))
+    for purpose, numbers in zip(purposes, made, strict=True):
+        assert torch.equal(numbers, on_device.uniform(purpose))
+        assert torch.equal(Draws(3, 11, torch.arange(4), {purpose: numbers}).uniform(purpose), numbers)
+    shaped = Draws(3, 11, torch.from_numpy(ids), {"time": made[0]}).uniform("time", 2)
+    assert torch.equal(shaped, on_device.uniform("time", 2)), "draws of several numbers are made where the data is"
+
+
+def test_doubles_have_53_bits_and_stay_below_one() -> None:
+    bits = host_bits(0, 0, ["x"], np.arange(20_000))
+    values = host_doubles(bits)
+    assert values.dtype == np.float64
+    assert 0 <= values.min() <= values.max() < 1
+    assert host_doubles(np.array([2**64 - 1], dtype=np.uint64))[0] == 1 - 2.0**-53
+    assert stats.kstest(values[0], "uniform").pvalue > 1e-3

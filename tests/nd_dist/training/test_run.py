@@ -6,22 +6,26 @@ import json
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from pydantic import ValidationError
 
 from nd_dist.config import Config
-from nd_dist.errors import CheckpointError, ConfigError, DataError, Requeue
+from nd_dist.errors import CheckpointError, ConfigError, DataError, RankFailure, Requeue
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.parameters import deepspeed_config
 from nd_dist.training.ranks import NonFiniteError
+from nd_dist.training.source import StageRequest
 from tests.nd_dist.training.one_rank import Events, losses, names, run
 from tests.ranks.recipe import small_recipe
-from tests.ranks.synthetic import SyntheticSource
+from tests.ranks.synthetic import SyntheticSource, SyntheticStream
 
 
 @pytest.fixture(autouse=True)
@@ -198,8 +202,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is(
 
 
 class WithoutTestImages(SyntheticSource):
-    def test_images(self, subject: int) -> list[int]:
-        return []
+    def validation_images(self, subject: int) -> tuple[str, list[int]]:
+        return "test", []
 
 
 @pytest.mark.parametrize("source", [WithoutTestImages(), SyntheticSource()])
@@ -225,6 +229,36 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(
     events = run(copied)
     assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
     assert losses(events)[2, 5] == losses(finished[1])[2, 5]
+
+
+def test_checkpoints_are_due_by_the_clock_too_and_one_that_outlasts_a_stop_is_said(tmp_path: Path) -> None:
+    config = small_recipe(tmp_path, stages=(1,), checkpoint_every=1000, checkpoint_every_s=1, keep_checkpoints=99)
+    hasty = config.model_copy(update={"launch": config.launch.model_copy(update={"stop_grace_s": 0})})
+
+    def wait() -> bool:
+        time.sleep(0.6)
+        return False
+
+    events = run(hasty, should_stop=wait)
+    saved = [event["step"] for event in events if event["event"] == "checkpoint_saved"]
+    assert len(saved) >= 3
+    assert saved[-1] == 8
+    notices = [event["message"] for event in events if event["event"] == "notice"]
+    assert len(notices) == len(saved)
+    assert "set launch.stop_grace_s higher" in notices[0]
+
+
+@pytest.mark.slow
+def test_compiled_heads_train_the_same_and_keep_the_names_of_their_weights(
+    finished: tuple[Config, Events], tmp_path: Path
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles with g++ on the CPU")
+    config = small_recipe(tmp_path, stages=(1,), compile=True)
+    found, expected = losses(run(config)), losses(finished[1])
+    assert found == pytest.approx({key: loss for key, loss in expected.items() if key[0] == 1}, rel=1e-4)
+    models = [Decoder.load(c.run_dir / "checkpoints" / "stage1" / "model") for c in (config, finished[0])]
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
 
 
 def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_one(
@@ -255,23 +289,83 @@ def test_training_learns_the_hidden_factors(tmp_path: Path) -> None:
 
 
 def test_precisions_that_would_train_wrongly_here_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="Half precision needs ZeRO"):
-        run(small_recipe(tmp_path / "a", dtype="bfloat16", zero_stage=0))
+    with pytest.raises(ValidationError, match="zero_stage 0 trains in float32 only"):
+        small_recipe(tmp_path / "a", dtype="bfloat16", zero_stage=0)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some CPUs can
     with pytest.raises(ConfigError, match="refuses the recipe on this device"):
-        run(small_recipe(tmp_path / "b", dtype="float16", shard_layers=False))
-    with pytest.raises(ConfigError, match=r"shard_layers=false"):
-        run(small_recipe(tmp_path / "c", gradient_clip=1.0))
+        run(small_recipe(tmp_path / "b", dtype="float16"))
 
 
-def test_deepspeeds_configuration_follows_the_recipe() -> None:
-    training = small_recipe(
-        Path("x"), dtype="bfloat16", zero_stage=2, gradient_accumulation=3, gradient_clip=0.5
-    ).training
-    config = deepspeed_config(training, rows_per_rank=4, world_size=2)
+class FullDevice(SyntheticSource):
+    """Its stream meets the error that a full GPU raises."""
+
+    def open_stream(self, request: StageRequest) -> SyntheticStream:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. Of the allocated memory ...")
+
+
+def test_a_full_gpu_ends_training_with_what_would_need_less(tmp_path: Path) -> None:
+    with pytest.raises(RankFailure, match="too little memory for this training") as caught:
+        run(small_recipe(tmp_path), FullDevice())
+    assert caught.value.found == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert "training.zero_stage=2" in caught.value.todo
+
+
+def test_deepspeeds_configuration_follows_the_recipe_and_takes_further_settings() -> None:
+    more = {"zero_optimization": {"overlap_comm": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    recipe = small_recipe(
+        Path("x"), dtype="bfloat16", zero_stage=2, gradient_accumulation=3, gradient_clip=0.5, deepspeed=more
+    )
+    config = deepspeed_config(recipe.training, rows_per_rank=4, world_size=2)
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["zero_optimization"]["stage"] == 2
-    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"]["overlap_comm"]
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["gradient_clipping"] == 0.0, "DeepSpeed's default is 1, and the engine clips by the whole norm"
     assert config["bf16"]["enabled"]
     assert "fp16" not in config
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"train_batch_size": 4}, "follows from training.samples_per_subject"),
+        ({"gradient_clipping": 1.0}, "follows from training.gradient_clip"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage follows from training.zero_stage"),
+        ({"bf16": {"enabled": True}}, "follows from training.dtype"),
+        ({"optimiser": {}}, "optimiser is not passed on"),
+    ],
+)
+def test_settings_of_deepspeed_that_follow_from_the_recipe_are_refused_with_the_one_to_set(
+    settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        small_recipe(Path("x"), deepspeed=settings)
+
+
+def test_a_setting_that_deepspeed_does_not_know_is_said_to_be_deepspeeds_refusal(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overlap_com"):
+        run(small_recipe(tmp_path, deepspeed={"zero_optimization": {"overlap_com": True}}))
+
+
+def lengths(config: Config) -> dict[str, float]:
+    """Parameter -> how far one step moved it, a training of one step with plain weights."""
+    decoder = Decoder.load(config.run_dir / "checkpoints" / "stage2" / "model")
+    return {name: float(value.norm()) for name, value in decoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_clipping_bounds_the_norm_of_all_gradients_divided_layers_included(zero_stage: int, tmp_path: Path) -> None:
+    """AdamW forgets the gradient's length but for eps: at a length of eps the steps show what it was given."""
+    recipe: dict[str, Any] = {"stages": (2,), "steps": (1, 1), "zero_stage": zero_stage, "gradient_clip": 1e-8}
+    found = {}
+    for shard_layers in (True, False):
+        config = small_recipe(tmp_path / str(shard_layers), shard_layers=shard_layers, **recipe)
+        events = run(config)
+        assert next(event for event in events if event["event"] == "train_step")["grad_norm"] > 1
+        assert bool(next(event for event in events if event["event"] == "sharded_layers")["layers"]) == shard_layers
+        found[shard_layers] = lengths(config)
+    free = small_recipe(tmp_path / "free", **{**recipe, "gradient_clip": 0.0})
+    run(free)
+    assert found[True] == pytest.approx(found[False], rel=1e-6)
+    assert max(abs(found[True][name] / length - 1) for name, length in lengths(free).items() if length) > 1e-5

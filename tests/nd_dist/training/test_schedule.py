@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from nd_dist.training.schedule import OneCycle, contrastive_phase, softclip_temperature
 
@@ -31,12 +33,18 @@ def test_the_published_learning_rate_starts_peaks_and_ends_where_it_should() -> 
     assert own.beta1(5) == 0.9
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 10])
-def test_very_short_stages_have_a_finite_schedule(total: int) -> None:
-    own = OneCycle(total, 3e-4, 2 / 150, cycle_momentum=True)
-    for step in range(total):
-        assert 0 < own.learning_rate(step) <= 3e-4
-        assert 0.85 <= own.beta1(step) <= 0.95
+@settings(max_examples=400, deadline=None)
+@given(st.integers(1, 200), st.one_of(st.sampled_from([0.01, 0.05, 0.1, 2 / 150, 0.5]), st.floats(1e-6, 1 - 1e-6)))
+@example(10, 0.1)
+@example(20, 0.05)
+@example(75, 2 / 150)
+@example(100, 0.01)
+def test_a_schedule_of_any_length_is_finite_in_range_and_ends_at_its_lowest_rate(total: int, fraction: float) -> None:
+    own = OneCycle(total, 3e-4, fraction, cycle_momentum=True)
+    rates = [own.learning_rate(step) for step in range(total)]
+    assert all(0 < rate <= 3e-4 for rate in rates)
+    assert all(0.85 <= own.beta1(step) <= 0.95 for step in range(total))
+    assert rates[-1] == pytest.approx(3e-4 / 25_000)
 
 
 def test_mixco_comes_first_and_softclip_warms_from_end_to_end() -> None:

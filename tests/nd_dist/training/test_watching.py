@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from nd_dist.config import Config
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.objective.losses import soft_clip
-from nd_dist.training.validation import Share
-from nd_dist.world import World
 from tests.nd_dist.training.one_rank import Events, losses, run
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import NUM_TEST, SyntheticSource
@@ -42,7 +40,7 @@ def test_validation_numbers_are_those_of_outputs_averaged_over_three_repeats(wat
     config, events = watched
     decoder = Decoder.load(config.run_dir / "checkpoints" / "stage2" / "model")
     source = SyntheticSource()
-    voxels_BRV, targets = source.test_trials(1, source.test_images(1), ("c", "z", "g02"))
+    voxels_BRV, targets = source.validation_trials(1, source.validation_images(1)[1], ("c", "z", "g02"))
     with torch.no_grad():
         runs = [decoder({1: voxels_BRV[:, repeat]}) for repeat in range(3)]
     found = validations(events)[9]
@@ -84,15 +82,6 @@ def test_early_stop_ends_a_stage_that_does_not_get_better_and_is_off_by_default(
     assert small_recipe(tmp_path).training.early_stop == 0
 
 
-@pytest.mark.parametrize(("num_images", "size"), [(11, 2), (11, 4), (3, 4), (12, 3)])
-def test_shares_hold_every_image_once_and_are_equally_long(num_images: int, size: int) -> None:
-    ids = list(range(100, 100 + num_images))
-    shares = [Share.of(ids, World(rank, size)) for rank in range(size)]
-    assert len({len(share.image_ids) for share in shares}) == 1
-    held = [i for share in shares for p, i in zip(share.positions, share.image_ids, strict=True) if p < num_images]
-    assert sorted(held) == ids
-
-
 def test_the_monitor_gets_every_step_and_validation(watched: tuple[Config, Events]) -> None:
     config, events = watched
     folder = config.run_dir / "monitor" / "stage2"
@@ -101,7 +90,7 @@ def test_the_monitor_gets_every_step_and_validation(watched: tuple[Config, Event
     assert [(int(step), pytest.approx(float(value))) for step, value in rows] == [
         (step + 1, loss) for (_, step), loss in losses(events).items()
     ]
-    assert (folder / "validation_c_top1_image_given_voxels.csv").exists()
+    assert (folder / "test_c_top1_image_given_voxels.csv").exists()
     board = EventAccumulator(str(folder)).Reload()
     assert [(event.step, pytest.approx(event.value)) for event in board.Scalars("train/loss")] == [
         (step + 1, loss) for (_, step), loss in losses(events).items()

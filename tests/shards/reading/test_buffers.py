@@ -47,5 +47,23 @@ def test_a_consumer_that_keeps_its_batches_keeps_their_values() -> None:
     assert [float(tensor[0]) for tensor in kept] == list(range(20))
 
 
+def test_memory_of_another_kind_is_lent_alike() -> None:
+    made: list[torch.Tensor] = []
+
+    def allocate(num_bytes: int) -> memoryview:  # as page-locked memory is made, on a machine without CUDA
+        made.append(torch.empty(num_bytes, dtype=torch.uint8))
+        return memoryview(made[-1].numpy())
+
+    pool = BufferPool(allocate)
+    for value in (1.0, 2.0):
+        array = pool.lend((3, 2), np.float32)
+        assert address(array) == made[0].data_ptr()
+        array[:] = value
+        assert float(torch.from_numpy(array).sum()) == 6 * value
+        del array
+        gc.collect()
+    assert len(made) == 1
+
+
 def test_an_empty_array_can_be_lent() -> None:
     assert BufferPool().lend((0, 5), np.float32).shape == (0, 5)

@@ -70,7 +70,7 @@ def reference(packed_dir: Path) -> list[dict[int, tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 5, 40])
 def test_global_steps_are_equal_for_any_world_and_threads_and_after_resuming(
     packed_dir: Path, reference: list[dict[int, tuple[object, ...]]], world: int, threads: int
 ) -> None:
@@ -106,6 +106,16 @@ def test_a_row_holds_what_random_access_reads(packed_dir: Path) -> None:
         is_row = (reader.trials["subject"] == 2) & (reader.trials["trial"] == batch.trial[row])
         reader.read_voxels(reader.trials[is_row], record[None])
         np.testing.assert_array_equal(voxels.numpy(), record.astype(np.float32))
+
+
+def test_batches_bring_their_pictures_where_they_are_asked_to(packed_dir: Path) -> None:
+    reader = ShardReader(packed_dir)
+    with make_stream(packed_dir, split="test", pictures=True, rank=1, world_size=5) as stream:
+        batch = next(stream)
+    assert batch.pictures is not None
+    np.testing.assert_array_equal(batch.pictures.numpy(), reader.pictures(batch.image_id.tolist()))
+    with make_stream(packed_dir) as stream:
+        assert next(stream).pictures is None
 
 
 def test_batches_that_are_kept_are_never_overwritten(packed_dir: Path) -> None:
@@ -176,6 +186,15 @@ def test_the_state_is_json_and_the_same_on_every_rank(packed_dir: Path) -> None:
     assert states[0]["step"] == 3
 
 
+def test_a_state_of_as_many_other_trials_is_refused(packed_dir: Path) -> None:
+    hours = [make_stream(packed_dir, subjects=(1,), sessions=(session,)) for session in (1, 2, 3, 4)]
+    alike = [(a, b) for a in hours for b in hours if a is not b and a.num_items == b.num_items]
+    assert alike
+    for one, other in alike:
+        with pytest.raises(CheckpointError, match="where: trials"):
+            other.load_state_dict(one.state_dict())
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 6}, {"samples_per_subject": 6}, {"subjects": (1, 2)}, {"targets": ("z",)}, {"sessions": (1,)}]
 )
@@ -236,8 +255,6 @@ def test_a_closed_stream_ends_and_closing_twice_is_fine(packed_dir: Path) -> Non
 
 
 def test_settings_that_cannot_work_are_refused(packed_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="multiple of 5"):
-        make_stream(packed_dir, world_size=5)
     with pytest.raises(ConfigError, match="rank 2 of 2"):
         make_stream(packed_dir, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="at least one trial"):
@@ -248,3 +265,31 @@ def test_settings_that_cannot_work_are_refused(packed_dir: Path) -> None:
         make_stream(packed_dir, targets=("g12",))
     with pytest.raises(ConfigError, match="no target"):
         make_stream(packed_dir, targets=("img",))
+    with pytest.raises(DataError, match="data.pictures=all"):  # pictures of test images only are packed
+        make_stream(packed_dir, pictures=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"subjects": (1, 1)}, "subjects, each once"),
+        ({"subjects": ()}, "subjects, each once"),
+        ({"targets": ("z", "z")}, "each target once"),
+        ({"seed": -1}, "a seed from 0"),
+        ({"seed": 2**64}, "a seed from 0"),
+        ({"samples_per_subject": 0}, "at least one sample"),
+        ({"threads": 0}, "at least one thread"),
+        ({"rank": -1}, "0 <= rank"),
+        ({"world_size": 0}, "0 <= rank"),
+        ({"sessions": ()}, "sessions from 1 on"),
+        ({"sessions": (0,)}, "sessions from 1 on"),
+        ({"heldout_fraction": 1.5}, "heldout_fraction"),
+        ({"split": "validation"}, "train"),
+        ({"dtype": "float16"}, "float32 or stored"),
+        ({"repeats": "all"}, "trials or mean"),
+    ],
+)
+def test_what_no_stream_can_deliver_is_refused_when_it_is_asked_for(wrong: dict[str, object], named: str) -> None:
+    settings = {"subjects": (1,), "targets": ("z",), "samples_per_subject": 6, "seed": 3, **wrong}
+    with pytest.raises(ConfigError, match=named):
+        StreamConfig(**settings)  # type: ignore[arg-type]

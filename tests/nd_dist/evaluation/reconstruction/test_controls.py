@@ -38,5 +38,5 @@ def test_the_nearest_image_has_the_largest_cosine_however_images_are_blocked(mon
     predicted = true[[4, 9, 20]] * 5 + 0.01
     for block in (1, 4, 128):
         controls.BLOCK_IMAGES = block
-        found = nearest_images(Given(predicted), Given(true), "c", [0, 1, 2], list(range(23)))  # type: ignore[arg-type]
+        *_, found = nearest_images(Given(predicted), Given(true), "c", [0, 1, 2], list(range(23)))  # type: ignore[arg-type]
         assert found == {0: 4, 1: 9, 2: 20}

@@ -17,7 +17,7 @@ from nd_dist.diffusion.finite import NonFiniteSample
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.reconstruction.decode import TrueTargets
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
-from nd_dist.evaluation.reconstruction.reconstruct import Result, reconstruct_image
+from nd_dist.evaluation.reconstruction.reconstruct import Reconstruction, Result, reconstruct
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.fanout.results import read_png, read_record
@@ -50,24 +50,27 @@ def config_of(world: Path, **sampler: Any) -> Config:
     return config.model_copy(update={"sampler": config.sampler.model_copy(update=sampler)})
 
 
-def reconstruct(world: Path, out_dir: Path, source: ToySource, points: Sequence[Point], **sampler: Any) -> list[Path]:
+def reconstructed(
+    world: Path, out_dir: Path, source: ToySource, points: Sequence[Point], **sampler: Any
+) -> list[Path]:
     config = config_of(world, **sampler)
     results = [Result(point, out_dir / str(index), "print") for index, point in enumerate(points)]
     networks = ModelFolders(config, torch.device("cpu"))
-    reconstruct_image(results, config, networks.sampler(config), TrueTargets(source), IMAGE)
+    for made in reconstruct([IMAGE], {IMAGE: results}, config, networks.sampler(config), TrueTargets(source)):
+        made.publish(config.sampler)
     return [result.folder for result in results]
 
 
 def test_a_sample_that_is_not_finite_stops_the_run_by_default(world: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteSample, match="target g02") as caught:
-        reconstruct(world, tmp_path, SpoiledSource(), POINTS)
+        reconstructed(world, tmp_path, SpoiledSource(), POINTS)
     assert "image 1, repeat 0" in caught.value.where
     assert not any((tmp_path / str(index)).exists() for index in range(3))
 
 
 def test_reported_samples_are_grey_pictures_and_on_record_and_the_others_are_made(world: Path, tmp_path: Path) -> None:
     spoiled, whole = (
-        reconstruct(world, tmp_path / name, source, POINTS, on_non_finite="report")
+        reconstructed(world, tmp_path / name, source, POINTS, on_non_finite="report")
         for name, source in (("spoiled", SpoiledSource()), ("whole", ToySource()))
     )
     for folder in spoiled[1:]:
@@ -83,7 +86,7 @@ def test_reported_samples_are_grey_pictures_and_on_record_and_the_others_are_mad
 def test_intermediate_pictures_lie_beside_the_reconstructions_of_every_point(
     world: Path, tmp_path: Path, kind: str
 ) -> None:
-    folders = reconstruct(world, tmp_path, ToySource(), POINTS, intermediates=kind)
+    folders = reconstructed(world, tmp_path, ToySource(), POINTS, intermediates=kind)
     for folder in folders:
         last = read_png(folder / "repeat-1.png")
         if kind == "strip":
@@ -93,12 +96,28 @@ def test_intermediate_pictures_lie_beside_the_reconstructions_of_every_point(
         else:
             with Image.open(folder / "steps-1.gif") as animation:
                 assert getattr(animation, "n_frames", 1) == 4
-    plain = reconstruct(world, tmp_path / "plain", ToySource(), POINTS)
+    plain = reconstructed(world, tmp_path / "plain", ToySource(), POINTS)
     assert all(
         (folder / "repeat-0.png").read_bytes() == (other / "repeat-0.png").read_bytes()
         for folder, other in zip(folders, plain, strict=True)
     )
     assert not list((tmp_path / "plain").rglob("steps*"))
+
+
+def test_an_image_comes_to_the_same_bits_whatever_stands_at_the_other_places(world: Path) -> None:
+    config, source = config_of(world, on_non_finite="report"), SpoiledSource()
+    sampler = ModelFolders(config, torch.device("cpu")).sampler(config)
+
+    def made(places: list[int]) -> list[Reconstruction]:
+        results = {image: [Result(point, Path(str(image)), "print") for point in POINTS] for image in (2, 3)}
+        return reconstruct(places, results, config, sampler, TrueTargets(source))
+
+    spoiled, whole = made([IMAGE, 2, 3]), made([0, 2, 3])
+    assert len(spoiled) == 2 * len(POINTS)
+    for one, other in zip(spoiled, whole, strict=True):
+        assert torch.equal(one.images_RCHW, other.images_RCHW)
+        assert (one.facts, one.failed) == (other.facts, ())
+        assert one.images_RCHW.shape[0] == config.evaluation.num_repeats
 
 
 def test_the_metrics_file_names_reconstructions_that_were_not_finite(world: Path) -> None:

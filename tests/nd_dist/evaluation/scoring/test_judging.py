@@ -1,7 +1,7 @@
 """Judging: batches of one fixed size, features that do not depend on neighbours, results that outlive a stop."""
 
 import errno
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nd_dist.errors import DataError, Requeue
+from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
 from nd_dist.evaluation.scoring.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
 from nd_dist.fanout.results import Publisher, has_result, publish, read_record, write_png
@@ -117,29 +117,20 @@ def write_images(folder: Path, num: int) -> list[Verdict]:
     return verdicts
 
 
-def stop_after(allowed: int) -> Callable[[], None]:
-    left = iter(range(allowed))
-
-    def between() -> None:
-        if next(left, None) is None:
-            raise Requeue("stop")
-
-    return between
-
-
 def test_what_was_judged_before_a_stop_is_on_disk_and_the_rest_gives_the_same_numbers(tmp_path: Path) -> None:
     verdicts, protocol, found = write_images(tmp_path, 6), protocol_named("nd"), Judges([MeanColour()])
-    with pytest.raises(Requeue):
-        judge_all(verdicts, protocol, found, stop_after(5))
+    with closing(judge_all(verdicts, protocol, found)) as steps:
+        for _ in range(4):  # a batch holds four images of two repeats
+            next(steps)
     done = [has_result(verdict.folder, "f") for verdict in verdicts]
-    assert done == [True] * 4 + [False] * 2  # a batch holds four images of two repeats
-    judge_all(verdicts[4:], protocol, found)
+    assert done == [True] * 4 + [False] * 2
+    assert len(list(judge_all(verdicts[4:], protocol, found))) == 2
     records = [read_record(verdict.folder)["metrics"] for verdict in verdicts]
     again = [
         Verdict(tmp_path / "again" / str(index), "f", v.original, v.reconstructions)
         for index, v in enumerate(verdicts)
     ]
-    judge_all(again, protocol, found)
+    list(judge_all(again, protocol, found))
     assert [read_record(verdict.folder)["metrics"] for verdict in again] == records
     assert set(records[0]) == {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim"}
 
@@ -164,6 +155,6 @@ def test_a_judge_that_gives_no_number_is_named_with_the_image_and_the_repeat(tmp
 
     verdicts = write_images(tmp_path, 2)
     with pytest.raises(DataError, match=r"(?s)judge colour gives NaN.*1, repeat 1"):
-        judge_all(verdicts, protocol_named("nd"), Judges([Broken()]))
+        list(judge_all(verdicts, protocol_named("nd"), Judges([Broken()])))
     assert has_result(verdicts[0].folder, verdicts[0].fingerprint)
     assert not has_result(verdicts[1].folder, verdicts[1].fingerprint), "nothing wrong is kept"

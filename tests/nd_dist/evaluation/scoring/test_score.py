@@ -45,9 +45,8 @@ def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedI
 
 
 def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
-    return scored_arrays(score_images(judged, JUDGES, protocol), summed, protocol.distractors, Statistics(100))[
-        name
-    ].value
+    arrays = dict(score_images(judged, JUDGES, protocol))
+    return scored_arrays(arrays, summed, protocol.distractors, Statistics(100))[name].value
 
 
 def test_all_repeats_count_in_the_default_protocol(tmp_path: Path) -> None:
@@ -85,7 +84,8 @@ def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, mo
 
 def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    metrics = scored_arrays(score_images(judged, JUDGES, protocol_named("nd")), REPEATS, "real", Statistics(100))
+    arrays = dict(score_images(judged, JUDGES, protocol_named("nd")))
+    metrics = scored_arrays(arrays, REPEATS, "real", Statistics(100))
     assert {name: item.higher_is_better for name, item in metrics.items()} == {
         "pixcorr": True, "repeat_pixcorr": True, "clip": True, "swav": False,
     }  # fmt: skip
@@ -93,7 +93,7 @@ def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
 
 def test_a_point_compared_with_itself_differs_by_nothing(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    arrays = score_images(judged, JUDGES, protocol_named("nd"))
+    arrays = dict(score_images(judged, JUDGES, protocol_named("nd")))
     scored = scored_arrays(arrays, REPEATS, "real", Statistics(100))
     kept = {key: array.numpy() for key, array in kept_arrays(scored).items()}
     scores = Scores({name: item.as_json() for name, item in scored.items()}, tuple(range(NUM)), kept)

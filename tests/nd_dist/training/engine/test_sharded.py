@@ -19,11 +19,17 @@ CPU = torch.device("cpu")
 SPECS = [TargetSpec("c", "semantic", (6, 16)), TargetSpec("z", "initial", (4, 8, 8))]
 
 
-@pytest.mark.parametrize(("num", "size"), [(8, 1), (8, 3), (7, 4), (2, 4)])
-def test_every_column_has_one_owner(num: int, size: int) -> None:
-    owned = [c for rank in range(size) for c in range(*Columns(World(rank, size), num).of(rank))]
-    assert owned == list(range(num))
-    assert sum(Columns(World(0, size), num).widths) == num
+@pytest.mark.parametrize(("num", "size"), [(8, 1), (8, 3), (7, 4), (2, 4), (8, 5)])
+def test_every_column_has_one_owner_and_every_rank_equally_many_with_zeros_at_the_end(num: int, size: int) -> None:
+    whole, parts = torch.arange(1.0, 1 + 3 * num).view(num, 3), []
+    for rank in range(size):
+        columns = Columns(World(rank, size), num)
+        part = columns.part(whole)
+        start, stop = columns.own
+        assert part.shape == (columns.per_rank, 3)
+        assert not part[stop - start :].any()
+        parts.append(part[: stop - start])
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -56,6 +62,16 @@ def test_a_layer_of_a_half_precision_network_keeps_float32_weights_and_gradients
     assert layer.own["weight"].dtype == layer.own["weight"].grad.dtype == torch.float32  # type: ignore[union-attr]
 
 
+def test_a_half_precision_copy_lasts_until_the_weights_change() -> None:
+    layer = ShardedLinear(nn.Linear(5, 3), World(), CPU)
+    copies = layer.in_precision(torch.bfloat16)
+    assert layer.in_precision(torch.bfloat16) is copies
+    layer.own["weight"].data += 1
+    layer.forget()
+    assert torch.equal(layer.in_precision(torch.bfloat16)["weight"], layer.own["weight"].bfloat16())
+    assert layer.in_precision(torch.float32)["weight"] is layer.own["weight"]
+
+
 def test_deepspeed_sees_no_parameter_of_a_divided_layer() -> None:
     assert list(ShardedLinear(nn.Linear(5, 3), World(), CPU).parameters()) == []
 
@@ -68,7 +84,7 @@ def decoder() -> Decoder:
 
 
 def test_voxel_encoders_and_row_layers_are_divided_and_token_layers_are_not() -> None:
-    chosen = set(shard_large_layers(decoder(), 8, 4, World(), CPU))
+    chosen = set(shard_large_layers(decoder(), 8, World(), CPU))
     assert chosen == {
         "voxels.shared.subjects.1", "voxels.shared.subjects.2", "heads.c.backbone.linear", "heads.z.blocks.0.linear",
         "heads.z.linear",
@@ -78,7 +94,7 @@ def test_voxel_encoders_and_row_layers_are_divided_and_token_layers_are_not() ->
 def test_a_large_batch_is_cheaper_to_keep_at_home() -> None:
     assert pays(4096, 59136, 42)
     assert not pays(4096, 59136, 5000)
-    assert shard_large_layers(decoder(), 1000, 500, World(), CPU) == {}
+    assert shard_large_layers(decoder(), 1000, World(), CPU) == {}
 
 
 def test_a_divided_decoder_computes_what_the_whole_one_did() -> None:
@@ -86,7 +102,7 @@ def test_a_divided_decoder_computes_what_the_whole_one_did() -> None:
     whole = decoder()
     voxels = {1: torch.randn(3, 80), 2: torch.randn(3, 90)}
     expected = whole(voxels)["c"].backbone_BLD
-    assert shard_large_layers(whole, 6, 3, World(), CPU)
+    assert shard_large_layers(whole, 6, World(), CPU)
     torch.testing.assert_close(whole(voxels)["c"].backbone_BLD, expected)
 
 

@@ -81,7 +81,22 @@ def test_loss_gradients_agree_with_finite_differences() -> None:
 
 
 def test_latent_l1_is_in_units_of_the_unscaled_latent() -> None:
-    assert float(losses.latent_l1(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.18215))) == pytest.approx(1)
+    found = losses.latent_error(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.18215), 1 / 512)
+    assert float(found) == pytest.approx(1)
+
+
+def test_contrast_in_groups_is_the_mean_over_rows_of_groups_that_hold_every_nth_sample() -> None:
+    student, teacher, augmented = (unit_rows(seed, 7 * 2, 5).view(7, 2, 5) for seed in range(3))
+    everyone = losses.soft_contrastive_in_groups(student, teacher, augmented, 7)
+    flat = [rows.flatten(0, 1) for rows in (student, teacher, augmented)]
+    torch.testing.assert_close(everyone, losses.soft_contrastive(*flat, losses.STUDENT_TEMPERATURE))
+    expected = sum(
+        len(picked) / 7 * losses.soft_contrastive(
+            *(rows[picked].flatten(0, 1) for rows in (student, teacher, augmented)), losses.STUDENT_TEMPERATURE
+        )
+        for picked in ([0, 3, 6], [1, 4], [2, 5])
+    )  # fmt: skip
+    torch.testing.assert_close(losses.soft_contrastive_in_groups(student, teacher, augmented, 3), expected)
 
 
 def test_top1_counts_rows_whose_best_score_is_their_own() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import ConvNextConfig, ConvNextModel
 
 from nd_dist.errors import CheckpointError
+from nd_dist.frozen.augment import PURPOSES, augment
 from nd_dist.frozen.convnext_teacher import MEAN, PROJECTOR, STD, ConvNextTeacher
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
-from nd_dist.training.objective.augment import augment
 from tests.nd_dist.training.one_rank import losses, run
 from tests.ranks.recipe import small_recipe
 
@@ -37,8 +38,9 @@ def pictures(num: int, size: int = 24) -> torch.Tensor:
     return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def draws(*samples: int, step: int = 3) -> Draws:
-    return Draws(5, step, torch.tensor(samples))
+def draws(*samples: int, step: int = 3) -> tuple[dict[str, torch.Tensor], list[int]]:
+    numbers = Draws.host_uniforms(5, step, PURPOSES, np.array(samples))
+    return dict(zip(PURPOSES, numbers, strict=True)), [2, 0, 3, 1]
 
 
 def test_rows_are_the_projected_positions_of_the_networks_last_map(folder: Path) -> None:
@@ -63,15 +65,15 @@ def test_a_folder_without_a_whole_projector_is_refused(folder: Path, tmp_path: P
 
 def test_an_augmentation_depends_on_step_and_sample_alone() -> None:
     batch = pictures(4)
-    whole = augment(batch, draws(0, 1, 2, 3))
-    torch.testing.assert_close(augment(batch[2:], draws(2, 3)), whole[2:])
-    assert not torch.equal(augment(batch, draws(0, 1, 2, 3, step=4)), whole)
-    assert not torch.equal(augment(batch, draws(4, 5, 6, 7)), whole)
+    whole = augment(batch, *draws(0, 1, 2, 3))
+    torch.testing.assert_close(augment(batch[2:], *draws(2, 3)), whole[2:])
+    assert not torch.equal(augment(batch, *draws(0, 1, 2, 3, step=4)), whole)
+    assert not torch.equal(augment(batch, *draws(4, 5, 6, 7)), whole)
 
 
 def test_augmented_pictures_keep_shape_and_range_and_most_of_them_change() -> None:
     batch = pictures(64)
-    changed = augment(batch, draws(*range(64)))
+    changed = augment(batch, *draws(*range(64)))
     assert changed.shape == batch.shape
     assert 0 <= float(changed.min()) <= float(changed.max()) <= 1 + 1e-6
     assert float((changed - batch).abs().mean(dim=(1, 2, 3)).min()) > 0.005  # every crop moves pixels
@@ -79,7 +81,7 @@ def test_augmented_pictures_keep_shape_and_range_and_most_of_them_change() -> No
 
 def test_a_grey_picture_stays_grey_whatever_hue_and_saturation_do() -> None:
     grey = pictures(16)[:, :1].expand(-1, 3, -1, -1)
-    changed = augment(grey, draws(*range(16)))
+    changed = augment(grey, *draws(*range(16)))
     torch.testing.assert_close(changed[:, 0], changed[:, 1], atol=1e-5, rtol=0)
     torch.testing.assert_close(changed[:, 0], changed[:, 2], atol=1e-5, rtol=0)
 

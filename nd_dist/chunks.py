@@ -7,6 +7,8 @@ On the CPU nothing says when memory is full; there chunks are small because thos
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,11 +23,32 @@ CPU_VAE_BYTES = 16 << 20
 USED_SHARE = 0.85
 """Share of free memory that chunks are planned for: workspaces and fragments take the rest."""
 
+_SAYS_MEMORY = re.compile(r"out of memory|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDNN_STATUS_\w+")
+"""What torch, cuBLAS and cuDNN say where a workspace or a handle does not fit any more."""
+
 Rows = Callable[[slice], tuple[torch.Tensor, ...]]
 
 
 class OutOfMemory(NdDistError):
     """Not even one sample fits into the accelerator's memory."""
+
+
+def full_memory(error: BaseException) -> OutOfMemory:
+    """Return the error that tells a user what to do about full memory, from the one that a library raised."""
+    return OutOfMemory(
+        "The accelerator's memory is full.",
+        found=str(error).splitlines()[0],
+        todo="nd train: more ranks, training.dtype=bfloat16, training.zero_stage=2 or 3 (docs/training.md: which GPU "
+        "can train what); nd evaluate, nd pack: sampler.dtype and frozen.dtype=bfloat16, one rank per GPU; or free "
+        "the GPU of other programs",
+    )
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Return whether an error says that the accelerator's memory is full, whichever library met it."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, OutOfMemory)):
+        return True
+    return isinstance(error, RuntimeError) and _SAYS_MEMORY.search(str(error)) is not None
 
 
 class MemoryMeter(Protocol):
@@ -51,10 +74,11 @@ class CudaMeter:
     device: torch.device
 
     def free_bytes(self) -> int:
-        """Return the driver's free memory and what torch holds without using it."""
-        free, _total = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(free) + int(unused)
+        """Return the driver's free memory and what torch holds without using it, at most this process's share."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = torch.cuda.memory_allocated(self.device)
+        share = int(total * torch.cuda.get_per_process_memory_fraction(self.device))
+        return min(int(free) + torch.cuda.memory_reserved(self.device), share) - taken
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
         """Run something and return the allocator's peak during it, less what was allocated before."""
@@ -85,9 +109,10 @@ class AdaptiveChunks:
 
     Args:
         what: The computation, for the error message.
-        limit: Most rows in one chunk; none lets ``meter`` decide.
+        limit: Most rows in one chunk, tried first; none lets ``meter`` decide.
         meter: The device's memory; needed where there is no limit.
         rescue: Called when one row alone does not fit: makes the computation smaller and returns whether it did.
+        most: Most rows that the kernels take, whatever the memory.
     """
 
     def __init__(
@@ -96,10 +121,12 @@ class AdaptiveChunks:
         limit: int | None,
         meter: MemoryMeter | None = None,
         rescue: Callable[[], bool] = _no_rescue,
+        most: int = sys.maxsize,
     ) -> None:
         assert limit is None or limit >= 1, "a chunk has at least one row"
         assert limit is not None or meter is not None, "without a limit a meter finds one"
-        self._what, self.limit, self._meter, self._rescue = what, limit, meter, rescue
+        self._what, self._meter, self._rescue, self._most = what, meter, rescue, most
+        self.limit = None if limit is None else min(limit, most)
 
     def run(self, num_rows: int, compute: Rows) -> tuple[torch.Tensor, ...]:
         """Return ``compute``'s tensors for rows 0..num_rows-1, joined along dimension 0.
@@ -128,7 +155,7 @@ class AdaptiveChunks:
             while self._tried(slice(0, 1), compute) is None:
                 pass
 
-        return max(1, int(USED_SHARE * free) // max(1, self._meter.peak_bytes(one)))
+        return min(self._most, max(1, int(USED_SHARE * free) // max(1, self._meter.peak_bytes(one))))
 
     def _tried(self, rows: slice, compute: Rows) -> tuple[torch.Tensor, ...] | None:
         """Return a chunk's tensors, or none where it did not fit and the next try will be smaller.
@@ -139,7 +166,9 @@ class AdaptiveChunks:
         size = rows.stop - rows.start
         try:
             return compute(rows)
-        except (torch.cuda.OutOfMemoryError, OutOfMemory) as error:  # the latter from chunks within this one
+        except (RuntimeError, OutOfMemory) as error:  # the latter from chunks within this one
+            if not is_memory_error(error):
+                raise
             if size == 1 and not self._rescue():
                 raise self._advice() from error
             if size > 1:
@@ -151,5 +180,6 @@ class AdaptiveChunks:
         return OutOfMemory(
             f"The accelerator has too little memory for one sample ({self._what}), even with gradient checkpointing.",
             expected="about 5 GiB free for Stable Diffusion 1.4 in bfloat16, 10 GiB in float32",
-            todo="set sampler.dtype=bfloat16, run one rank per GPU, or free the GPU of other programs",
+            todo="set sampler.dtype=bfloat16 (nd pack: frozen.dtype=bfloat16), run one rank per GPU, or free the GPU "
+            "of other programs",
         )
