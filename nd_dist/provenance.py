@@ -9,8 +9,6 @@ import subprocess
 import sys
 from typing import Any
 
-import torch
-
 from nd_dist.config import Config
 from nd_dist.files import hash_json
 from nd_dist.versions import CODE_DIR, VERSION, installed_versions
@@ -34,11 +32,6 @@ def git_state() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "installed"
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a device is called: the GPU's name, or the kind of processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 def config_hash(config: Config) -> str:

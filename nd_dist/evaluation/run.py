@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
+from nd_dist.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
@@ -42,7 +43,6 @@ from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.results import claim_folder, remove_leftovers
 from nd_dist.fanout.tasks import Tally, Task, Watch, work_off
 from nd_dist.files import read_json, write_json
-from nd_dist.provenance import device_name
 
 ROLL_CALL_S = 10.0
 SAY_S = 30.0
@@ -285,7 +285,7 @@ class Worker:
             for name, tally in self.tallies.items()
         }
         identity = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        identity["device"] = device_name(job.networks.device)
+        identity["device"] = platform_facts(job.networks.device)["device"]
         write_json(self._rank_file(job, self.comm.rank), {**identity, "work": work})
         self.events.write("evaluation_done", work=work)
         if self.comm.rank:

@@ -155,6 +155,6 @@ def test_a_judge_that_gives_no_number_is_named_with_the_image_and_the_repeat(tmp
 
     verdicts = write_images(tmp_path, 2)
     with pytest.raises(DataError, match=r"(?s)judge colour gives NaN.*1, repeat 1"):
-        judge_all(verdicts, protocol_named("nd"), Judges([Broken()]))
+        list(judge_all(verdicts, protocol_named("nd"), Judges([Broken()])))
     assert has_result(verdicts[0].folder, verdicts[0].fingerprint)
     assert not has_result(verdicts[1].folder, verdicts[1].fingerprint), "nothing wrong is kept"
