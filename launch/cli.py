@@ -16,6 +16,7 @@ from launch.boundary import guarded
 from launch.options import (
     AllTargets,
     Hostfile,
+    LauncherName,
     LaunchWords,
     Overrides,
     Ranks,
@@ -172,6 +173,51 @@ def sweep(
 
 
 @_command(
+    "nd score originals reconstructions --protocol mindeye2 --judges judges --out runs/theirs",
+    "nd score images.pt recons.pt --brain-features brain.pt --image-features clip.pt --out runs/me2",
+)
+def score(
+    originals: Annotated[Path, typer.Argument(help="Pictures that were seen: a folder, or an array (npy, npz, pt).")],
+    reconstructions: Annotated[
+        Path, typer.Argument(help="NAME.png or several of an image (NAME_0.png, NAME/0.png), or an array.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    overrides: Overrides = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="Metric protocol (docs/evaluation.md).")] = "nd",
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="Folder of metric networks; none: pixel metrics alone.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="What tables call the reconstructions.")] = "",
+    subject: Annotated[int, typer.Option("--subject", min=1, help="Whose brain; `nd merge` averages subjects.")] = 1,
+    brain_features: Annotated[
+        Path | None, typer.Option("--brain-features", help="Features from the brain for retrieval, an image a row.")
+    ] = None,
+    image_features: Annotated[
+        Path | None, typer.Option("--image-features", help="Features of the originals for retrieval.")
+    ] = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+) -> None:
+    """Score pictures that were made elsewhere by a named protocol: metrics, intervals, tables, report."""
+    from launch.commands.score import score_command
+    from launch.plans.choose import LaunchOptions
+
+    settings = {
+        "score.originals": originals,
+        "score.reconstructions": reconstructions,
+        "score.method": method or reconstructions.stem,
+        "score.brain_features": brain_features,
+        "score.image_features": image_features,
+        "run_dir": out,
+        "evaluation.protocol": protocol,
+        "evaluation.judges_dir": judges,
+        "evaluation.subjects": [subject],
+    }
+    score_command(settings, overrides or [], LaunchOptions(ranks, hostfile, launcher))
+
+
+@_command(
     "nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8",
     "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
@@ -251,11 +297,15 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
     ] = None,
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
+    ] = False,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands.results import run_report
 
-    run_report(run_dir, track or [], figures)
+    run_report(run_dir, track or [], figures, beside, partial)
 
 
 @_command("nd demo --ranks 4")

@@ -22,7 +22,7 @@ from nd_dist.config import Config
 from nd_dist.errors import ConfigError, WorldError
 from nd_dist.world import World
 
-LEASED = ("evaluate", "sweep", "estimate")
+LEASED = ("evaluate", "sweep", "estimate", "score")
 DEEPSPEED = ("train", "phantom_networks")
 """Commands whose ranks DeepSpeed's launcher starts; MPI starts the others'."""
 NO_MPI_NOTE = "no MPI runtime was found: one process does the work of all ranks (pip install mpich)"

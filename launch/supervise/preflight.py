@@ -165,7 +165,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
     from nd_dist.evaluation.points.axes import check_axes
     from nd_dist.frozen.folders import resolve_folder
 
-    _check_metrics(config.evaluation)
+    check_metrics(config.evaluation)
     if "img" not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
@@ -179,7 +179,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
         _check_decoder(config)
 
 
-def _check_metrics(evaluation: EvaluationConfig) -> None:
+def check_metrics(evaluation: EvaluationConfig) -> None:
     """Refuse a protocol, groups of images or a folder of metric networks that do not exist."""
     from nd_dist.evaluation.scoring.groups import read_groups
     from nd_dist.metrics.protocols import protocol_named
