@@ -210,7 +210,7 @@ def test_a_rank_that_never_comes_is_named(folder: Path) -> None:
     ends_of(ranks)  # a world of one
     assert first.returncode == 0
     shared = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    words = ["train", "demo", *words_of(folder, "lonely"), "launch.timeout_s=5", "training.samples_per_subject=[3,3]"]
+    words = ["train", "demo", *words_of(folder, "lonely"), "launch.start_s=5", "training.samples_per_subject=[3,3]"]
     result = run(sys.executable, *JOIN, *words, **shared)
     assert result.returncode == 3, result.stdout + result.stderr
     assert "Ranks [1, 2] have not come" in result.stderr
