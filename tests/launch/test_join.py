@@ -116,7 +116,7 @@ def test_two_ranks_under_the_users_own_launcher_train_as_under_nd(launcher: str,
         ends = [event for event in events(folder / launcher, rank) if event["event"].startswith("rank_")]
         assert [(event["event"], event.get("size")) for event in ends] == [("rank_start", 2), ("rank_done", None)]
     left = {path.name for path in (folder / launcher / ".state").rglob("*") if path.is_file()}
-    assert left == {"launcher.lock", "ranks.lock"}
+    assert left == {"launcher.lock", "ranks.lock", "request.json"}
 
 
 @pytest.mark.parametrize(
