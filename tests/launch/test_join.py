@@ -116,7 +116,7 @@ def test_two_ranks_under_the_users_own_launcher_train_as_under_nd(launcher: str,
         ends = [event for event in events(folder / launcher, rank) if event["event"].startswith("rank_")]
         assert [(event["event"], event.get("size")) for event in ends] == [("rank_start", 2), ("rank_done", None)]
     left = {path.name for path in (folder / launcher / ".state").rglob("*") if path.is_file()}
-    assert left == {"launcher.lock", "ranks.lock"}
+    assert left == {"launcher.lock", "ranks.lock", "request.json"}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_rank_that_never_comes_is_named(folder: Path) -> None:
     ends_of(ranks)  # a world of one
     assert first.returncode == 0
     shared = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    words = ["train", "demo", *words_of(folder, "lonely"), "launch.timeout_s=5", "training.samples_per_subject=[3,3]"]
+    words = ["train", "demo", *words_of(folder, "lonely"), "launch.start_s=5", "training.samples_per_subject=[3,3]"]
     result = run(sys.executable, *JOIN, *words, **shared)
     assert result.returncode == 3, result.stdout + result.stderr
     assert "Ranks [1, 2] have not come" in result.stderr
