@@ -33,14 +33,7 @@ from torch import Tensor
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.evaluation.points.layout import PICTURE
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.scoring.score import (
-    JudgedImages,
-    Statistics,
-    judge_scores,
-    resampled_arrays,
-    score_images,
-    scored_arrays,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
 from nd_dist.fanout.tasks import Steps, Task, work_off
@@ -49,6 +42,7 @@ from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.judges import Judge, load_phantom_judges
 from nd_dist.metrics.protocols import protocol_named
+from nd_dist.metrics.scores import Statistics, kept_arrays, scored_arrays
 from nd_dist.pixels import pictures_to_pixels
 
 PROTOCOL = protocol_named("mindeye2")
@@ -99,8 +93,8 @@ def ours(folder: Path, num_pairs: int, judges: Sequence[Judge], rank: int, size:
         ]
         arrays = dict(score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL))
         yield
-        scored = scored_arrays(arrays, 1, Statistics(1000, 0))
-        kept = {**arrays, **resampled_arrays(scored)}
+        scored = scored_arrays(arrays, 1, PROTOCOL.distractors, Statistics(1000))
+        kept = {**arrays, **kept_arrays(scored)}
         facts = {"metrics": {name: item.value for name, item in scored.items()}}
         publish(score, PRINT, facts, lambda staging: write_staged(staging / "arrays.safetensors", kept))
 

@@ -81,8 +81,8 @@ def make(folder: Path, sessions: int, is_nifti: bool) -> None:
         file["imgBrick"] = rng.integers(0, 255, (IMAGES, *PICTURE), dtype=np.uint8)
     with open(layout.stim_info, "w", newline="") as stream:
         rows = csv.writer(stream)
-        rows.writerow(["", "cocoId", "cocoSplit", "nsdId"])
-        rows.writerows([i, i, "train2017", i] for i in range(IMAGES))
+        rows.writerow(["", "cocoId", "cocoSplit", "nsdId", "shared1000"])
+        rows.writerows([i, i, "train2017", i, i < SHARED] for i in range(IMAGES))
     (folder / "nsd/captions").mkdir()
     for split, ids in (("train2017", range(IMAGES)), ("val2017", range(0))):
         annotations = [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in ids]

@@ -2,22 +2,27 @@
 
     python -m benchmarks.training_scaling
 
-Counted: floating-point operations and parameters of the real modules at published size. Assumed (no GPU was at hand):
-the rates in ``Machine``. The global batch grows with the ranks (``rows_per_rank`` each), because 42 rows cannot keep
-64 GPUs busy; whether a larger batch trains as well is another question, which this does not answer.
+Counted: kernels, floating-point operations, memory traffic and parameters of the real modules at published size.
+Assumed (no GPU was at hand): the rates of ``benchmarks.support.gpu_budget`` and in ``Machine``. The global batch grows
+with the ranks (``rows_per_rank`` each), because 42 rows cannot keep 64 GPUs busy; whether a larger batch trains as
+well is another question, which this does not answer.
 
-A step = forward and backward + optimizer + communication. Communication is not overlapped with anything here, so times
+A step = forward and backward (what the GPU needs for each kernel, or what the host needs to launch them, whichever is
+more) + optimizer + communication. Communication is not overlapped with anything here, so times
 are upper bounds. Two ways are compared: every gradient averaged over all ranks, and large layers divided by columns.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.support.gpu_budget import H100, Roofline
 from benchmarks.training_memory import TRAININGS, full_size
 from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import Decoder
@@ -26,6 +31,7 @@ from nd_dist.training.objective.objectives import Objective, StepInputs
 from nd_dist.training.ranks import GlobalRows
 from nd_dist.world import World
 
+ROWS_PER_RANK = (7, 42)
 BYTES = 2  # of a gradient or activation on the wire: bfloat16
 
 
@@ -34,13 +40,11 @@ class Machine:
     """What a GPU and its link do.
 
     Args:
-        flops: Operations per second that a training step reaches.
         memory_bytes_s: Bytes per second to and from memory.
         link_bytes_s: Bytes per second to other hosts (400 Gb/s).
         latency_s: Seconds that one collective call takes however small.
     """
 
-    flops: float = 300e12
     memory_bytes_s: float = 2.5e12
     link_bytes_s: float = 50e9
     latency_s: float = 30e-6
@@ -73,17 +77,24 @@ class Layer:
         return seen * self.inputs + 2 * seen * self.outputs / ranks + back
 
 
+class Pass(NamedTuple):
+    """A forward and backward pass: seconds that the GPU needs, and that the host needs to launch its kernels."""
+
+    gpu_s: float
+    launch_s: float
+
+
 @dataclass(frozen=True)
 class Work:
     """What a training step consists of.
 
     Args:
-        flops_per_row: Forward and backward of one row.
+        passes: Rows of a GPU -> their forward and backward pass.
         replicated: Parameters whose gradients DeepSpeed averages.
         layers: The layers that can be divided.
     """
 
-    flops_per_row: float
+    passes: Mapping[int, Pass]
     replicated: int
     layers: tuple[Layer, ...]
 
@@ -115,7 +126,7 @@ def step_time(work: Work, machine: Machine, ranks: int, rows_per_rank: int, is_d
     calls += 4 * len(chosen)
     optimizer_bytes = 28 * everything / ranks  # read weight, gradient, two moments; write three
     return StepTime(
-        compute=work.flops_per_row * rows_per_rank / machine.flops,
+        compute=max(work.passes[rows_per_rank]),
         optimizer=optimizer_bytes / machine.memory_bytes_s,
         communication=0.0 if ranks == 1 else wire / machine.link_bytes_s + calls * machine.latency_s,
     )
@@ -128,11 +139,11 @@ def work_of(decoder: Decoder, rows: int) -> Work:
         decoder: On the meta device.
         rows: Rows of the published batch; a layer that is not divided then never is.
     """
-    flops = _flops(decoder, rows) / rows
+    passes = {rows_per_rank: _pass(decoder, rows_per_rank) for rows_per_rank in ROWS_PER_RANK}
     subjects = len(decoder.num_voxels)
     chosen = shard_large_layers(decoder, rows, World(), torch.device("meta"))
     layers = tuple(_layer(name, layer, subjects) for name, layer in chosen.items())
-    return Work(flops, sum(p.numel() for p in decoder.parameters()), layers)
+    return Work(passes, sum(p.numel() for p in decoder.parameters()), layers)
 
 
 def _layer(name: str, layer: OwnColumns, subjects: int) -> Layer:
@@ -142,16 +153,20 @@ def _layer(name: str, layer: OwnColumns, subjects: int) -> Layer:
     return Layer(inputs, outputs, is_voxels, 1 / subjects if is_voxels else 1.0)
 
 
-def _flops(decoder: Decoder, rows: int) -> float:
-    """Return the operations of a forward and backward pass, counted on the meta device."""
+def _pass(decoder: Decoder, rows: int) -> Pass:
+    """Return a forward and backward pass in bfloat16, counted on the meta device."""
     per_subject, meta = rows // len(decoder.num_voxels), torch.device("meta")
-    voxels = {s: torch.empty(per_subject, count, device=meta) for s, count in decoder.num_voxels.items()}
+    decoder = copy.deepcopy(decoder).to(torch.bfloat16)
+    voxels = {
+        s: torch.empty(per_subject, count, device=meta, dtype=torch.bfloat16)
+        for s, count in decoder.num_voxels.items()
+    }
     targets = {spec.name: torch.empty(rows, *spec.shape, device=meta) for spec in decoder.targets}
     inputs = StepInputs(0, voxels, targets, np.arange(rows))
     objective = Objective(decoder, TrainingConfig(mixco_fraction=0.0), total_steps=2, seed=0, rows=GlobalRows(rows))
-    with FlopCounterMode(display=False) as counter:
+    with Roofline() as counter:
         objective(inputs, 1)[0].backward()
-    return float(counter.get_total_flops())
+    return Pass(counter.gpu_s, counter.kernels * H100.launch_s)
 
 
 def main() -> None:
@@ -162,10 +177,9 @@ def main() -> None:
     for name, (targets, heads) in TRAININGS.items():
         work = work_of(full_size(targets, heads, 4096), 42)
         numel = sum(layer.numel for layer in work.layers)
-        print(
-            f"# {name}: {work.flops_per_row / 1e9:.1f} GFLOP a row, {work.replicated / 1e6:.0f} + {numel / 1e6:.0f} M"
-        )
-        for rows in (7, 42):
+        print(f"# {name}: {work.replicated / 1e6:.0f} + {numel / 1e6:.0f} M parameters")
+        for rows, (gpu_s, launch_s) in work.passes.items():
+            print(f"# {rows} rows: GPU {gpu_s * 1e3:.1f} ms, launches {launch_s * 1e3:.1f} ms")
             alone = step_time(work, machine, 1, rows, True).total
             for ranks in (8, 64, 512):
                 averaged, divided = (step_time(work, machine, ranks, rows, way) for way in (False, True))

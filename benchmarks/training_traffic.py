@@ -75,7 +75,7 @@ def work(config: Config, world: World) -> dict[str, Any]:
         return False
 
     train(config, world, ShardSource(config, world), EventLog(config.run_dir, world.rank, "train"), mark)
-    steps = [e["step_s"] for e in read_events(events_path(config.run_dir, world.rank)) if e["event"] == "train_step"]
+    steps = [e["step_s"] for e in read_events(events_path(config.run_dir, 0)) if e["event"] == "train_step"]
     deltas = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)][WARM_UP:]
     return {
         "step_s": statistics.median(steps[WARM_UP:]),

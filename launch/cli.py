@@ -14,14 +14,17 @@ import typer
 
 from launch.boundary import guarded
 from launch.options import (
+    AllTargets,
     Hostfile,
+    LauncherName,
     LaunchWords,
     Overrides,
     Ranks,
     Recipe,
     RecipeOption,
     RunDir,
-    commands_like,
+    Subjects,
+    Submitted,
     launching,
 )
 
@@ -53,24 +56,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Options of `nd` itself."""
 
 
 @_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
 def doctor(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. launch.interface=ib0.")] = None,
     hostfile: Hostfile = None,
-    shared: Annotated[
-        Path, typer.Option("--shared", help="With --hostfile: a folder that all hosts must see.")
-    ] = Path(),
+    shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
 ) -> None:
     """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared))
+    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
 
 
 @_command("nd phantom demo/nsd phantom.num_subjects=2")
@@ -96,10 +96,7 @@ def pack(words: LaunchWords) -> None:
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Pack again what is damaged, with the recipe that the folder keeps."),
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
@@ -121,36 +118,28 @@ def export(
 
 
 @_command(
-    "nd train paper shards_dir=shards run_dir=runs/subj01-c training.targets=[c] --ranks 4",
-    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7 --hostfile hosts",
-    "nd train paper run_dir=runs/grid training.targets=[c] --grid training.learning_rate=[1e-4,3e-4]",
+    "nd train paper shards_dir=shards run_dir=runs/joint decoder.heads=joint --ranks 8",
+    "nd train paper shards_dir=shards run_dir=runs --all-targets --subjects 1,2,5,7",
 )
 @launching
 def train(
     words: LaunchWords,
     stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
-    subjects: Annotated[
-        str, typer.Option("--subjects", help="Train the whole grid for these target subjects, e.g. 1,2,5,7.")
-    ] = "",
-    all_targets: Annotated[
-        bool,
-        typer.Option("--all-targets", help="Train the whole grid, every target (heads=single: a network each)."),
-    ] = False,
-    grid: Annotated[
-        bool,
-        typer.Option("--grid", help="Train at every point: a setting given a list of values (key=[a,b]) is an axis."),
-    ] = False,
-    at_once: Annotated[
-        int | None, typer.Option("--at-once", min=1, help="Trainings of the grid at a time on a host.")
-    ] = None,
+    subjects: Subjects = "",
+    all_targets: AllTargets = False,
+    grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
+    at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers, points_of
+    from nd_dist.errors import ConfigError
 
     more = ["training.profile=true"] if profile else []
     wanted = numbers(stages, "--stages")
     if not (all_targets or subjects or grid):
+        if at_once is not None:
+            raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
     from launch.commands.dry_run import dry_run_grid
@@ -161,9 +150,9 @@ def train(
     overrides, points = points_of(given, partial(takes, words.recipe)) if grid else (given, ((),))
     for point in points:
         load_recipe(words.recipe, [*overrides, *point], "train")  # says what is wrong with a point
-    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, words.ranks or 1, at_once, points)
+    request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once, points=points)
     config = load_recipe(words.recipe, overrides, "train")
-    (dry_run_grid if words.dry_run else grid_command)(config, request, words.hostfile)
+    (dry_run_grid if words.dry_run else grid_command)(config, request, words.options)
 
 
 @_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")
@@ -177,30 +166,78 @@ def evaluate(words: LaunchWords) -> None:
 @launching
 def sweep(
     words: LaunchWords,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Time a few units, print what the sweep costs, and stop.")
-    ] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time a few units, print the costs, stop.")] = False,
 ) -> None:
     """Choose a point of the grid on held-out training images, and score the grid on the test images."""
     words.launch("estimate" if estimate else "sweep")
 
 
 @_command(
-    "nd submit train paper run_dir=/scratch/me/run training.targets=[c] slurm.ranks_per_node=8 slurm.gpus_per_node=8"
+    "nd score originals reconstructions --protocol mindeye2 --judges judges --out runs/theirs",
+    "nd score images.pt recons.pt --brain-features brain.pt --image-features clip.pt --out runs/me2",
+)
+def score(
+    originals: Annotated[Path, typer.Argument(help="Pictures that were seen: a folder, or an array (npy, npz, pt).")],
+    reconstructions: Annotated[
+        Path, typer.Argument(help="NAME.png or several of an image (NAME_0.png, NAME/0.png), or an array.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    overrides: Overrides = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="Metric protocol (docs/evaluation.md).")] = "nd",
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="Folder of metric networks; none: pixel metrics alone.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="What tables call the reconstructions.")] = "",
+    subject: Annotated[int, typer.Option("--subject", min=1, help="Whose brain; `nd merge` averages subjects.")] = 1,
+    brain_features: Annotated[
+        Path | None, typer.Option("--brain-features", help="Features from the brain for retrieval, an image a row.")
+    ] = None,
+    image_features: Annotated[
+        Path | None, typer.Option("--image-features", help="Features of the originals for retrieval.")
+    ] = None,
+    ranks: Ranks = None,
+    hostfile: Hostfile = None,
+    launcher: LauncherName = "auto",
+) -> None:
+    """Score pictures that were made elsewhere by a named protocol: metrics, intervals, tables, report."""
+    from launch.commands.score import score_command
+    from launch.plans.choose import LaunchOptions
+
+    settings = {
+        "score.originals": originals,
+        "score.reconstructions": reconstructions,
+        "score.method": method or reconstructions.stem,
+        "score.brain_features": brain_features,
+        "score.image_features": image_features,
+        "run_dir": out,
+        "evaluation.protocol": protocol,
+        "evaluation.judges_dir": judges,
+        "evaluation.subjects": [subject],
+    }
+    score_command(settings, overrides or [], LaunchOptions(ranks, hostfile, launcher))
+
+
+@_command(
+    "nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8",
+    "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
+    "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
 )
 def submit(
-    command: Annotated[str, typer.Argument(help="pack, train, evaluate or sweep.", autocompletion=commands_like)],
+    command: Submitted,
     recipe: Recipe,
     overrides: Overrides = None,
-    array: Annotated[
-        bool, typer.Option("--array", help="sweep: one job of the array for each point of the grid.")
-    ] = False,
+    array: Annotated[bool, typer.Option("--array", help="sweep: a task of an array for each point.")] = False,
+    all_targets: AllTargets = False,
+    subjects: Subjects = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
-    """Submit a command to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
     from launch.commands.submit import submit_command
+    from launch.grid.plan import GridRequest, numbers
 
-    submit_command(command, recipe, overrides or [], array, dry_run)
+    chosen = numbers(subjects, "--subjects")
+    grid = GridRequest(chosen, all_targets=all_targets) if all_targets or chosen else None
+    submit_command(command, recipe, overrides or [], array, grid, dry_run)
 
 
 @_command("nd status runs/subj01 --watch", "nd status runs")
@@ -260,11 +297,15 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
     ] = None,
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
+    ] = False,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands.results import run_report
 
-    run_report(run_dir, track or [], figures)
+    run_report(run_dir, track or [], figures, beside, partial)
 
 
 @_command("nd demo --ranks 4")
@@ -272,9 +313,7 @@ def demo(
     overrides: Overrides = None,
     ranks: Ranks = 2,
     recipe: RecipeOption = "demo",
-    full: Annotated[
-        bool, typer.Option("--full", help="The recipe demo_full: a larger world, about half an hour.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
     """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo

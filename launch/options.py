@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from launch.plans.choose import LaunchOptions
 
 _RECIPES_DIR = Path(__file__).parent / "recipes"
 
@@ -46,12 +49,12 @@ Overrides = Annotated[
     ),
 ]
 Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
-Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="DeepSpeed hostfile: lines of `NAME slots=N`.")]
+Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="Hosts: lines of `NAME slots=N` or `NAME:N`.")]
 LauncherName = Annotated[
     str,
     typer.Option(
         "--launcher",
-        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi, deepspeed-mpich; the others: mpirun.",
+        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi; the others: mpirun.",
     ),
 ]
 Include = Annotated[
@@ -62,6 +65,17 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run", help="Print what differs from the defaults, hosts, the exact command and whether it would start."
+    ),
+]
+AllTargets = Annotated[
+    bool, typer.Option("--all-targets", help="The whole grid, every target (heads=single: a network each).")
+]
+Subjects = Annotated[str, typer.Option("--subjects", help="The whole grid for these target subjects, e.g. 1,2,5,7.")]
+Submitted = Annotated[
+    str,
+    typer.Argument(
+        help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
+        autocompletion=commands_like,
     ),
 ]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
@@ -80,6 +94,13 @@ class LaunchWords:
     exclude: Exclude = ""
     dry_run: DryRun = False
 
+    @property
+    def options(self) -> LaunchOptions:
+        """What says where and how ranks start."""
+        from launch.plans.choose import LaunchOptions
+
+        return LaunchOptions(self.ranks, self.hostfile, self.launcher, self.include, self.exclude)
+
     def launch(self, command: str, *more: str) -> None:
         """Start a launching command, or show what it would start.
 
@@ -89,12 +110,10 @@ class LaunchWords:
         """
         from launch.commands.dry_run import dry_run_command
         from launch.commands.launching import launch_command
-        from launch.plans.choose import LaunchOptions
         from launch.recipe import load_recipe
 
         config = load_recipe(self.recipe, [*(self.overrides or []), *more], command)
-        options = LaunchOptions(self.ranks, self.hostfile, self.launcher, self.include, self.exclude)
-        (dry_run_command if self.dry_run else launch_command)(command, config, options)
+        (dry_run_command if self.dry_run else launch_command)(command, config, self.options)
 
 
 def launching(command: Callable[..., None]) -> Callable[..., None]:

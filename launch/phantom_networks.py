@@ -25,27 +25,18 @@ from shards.phantom.networks.settings import NETWORKS_YAML, NetworksRecipe
 COMMAND = "phantom_networks"
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.phantom_networks", description=__doc__, formatter_class=formatter
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program (see the module's docstring)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", type=Path, help="checkpoints, averaged weights, tokenizer, logs and events")
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. unet.steps=200")
-    parser.add_argument(
-        "--recipe", type=Path, help="YAML file (default: how the networks of the package were trained)"
-    )
+    parser.add_argument("--recipe", type=Path, help="YAML file (default: as the package's networks were trained)")
     parser.add_argument("--ranks", type=int, help="ranks to start (default: one per GPU, or one)")
-    parser.add_argument("--hostfile", type=Path, help="DeepSpeed hostfile: lines of `NAME slots=N`")
+    parser.add_argument("--hostfile", type=Path, help="hosts: lines of `NAME slots=N` or `NAME:N`")
     parser.add_argument("--launcher", default="auto", choices=[name for name in LAUNCHERS if name != "mpirun"])
     parser.add_argument("--dry-run", action="store_true", help="print what would run; run nothing")
     parser.add_argument("--export", type=Path, help="write the folders and their cards here instead of training")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program (see the module's docstring)."""
-    options = _parse(arguments)
+    options = parser.parse_args(arguments)
     settings = load_settings(NetworksRecipe, options.recipe, options.overrides)
     config = Config(run_dir=options.out_dir, launch=settings.launch)
     wanted = LaunchOptions(options.ranks, options.hostfile, options.launcher)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +20,11 @@ from nd_dist.config import Config
 from nd_dist.config.base import Section
 from nd_dist.config.training import OwnSchedule
 from nd_dist.errors import ConfigError
-from nd_dist.files import write_text
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 RETIRED = ("phantom_networks",)
 """Sections that configurations written by earlier versions hold."""
+_TIME = re.compile(r"\d+(:\d+)+")
 Settings = TypeVar("Settings", bound=Section)
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError)
 """What OmegaConf raises for text that it cannot read or merge."""
@@ -66,10 +66,12 @@ def load_recipe(recipe: str, overrides: Sequence[str] = (), command: str = "") -
         ConfigError: see ``load_settings``; there is no such recipe; or a subject is not among the data's.
     """
     config = load_settings(Config, recipe_path(recipe), overrides, command)
-    named = {word.partition("=")[0] for word in overrides}
-    general = dict.fromkeys(name for name in OwnSchedule.model_fields if f"training.{name}" in named)
-    if not general:
-        return config
+    return for_every_target(config, [word.partition("=")[0] for word in overrides])
+
+
+def for_every_target(config: Config, keys: Collection[str]) -> Config:
+    """Return the configuration where settings that were named hold for every target (``training.per_target``)."""
+    general = dict.fromkeys(name for name in OwnSchedule.model_fields if f"training.{name}" in keys)
     own = {name: schedule.model_copy(update=general) for name, schedule in config.training.per_target.items()}
     return config.model_copy(update={"training": config.training.model_copy(update={"per_target": own})})
 
@@ -102,20 +104,32 @@ def load_settings(
             unknown keys with the nearest ones, values out of range with what is allowed.
     """
     try:
-        recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        recipe = OmegaConf.create(_quoted_times(path.read_text(encoding="utf-8")) if path is not None else "")
         base: Any = OmegaConf.merge(model().model_dump(mode="json"), recipe)  # Any: OmegaConf's types are unions
     except (*_UNREADABLE, OSError) as error:
         raise ConfigError("A recipe cannot be read.", where=str(path), found=str(error)) from error
-    attempt = partial(_attempt, model, base, command)
-    settings, problems = attempt(overrides)
+    settings, problems = _attempt(model, base, command, overrides)
     if settings is not None:
         return settings
-    blames = [(problem, _blamed(attempt, list(dict.fromkeys(overrides)), problem)) for problem in problems]
+    blames: list[tuple[_Problem, list[str]]] = []
+    for problem in problems:  # the words without which there is none; none where the recipe itself is wrong
+        words = [problem.word] if problem.word else list(dict.fromkeys(overrides))
+        guilty = (word for word in words if problem not in _attempt(model, base, command, _without(word, words))[1])
+        blames.append((problem, words if problem.word else list(guilty)))
     places = {"the command line" if words else str(path or "the defaults") for _, words in blames}
     lines = [problem.line(words) for problem, words in blames]
     raise ConfigError(
         "The configuration is wrong.", where=" and ".join(sorted(places)), found="\n    ".join(["", *lines])
     )
+
+
+def _quoted_times(text: str) -> str:
+    """Return YAML with times such as 24:00:00 in quotes: YAML 1.1 takes them for numbers to the base of 60."""
+    tokens = [token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken) and token.plain]
+    for token in reversed([token for token in tokens if _TIME.fullmatch(token.value)]):
+        first, last = token.start_mark.index, token.end_mark.index
+        text = f"{text[:first]}'{text[first:last]}'{text[last:]}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -147,11 +161,11 @@ def _attempt(
     """Return the settings of a recipe with words, or none and everything that is wrong with them."""
     merged = copy.deepcopy(base)
     for word in words:
-        key, sign, _ = word.partition("=")
+        key, sign, value = word.partition("=")
         try:
             if not sign:
                 raise ValueError("not of the form key=value")
-            merged.merge_with_dotlist([word])
+            merged.merge_with_dotlist([f"{key}={_quoted_times(value)}"])
             OmegaConf.select(merged, key)  # follows what its value refers to
         except _UNREADABLE as error:
             others = _attempt(model, base, command, _without(word, words))[1]
@@ -165,15 +179,6 @@ def _attempt(
         return None, [_Problem(error.full_key or "", _said_by(error))]
     except ValidationError as error:
         return None, list(_problems(model, error))
-
-
-def _blamed(
-    attempt: Callable[[list[str]], Any], words: Sequence[str], problem: _Problem
-) -> list[str]:  # Any: settings
-    """Return the words without which there is no such problem; none where the recipe itself is wrong."""
-    if problem.word:
-        return [problem.word]
-    return [word for word in words if problem not in attempt(_without(word, words))[1]]
 
 
 def _without(word: str, words: Sequence[str]) -> list[str]:
@@ -245,8 +250,6 @@ def changed_settings(config: Config) -> dict[str, Any]:  # Any: goes to YAML
     return found
 
 
-def write_config(config: Config) -> Path:
-    """Write ``run_dir/config.yaml`` and return its path."""
-    path = config.run_dir / "config.yaml"
-    write_text(path, config_yaml(config))
-    return path
+def config_path(config: Config) -> Path:
+    """Return where a run keeps its recipe: ``run_dir/config.yaml``."""
+    return config.run_dir / "config.yaml"

@@ -1,16 +1,20 @@
-"""Collective calls over MPI: the only file that imports mpi4py. One process without MPI is a world of one.
+"""The few collective calls of pack and evaluate: agree on the job, gather small results, wait for each other.
 
-Used for the world check, the gather of small results and barriers of pack and evaluate; DeepSpeed's ranks talk
-through torch.distributed instead.
+Where a meeting place is named (MASTER_ADDR) they meet there, as in training; else they talk MPI, and this is the only
+file that imports mpi4py. One process alone is a world of one.
 """
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
 from nd_dist.errors import WorldError
 from nd_dist.world import World
+
+WAIT = timedelta(days=30)
+"""Of one rank for another: a share of the packing may last for days; who watches the launch ends what hangs."""
 
 
 class Comm:
@@ -45,6 +49,33 @@ class Comm:
             load_required_mpi().Finalize()
 
 
+class _Meeting(Comm):
+    """The ranks of a world in torch.distributed, on the CPU."""
+
+    def __init__(self, world: World) -> None:
+        from torch import distributed
+
+        super().__init__()
+        self.rank, self.size, self._calls = world.rank, world.size, distributed
+        distributed.init_process_group("gloo", rank=world.rank, world_size=world.size, timeout=WAIT)
+
+    def gather(self, value: object) -> list[Any]:
+        found = [None] * self.size if self.rank == 0 else None
+        self._calls.gather_object(value, found)
+        return found or []
+
+    def broadcast(self, value: object) -> Any:
+        box = [value]
+        self._calls.broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        self._calls.barrier()
+
+    def finish(self) -> None:
+        self.barrier()
+
+
 def load_mpi() -> ModuleType | None:
     """Return mpi4py.MPI, None where mpi4py finds no MPI library (it raises RuntimeError then)."""
     try:
@@ -77,6 +108,8 @@ def connect(world: World) -> Comm:
     """
     if world.size == 1:
         return Comm()
+    if world.meeting:
+        return _Meeting(world)
     mpi = load_required_mpi()
     comm = Comm(mpi.COMM_WORLD)
     if comm.size != world.size:
@@ -84,6 +117,7 @@ def connect(world: World) -> Comm:
             "MPI does not see the ranks that the launcher started (each would work alone).",
             expected=f"{world.size} ranks ({world.family})",
             found=f"{comm.size} in MPI.COMM_WORLD ({mpi.Get_library_version().splitlines()[0]})",
-            todo="use the mpirun that belongs to mpi4py's MPI library; `nd doctor` names both",
+            todo="use the mpirun that belongs to mpi4py's MPI library (`nd doctor` names both), or any mpirun with "
+            "`python -m launch.join`, which needs no MPI library",
         )
     return comm

@@ -47,6 +47,13 @@ def use_device(world: World, config: Config) -> torch.device:
     return device
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device, without waiting for it: through page-locked memory to a GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def arithmetic(device: torch.device, config: Config) -> dict[str, str | bool]:
     """Return the settings that move a network's numbers on a device; on the CPU there are none.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +12,11 @@ from typing import Any
 from nd_dist.config import Config
 from nd_dist.files import hash_json
 from nd_dist.versions import CODE_DIR, VERSION, installed_versions
+
+NUMERIC = re.compile(
+    "(CUBLAS|CUDNN|GOMP|KMP|MIOPEN|MKL|OMP|OPENBLAS|ROCBLAS|TORCH)_|NVIDIA_TF32_OVERRIDE$|NCCL_(ALGO|PROTO)$"
+)
+"""Names of the variables of libraries that can move a number."""
 
 
 def package_versions() -> dict[str, str]:
@@ -33,13 +40,14 @@ def config_hash(config: Config) -> str:
 
 
 def provenance(config: Config, **more: object) -> dict[str, Any]:
-    """Return the record that goes with a result: versions, code, config and its hash, seed, and ``more``."""
+    """Return the record that goes with a result: versions, code, config and its hash, variables, and ``more``."""
     return {
         "versions": package_versions(),
         "code": git_state(),
         "config_hash": config_hash(config),
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if NUMERIC.match(name)},
         "platform": f"{platform.system()} {platform.machine()}, {sys.implementation.name}",
         **more,
     }

@@ -6,8 +6,8 @@ Nothing here reads files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -88,3 +88,26 @@ class Batch:
     def __len__(self) -> int:
         """Return the number of rows B."""
         return len(self.subject)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch with its tensors on a device; what each row is stays on the host.
+
+        Args:
+            device: Where to.
+            non_blocking: Do not wait for copies from page-locked memory; this batch must then be kept until they are
+                done, as its memory is used again.
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its tensors in page-locked memory; a ``DataLoader(pin_memory=True)`` calls it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return the batch with changed tensors."""
+        return replace(
+            self,
+            voxels={subject: change(tensor) for subject, tensor in self.voxels.items()},
+            targets={name: change(tensor) for name, tensor in self.targets.items()},
+            pictures=None if self.pictures is None else change(self.pictures),
+        )

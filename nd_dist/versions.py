@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,3 +22,12 @@ def installed_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "missing"
     return versions
+
+
+def code_digest() -> str:
+    """Return a short hash over the source files of the three packages that this interpreter imports."""
+    digest = hashlib.sha256()
+    for package in ("launch", "nd_dist", "shards"):
+        for path in sorted((CODE_DIR / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(CODE_DIR)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

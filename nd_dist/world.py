@@ -1,13 +1,14 @@
 """The world a process belongs to: rank, size, and who started it. The only reader of launcher variables.
 
 Families are all-or-nothing: a launcher that set only some of its variables, or two launchers that contradict each
-other, is an error and never a silent world of one.
+other, is an error and never a silent world of one. Launchers may be nested (srun starts mpirun's helpers or a torchrun
+on every node): the innermost counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nd_dist.errors import WorldError
@@ -32,12 +33,14 @@ class World:
         size: Number of ranks.
         local_rank: 0-based rank on this host (chooses the GPU).
         family: Which launcher's variables said so; ``single`` where none did.
+        meeting: Host at which the ranks can meet (MASTER_ADDR); empty where nobody named one.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     family: Family = "single"
+    meeting: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -52,7 +55,7 @@ class World:
             WorldError: a family is incomplete, not a number, out of range, or two families disagree on rank or size.
         """
         found = [world for family in _FAMILIES if (world := _read_family(family, environ)) is not None]
-        found = [world for world in found if not _is_outer(world, environ)]
+        found = [world for world in found if not _is_outer(world, found, environ)]
         if not found:
             return World()
         sizes = {(world.rank, world.size) for world in found if world.size > 1} or {(0, 1)}
@@ -62,13 +65,21 @@ class World:
                 where=", ".join(f"{w.family}: rank {w.rank} of {w.size}" for w in found),
                 todo="start the program with one launcher only, or unset the variables of the other",
             )
-        return max(found, key=lambda world: world.size)
+        return replace(max(found, key=lambda world: world.size), meeting=environ.get("MASTER_ADDR", ""))
 
 
-def _is_outer(world: World, environ: Mapping[str, str]) -> bool:
-    """Return whether a scheduler's world is that of the nodes, on each of which DeepSpeed started its own ranks."""
-    nodes = (environ.get("CROSS_RANK"), environ.get("CROSS_SIZE"))  # set by deepspeed's per-node launcher
-    return world.family != "torch" and "RANK" in environ and nodes == (str(world.rank), str(world.size))
+def _is_outer(world: World, found: Sequence[World], environ: Mapping[str, str]) -> bool:
+    """Return whether another launcher, which described a world of its own, runs inside this one."""
+    numbers = {each.family: (each.rank, each.size) for each in found}
+    if world.family == "torch":
+        return False
+    if "torch" in numbers and {"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & set(environ):  # torchrun and DeepSpeed on a node
+        return True
+    # srun's PMI plugin is no launcher: it repeats srun's numbers; hydra below srun counts ranks on a host as well
+    is_plugin = numbers.get("pmi") == numbers.get("slurm") and "MPI_LOCALRANKID" not in environ
+    if world.family == "slurm":
+        return len(found) > 1 and not (is_plugin and len(found) == 2)
+    return world.family == "pmi" and is_plugin
 
 
 def _read_family(family: Family, environ: Mapping[str, str]) -> World | None:

@@ -7,11 +7,15 @@ The table is ``benchmarks/gpu_budget.json``: docs/gpu.md prints it, ``tests/fake
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 TABLE = Path(__file__).parents[1] / "gpu_budget.json"
 
@@ -38,6 +42,45 @@ class Rates:
 
 
 H100 = Rates({"bfloat16": 480e12, "float16": 480e12, "float32": 210e12, "float64": 30e12})
+
+
+def kernel_s(
+    func: Any, call: tuple[Any, Any], out: Any, given: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]
+) -> float:
+    """Return the least seconds of one operation on an H100.
+
+    Args:
+        func: torch's operation.
+        call: Its arguments, positional and by name.
+        out: Its result.
+        given: Tensors among its arguments.
+        fresh: Tensors that it made.
+    """
+    args, kwargs = call
+    count = flop_registry.get(func._overloadpacket)
+    flops = 0 if count is None else int(count(*args, **kwargs, out_val=out))
+    dtype = str((fresh or given)[0].dtype).removeprefix("torch.")
+    return H100.seconds(flops, dtype, sum(tensor.numel() * tensor.element_size() for tensor in (*given, *fresh)))
+
+
+class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts kernels, and the least time that they need, of whatever runs on the meta device inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels, self.gpu_s = 0, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it; a view is none."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given, made = ([t for t in tree_leaves(part) if isinstance(t, torch.Tensor)] for part in ((args, kwargs), out))
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        fresh = [tensor for tensor in made if tensor.untyped_storage()._cdata not in known]
+        if (fresh or func._schema.is_mutable) and not func._schema.name.startswith(("aten::empty", "aten::new_empty")):
+            self.kernels += 1
+            self.gpu_s += kernel_s(func, (args, kwargs), out, given, fresh)
+        return out
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ class ReleasedLoop:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, config.training.learning_rate, total_steps=config.training.steps[0]
         )
+        self._scaler = torch.amp.GradScaler(enabled=device.type == "cuda")
         self._betas = {subject: self._all_betas(subject, num_trials) for subject in self._subjects}
 
     def _all_betas(self, subject: int, num_trials: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -149,9 +150,11 @@ class ReleasedLoop:
     def _step(self, step: int, voxels: dict[int, torch.Tensor], target: torch.Tensor) -> float:
         """Make one optimizer step and return the loss."""
         self._optimizer.zero_grad()
-        loss = torch.stack(list(self._losses(step, voxels, target))).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):  # as released
+            loss = torch.stack(list(self._losses(step, voxels, target))).sum()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._schedule.step()
         return float(loss.detach())
 

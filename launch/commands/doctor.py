@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from rich.text import Text
 from launch.console import make_console
 from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
-from launch.plans.hosts import read_hostfile
+from launch.plans.hostfile import read_hostfile
 from launch.plans.tools import find_tools
+from launch.recipe import load_settings
 from nd_dist.comm import load_mpi
+from nd_dist.config import Config, LaunchConfig
 from nd_dist.versions import CODE_DIR
 
 REQUIRED = (
@@ -54,16 +58,18 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None, shared_dir: Path) -> int:
+def run_doctor(hostfile: Path | None, shared_dir: Path, overrides: Sequence[str] = ()) -> int:
     """Print every check as a table; return 0, or 3 if something required is missing.
 
     Args:
-        hostfile: Hosts to check as well, all in parallel.
+        hostfile: Hosts to check as well, all in parallel, in the way in which a launch would.
         shared_dir: A folder that all hosts must see (runs and shards lie below it).
+        overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
     """
-    checks = [*_python(), *_packages(), *_collisions(), *_mpi(), *_accelerator(), *_tools()]
+    config = load_settings(Config, None, overrides)
+    checks = [*_python(), *_mpi(), *_slurm(config), *_accelerator(), *_tools()]
     if hostfile is not None:
-        checks += _hosts(hostfile, shared_dir)
+        checks += _hosts(hostfile, shared_dir, config.launch)
     table = Table(title="nd doctor", title_justify="left")
     for heading in ("what", "state", "found", "what to do"):
         table.add_column(heading, overflow="fold")
@@ -74,12 +80,15 @@ def run_doctor(hostfile: Path | None, shared_dir: Path) -> int:
     return 3 if any(check.state == "missing" for check in checks) else 0
 
 
-def _hosts(hostfile: Path, shared_dir: Path) -> Iterator[Check]:
+def _hosts(hostfile: Path, shared_dir: Path, launch: LaunchConfig) -> Iterator[Check]:
     """Yield a check for each host: ssh, Python, packages, this code, the shared folder, GPUs for its slots."""
     hosts = read_hostfile(hostfile)
-    inquiry = Inquiry("", shared_dir.resolve())
-    with tempfile.TemporaryDirectory() as logs, HostAgents(hosts, inquiry, Path(logs), environment()) as agents:
-        for facts in agents.facts():
+    inquiry = Inquiry("", shared_dir.resolve(), launch)
+    is_alone = len(hosts) == 1 and hosts[0].is_local
+    with tempfile.TemporaryDirectory() as logs:
+        with HostAgents(hosts, inquiry, Path(logs), environment(), always_ssh=not is_alone) as agents:  # as pdsh does
+            answers = agents.facts()
+        for facts in answers:
             name = f"host {facts.host.name}"
             todo = "see docs/operations.md, messages about hosts"
             for problem in facts.problems:
@@ -93,24 +102,13 @@ def _hosts(hostfile: Path, shared_dir: Path) -> Iterator[Check]:
 
 
 def _python() -> Iterator[Check]:
-    """Yield the check of the interpreter."""
-    state = "ok" if sys.version_info >= (3, 11) else "missing"
-    yield Check(
-        "python", state, f"{platform.python_version()} ({sys.executable})", "" if state == "ok" else "use 3.11+"
-    )
-
-
-def _packages() -> Iterator[Check]:
-    """Yield a check for each required package, without importing it."""
+    """Yield the checks of the interpreter and its packages; another wheel may ship our `shards` or `launch` too."""
+    yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     for name in REQUIRED:
         try:
             yield Check(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, "missing", "not installed", f"pip install {name}")
-
-
-def _collisions() -> Iterator[Check]:
-    """Yield a check that our generic package names are ours: another wheel may ship `shards` or `launch` too."""
     owners = importlib.metadata.packages_distributions()
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -137,6 +135,19 @@ def _mpi() -> Iterator[Check]:
         yield Check("mpirun", "ok", f"{tools.mpirun} ({tools.mpi_flavour})")
 
 
+def _slurm(config: Config) -> Iterator[Check]:
+    """Yield the check of how srun starts ranks, where there is a Slurm."""
+    if shutil.which("srun") is None:
+        return
+    answer = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, check=False)
+    plugins, chosen = re.findall(r"[\w-]+", answer.stdout + answer.stderr), config.slurm.mpi
+    if chosen in ("auto", "none", *plugins):
+        meeting = "ranks need no MPI library" if chosen in ("auto", "none") else f"ranks meet by {chosen}"
+        yield Check("Slurm", "ok", f"srun starts ranks; {meeting} (slurm.mpi={chosen})")
+    else:
+        yield Check("Slurm", "missing", f"`srun --mpi=list` does not name {chosen}", "leave slurm.mpi out")
+
+
 def _accelerator() -> Iterator[Check]:
     """Yield the check of the GPUs that torch sees."""
     import torch
@@ -150,8 +161,12 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _tools() -> Iterator[Check]:
-    """Yield checks of programs that only launches over several hosts need."""
+    """Yield checks of programs that only launches over several hosts need, and of the disks that may fill up."""
     for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
-        found = shutil.which(program)
-        todo = "" if found else f"apt-get install {package}"
-        yield Check(program, "ok" if found else "note", found or "missing: needed only for several hosts", todo)
+        if found := shutil.which(program):
+            yield Check(program, "ok", found)
+        else:
+            yield Check(program, "note", "missing: needed only for several hosts", f"apt-get install {package}")
+    places = {"here": Path(), "TMPDIR": Path(tempfile.gettempdir()), "/dev/shm": Path("/dev/shm"), "home": Path.home()}
+    free = (f"{name} {shutil.disk_usage(path).free / 2**30:.1f} GiB" for name, path in places.items() if path.is_dir())
+    yield Check("free space", "ok", f"{', '.join(free)} (Triton, torch and Hugging Face keep caches below home)")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from launch.console import make_console
 from launch.grid.plan import GridRequest
 from launch.grid.run import make_grid, show_grid
 from launch.grid.state import config_of
-from launch.plans.choose import LaunchOptions, choose_launcher, chosen_hosts, make_plan
+from launch.plans.choose import LaunchOptions, choose, make_plan, require_head
 from launch.plans.tools import find_tools
 from launch.recipe import changed_settings, yaml_text
 from launch.supervise.preflight import advice, preflight, require_starters
@@ -36,9 +36,10 @@ def dry_run_command(
     Raises:
         NdDistError: it would be refused.
     """
+    require_head(command, os.environ)
     console = _told(config)
     plan = make_plan(command, config, options, find_tools(config.launch), f"{command}-LAUNCH_ID")
-    hosts = ", ".join(host.describe() for host in chosen_hosts(config, options, choose_launcher(command, options)))
+    hosts = ", ".join(host.describe() for host in choose(command, config, options, os.environ).hosts)
     console.print(f"# hosts: {hosts}")
     for path, text in plan.files.items():
         console.print(f"# file {path}:\n{text}", end="")
@@ -47,24 +48,24 @@ def dry_run_command(
     console.print(plan.shell())
     with _verdict(console):
         check(command, config, plan.ranks)
-        require_starters(plan, Path.home())
+        require_starters(plan)
         told = describe_pack(config, plan.ranks) if command == "pack" else advice(command, config, plan.ranks, True)
         for line in told:
             console.print(f"# {line}")
 
 
-def dry_run_grid(config: Config, request: GridRequest, hostfile: Path | None) -> None:
+def dry_run_grid(config: Config, request: GridRequest, options: LaunchOptions) -> None:
     """Print what a grid of trainings would run, and whether they would start; start nothing.
 
     Raises:
         NdDistError: it would be refused.
     """
     console = _told(config)
-    grid = make_grid(config, request, hostfile)
+    grid = make_grid(config, request, options)
     show_grid(grid, console)
     with _verdict(console):
         for training in grid.plan:
-            preflight("train", config_of(config, training), request.ranks)
+            preflight("train", config_of(config, training), grid.ranks)
 
 
 def _told(config: Config) -> Console:

@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from nd_dist.conformance import Row
 
 
-def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | None = None) -> None:
+def run_report(
+    run_dir: Path,
+    trackers: Sequence[str] = (),
+    figures_dir: Path | None = None,
+    beside: Path | None = None,
+    is_partial: bool = False,
+) -> None:
     """Write the report of a run and print where it is; log its numbers where trackers are named.
 
     Args:
         run_dir: Folder of an evaluated run.
         trackers: ``tensorboard`` or ``wandb``.
         figures_dir: Where pictures and table of the run go as files of their own; none: nowhere.
+        beside: Another run to stand beside it.
+        is_partial: Report what is there of a run that goes on, and nothing else.
 
     Raises:
         ConfigError: there is no such tracker, or it is not installed.
@@ -35,7 +43,14 @@ def run_report(run_dir: Path, trackers: Sequence[str] = (), figures_dir: Path | 
     if unknown := sorted(set(trackers) - set(TRACKERS)):
         raise ConfigError("Unknown tracker.", where=", ".join(unknown), expected=" or ".join(TRACKERS))
     console = make_console()
-    console.print(f"  report: {write_report(run_dir)}")
+    if is_partial:
+        from launch.recipe import load_recipe
+        from nd_dist.evaluation.partial import partial_metrics
+
+        found = partial_metrics(load_recipe(str(run_dir / "config.yaml"), [f"run_dir={run_dir}"]))
+        console.print(f"  report: {write_report(run_dir, beside, found)}")
+        return
+    console.print(f"  report: {write_report(run_dir, beside)}")
     if figures_dir is not None:
         for path in write_figures(run_dir, figures_dir):
             console.print(f"  figure: {path}")

@@ -20,6 +20,7 @@ from omegaconf import ListConfig, OmegaConf
 from rich.table import Table
 
 from launch.plans.hosts import Host
+from launch.recipe import for_every_target
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.schema import TARGETS
@@ -151,7 +152,8 @@ def _yaml(value: object) -> str:
 
 def recipe_at(config: Config, point: Point) -> Config:
     """Return the recipe at a point."""
-    return config.replaced({key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in point)})
+    settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in point)}
+    return for_every_target(config.replaced(settings), settings)
 
 
 def subject_dir(config: Config, subject: int, point: Point = ()) -> Path:
@@ -199,8 +201,8 @@ def plan_slots(hosts: Sequence[Host], request: GridRequest, has_gpus: bool, is_l
         num = request.at_once if request.at_once is not None else host.slots // request.ranks
         for i in range(num):
             first = i * request.ranks % max(1, host.slots)
-            devices = tuple((first + k) % host.slots for k in range(request.ranks)) if has_gpus else ()
-            slots.append(Slot(len(slots), host.name, devices, is_local))
+            chosen = [host.device_ids[(first + k) % host.slots] for k in range(request.ranks)] if has_gpus else []
+            slots.append(Slot(len(slots), host.login, tuple(chosen), is_local))
     if not slots:
         raise ConfigError(
             "No host has room for one training.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
@@ -14,16 +13,18 @@ from pathlib import Path
 
 from launch.grid.plan import Slot
 from launch.plans.deepspeed import SSH_OPTIONS
-from launch.plans.environment import carried_environment
+from launch.plans.environment import carried_environment, visible_devices
+from launch.supervise.tree import PR_SET_PDEATHSIG, prctl
 
 CTRL_C = b"\x03"
 # a terminal, so that the remote `nd` gets ctrl-C from here
 SSH = ("ssh", "-tt", "-e", "none", *shlex.split(SSH_OPTIONS))
 SSH_FAILED = 255  # ssh's own exit code; `nd` has none of that number
-PR_SET_PDEATHSIG = 1
 
 
-def command_of(slot: Slot, words: Sequence[str], launch_id: str, environ: Mapping[str, str]) -> list[str]:
+def command_of(
+    slot: Slot, words: Sequence[str], launch_id: str, environ: Mapping[str, str], carry: Sequence[str] = ()
+) -> list[str]:
     """Return the command of a training in a slot: here, or over ssh on the slot's host.
 
     Args:
@@ -31,22 +32,20 @@ def command_of(slot: Slot, words: Sequence[str], launch_id: str, environ: Mappin
         words: The training's words after the Python that runs it.
         launch_id: The grid's: an option without effect, by which the host's agent knows what belongs to the grid.
         environ: This process's environment; what moves numbers or packets goes along.
+        carry: Names of further variables that go along.
     """
     if slot.is_local:
         return [sys.executable, *words]
-    carried = {**carried_environment(environ), "PYTHONPATH": environ["PYTHONPATH"], "TTY_COMPATIBLE": "0"}
-    variables = [*(f"{name}={value}" for name, value in carried.items()), *visible_devices(slot)]
+    carried = {**carried_environment(environ, carry), "PYTHONPATH": environ["PYTHONPATH"], "TTY_COMPATIBLE": "0"}
+    variables = [*(f"{name}={value}" for name, value in carried.items()), *slot_variables(slot)]
     command = shlex.join([*variables, sys.executable, "-X", f"launch={launch_id}", *words])
     return [*SSH, slot.host, f"cd {shlex.quote(os.getcwd())} && exec env {command}"]
 
 
-def visible_devices(slot: Slot) -> list[str]:
+def slot_variables(slot: Slot) -> list[str]:
     """Return the variable that gives a training its GPUs; here they count through those that this process sees."""
-    if not slot.devices:
-        return []
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "") if slot.is_local else ""
-    names = seen.split(",") if seen else [str(i) for i in range(max(slot.devices) + 1)]
-    return [f"CUDA_VISIBLE_DEVICES={','.join(names[i] for i in slot.devices)}"]
+    given = visible_devices(slot.devices, os.environ if slot.is_local else {})
+    return [f"{name}={value}" for name, value in given.items()]
 
 
 class TrainingProcess:
@@ -61,7 +60,7 @@ class TrainingProcess:
 
     def __init__(self, slot: Slot, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         self.slot = slot
-        variables = dict(word.split("=", 1) for word in visible_devices(slot)) if slot.is_local else {}
+        variables = dict(word.split("=", 1) for word in slot_variables(slot)) if slot.is_local else {}
         with open(log, "ab") as stream:
             self._process = subprocess.Popen(
                 command,
@@ -70,7 +69,7 @@ class TrainingProcess:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # it saves when the grid is killed
             )
 
     def poll(self) -> int | None:
@@ -95,9 +94,3 @@ class TrainingProcess:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-
-def _die_with_parent() -> None:
-    """Let the kernel ask this process to stop (and save) when the grid is killed (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -6,11 +6,12 @@ The same command again goes on with what is not done.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,19 @@ from launch.grid.plan import (
     plan_slots,
     subject_dir,
 )
-from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, visible_devices
+from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
 from launch.grid.state import outcome_of, share_of, state_on_disk, validations_of
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
-from launch.plans.choose import new_launch_id
-from launch.plans.environment import environment
-from launch.plans.hosts import Host, num_local_gpus, read_hostfile
+from launch.plans.allocation import unused_nodes
+from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_fitting, require_head
+from launch.plans.environment import SECRET, environment
+from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
-from launch.supervise.run import tail_of
+from launch.supervise.outcome import tail_of
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
-from nd_dist.errors import RankFailure, Requeue
+from nd_dist.errors import ConfigError, RankFailure, Requeue
 from nd_dist.files import write_json, write_text
 from nd_dist.training.records import BEST, MODEL, model_dir, stage_dir, write_best
 
@@ -63,6 +65,7 @@ class Grid:
         slots: Places for them.
         ranks: Ranks of one training.
         launch_id: This grid's, by which hosts know what belongs to it.
+        note: What a user should know about the places; empty if nothing.
         states: How each training stands.
         running: Those that run.
         lost_hosts: Hosts that do not answer any more.
@@ -73,6 +76,7 @@ class Grid:
     slots: tuple[Slot, ...]
     ranks: int
     launch_id: str
+    note: str = ""
     states: dict[Training, State] = field(default_factory=dict)
     running: dict[Training, TrainingProcess] = field(default_factory=dict)
     lost_hosts: set[str] = field(default_factory=set)
@@ -91,6 +95,10 @@ class Grid:
         words = ["-m", "launch.cli", "train", str(self.recipe_path.resolve())]
         return [*words, *training.overrides, "--ranks", str(self.ranks)]
 
+    def command(self, slot: Slot, training: Training) -> list[str]:
+        """Return the command of a training in a slot."""
+        return command_of(slot, self.words(training), self.launch_id, environment(), self.config.launch.carry)
+
     def free_slots(self) -> list[Slot]:
         """Return the slots without a training, on hosts that answer."""
         taken = {process.slot for process in self.running.values()}
@@ -101,23 +109,40 @@ class Grid:
         return {training: share_of(training, self.states[training]) for training in self.plan}
 
 
-def grid_command(config: Config, request: GridRequest, hostfile: Path | None) -> None:
+def grid_command(config: Config, request: GridRequest, options: LaunchOptions) -> None:
     """Train the grid of a request.
 
     Raises:
-        NdDistError: see ``run_grid`` and ``launch.grid.plan``.
+        NdDistError: see ``run_grid`` and ``make_grid``.
     """
-    run_grid(make_grid(config, request, hostfile), make_console())
+    run_grid(make_grid(config, request, options), make_console())
 
 
-def make_grid(config: Config, request: GridRequest, hostfile: Path | None) -> Grid:
-    """Return the grid of a request, with nothing started."""
-    hosts = (Host("localhost", num_local_gpus()),) if hostfile is None else read_hostfile(hostfile)
-    has_gpus = hostfile is not None or hosts[0].slots > 0
-    if not has_gpus:
-        hosts = (Host("localhost", request.ranks),)
-    slots = plan_slots(hosts, request, has_gpus, is_local=hostfile is None)
-    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"))
+def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> Grid:
+    """Return the grid of a request, with nothing started; ``options.ranks`` are those of one training.
+
+    Raises:
+        ConfigError: an option that the grid cannot honour; a subject or a host that there is not.
+    """
+    require_head("train", os.environ)
+    require_fitting("train", options)
+    if options.launcher not in ("auto", "local"):
+        raise ConfigError(
+            "Every training of the grid runs on one host, and a launcher over hosts cannot be chosen.",
+            where=f"--launcher {options.launcher}",
+            todo="leave it out; `nd submit train --all-targets` makes jobs of Slurm of the trainings",
+        )
+    request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
+    hosts, gpus, note = listed_hosts(options, {}, None), 1, ""
+    if not hosts:
+        gpus, note = num_local_gpus(), unused_nodes(os.environ)
+        hosts = (Host("localhost", gpus or request.ranks),)
+    hosts = filter_hosts(hosts, options.include, options.exclude)
+    is_local = len(hosts) == 1 and hosts[0].is_local
+    if shown := [name for name in config.launch.carry if not is_local and SECRET.search(name)]:
+        raise ConfigError("The grid would show these values on command lines.", where="launch.carry", found=shown)
+    slots = plan_slots(hosts, request, gpus > 0, is_local)
+    return Grid(config, plan_grid(config, request), slots, request.ranks, new_launch_id("grid"), note)
 
 
 def show_grid(grid: Grid, console: Console) -> None:
@@ -125,10 +150,12 @@ def show_grid(grid: Grid, console: Console) -> None:
     grid.states = dict.fromkeys(grid.plan, "waiting")
     console.print(grid_table(grid.plan, grid.states, grid.shares()), soft_wrap=False)
     for training in grid.plan:
-        command = command_of(grid.slots[0], grid.words(training), grid.launch_id, environment())
+        command = grid.command(grid.slots[0], training)
         console.print(shlex.join(command))
     places = ", ".join(f"{slot.host}:{','.join(map(str, slot.devices)) or 'cpu'}" for slot in grid.slots)
     console.print(f"# {len(grid.plan)} trainings on {len(grid.slots)} places: {places}")
+    if grid.note:
+        console.print(f"# note: {grid.note}")
 
 
 def run_grid(grid: Grid, console: Console) -> None:
@@ -142,13 +169,14 @@ def run_grid(grid: Grid, console: Console) -> None:
     """
     from shards.format.index import Index
 
-    folder, stop = RunFolder(grid.config.run_dir, grid.launch_id), StopSignal()
-    folder.report_wishes_to(stop)
+    folder = RunFolder(grid.config.run_dir, grid.launch_id)
+    if grid.note:
+        console.print(f"  note: {grid.note}")
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
         index = Index.read(grid.config.shards_dir, grid.config.remote)
         grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
-        with _agents_of(grid) as agents, stop, _board(grid, console):
+        with _agents_of(grid) as agents, folder.stop as stop, _board(grid, console):
             if agents is not None:
                 require_hosts(agents.facts())
             _work(grid, agents, stop, console)
@@ -186,7 +214,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
         if not stop.name:
             for training, slot in next_starts(grid.plan, grid.states, grid.free_slots()):
                 _start(grid, training, slot)
-                where = " ".join([slot.host, *visible_devices(slot)])
+                where = " ".join([slot.host, *slot_variables(slot)])
                 console.print(f"  {training.name}: running on {where}")
         if not grid.running:
             return
@@ -222,7 +250,7 @@ def _start(grid: Grid, training: Training, slot: Slot) -> None:
     """Start one training."""
     log = grid.log_path(training)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = command_of(slot, grid.words(training), grid.launch_id, environment())
+    command = grid.command(slot, training)
     grid.running[training] = TrainingProcess(slot, command, environment(), log)
     grid.states[training] = "running"
 

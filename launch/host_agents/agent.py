@@ -2,34 +2,33 @@
 
 It reads one JSON request from standard input and answers with what the host has (Python, packages, this code, whether
 it sees the shared folder, a free port). Then it answers every beat. When the beats end, or when it is told to, it
-kills whatever the launch left on its host: a cut-off host is cleared by its own agent. Standard library only.
+kills whatever the launch left on its host: a cut-off host is cleared by its own agent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import platform
 import select
 import signal
 import socket
-import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from typing import Any
 
+import psutil
+
 from launch.plans.tools import free_port_from
-from nd_dist.versions import CODE_DIR, installed_versions
+from nd_dist.versions import code_digest, installed_versions
 
 CODE = "nd_dist code"
 LOOK_S = 1.0
 LOST_LOOKS = 30  # looks without a beat: the link is cut, or the launching machine is gone
-_MPI_HELPERS = ("orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy")
-_SIOCGIFADDR = 0x8915
+MPI_HELPERS = {"orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy"}
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     _say(facts(request))
     if request["launch"]:
-        _say({"killed": _serve(request["launch"])})
+        _say({"killed": kill(_serve(request["launch"]))})
 
 
 def _say(value: object) -> None:
@@ -47,12 +46,12 @@ def _say(value: object) -> None:
         os.write(1, (json.dumps(value) + "\n").encode())
 
 
-def _serve(launch: str) -> list[str]:
-    """Answer beats until the end of the launch; return the command lines that had to be killed."""
-    leftovers, unbeaten = Leftovers(launch), 0
+def _serve(launch: str) -> set[psutil.Process]:
+    """Answer beats until the end of the launch; return its processes, gone ones among them."""
+    seen, unbeaten = processes_of(launch), 0
     while unbeaten < LOST_LOOKS:
-        leftovers.look()
         readable, _, _ = select.select([0], [], [], LOOK_S)
+        seen |= processes_of(launch)
         if not readable:
             unbeaten += 1
             continue
@@ -61,83 +60,33 @@ def _serve(launch: str) -> list[str]:
         if not text or b"end" in text:
             break
         _say({"beat": True})
-    return leftovers.kill()
+    return seen
 
 
-class Leftovers:
-    """The processes of one launch on this host.
+def processes_of(launch: str) -> set[psutil.Process]:
+    """Return the processes of a launch on this host.
 
-    Args:
-        launch: Its id, which stands in the command line of every rank and of the launchers above it.
+    Its id stands in the command line of every rank and of the launchers above it; MPI's helpers are known by the ranks
+    below them, as long as these live.
     """
-
-    def __init__(self, launch: str) -> None:
-        self._launch = launch.encode()
-        self._helpers: dict[int, str] = {}
-
-    def look(self) -> None:
-        """Remember the MPI helpers above the ranks: nothing else tells whose they are once the ranks are gone."""
-        for pid in self._own():
-            for above in _ancestors(pid):
-                name = _stat_name(above)
-                if name in _MPI_HELPERS:
-                    self._helpers[above] = _start_time(above)
-
-    def kill(self) -> list[str]:
-        """Kill every process of the launch; return their command lines."""
-        self.look()
-        helpers = [pid for pid, start in self._helpers.items() if _start_time(pid) == start]
-        killed: list[str] = []
-        for pid in [*self._own(), *helpers]:
-            words = _words(pid).replace(b"\0", b" ").decode(errors="replace").strip()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(f"{pid} {words[:200]}")
-        return killed
-
-    def _own(self) -> list[int]:
-        """Return the processes that carry the launch's id in their command line."""
-        spared = {os.getpid(), *_ancestors(os.getpid())}
-        return [pid for pid in _pids() if pid not in spared and self._launch in _words(pid)]
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if launch in " ".join(process.info["cmdline"] or ()):
+            found.add(process)
+            with contextlib.suppress(psutil.Error):
+                found |= {above for above in process.parents() if above.name() in MPI_HELPERS}
+    return found - {psutil.Process(), *psutil.Process().parents()}
 
 
-def _pids() -> Iterator[int]:
-    """Yield the process ids of this host."""
-    yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _words(pid: int) -> bytes:
-    """Return a process's command line, empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _stat(pid: int) -> tuple[str, list[str]]:
-    """Return a process's name and the fields after it, empty if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return "", ["Z", "0", *["0"] * 18]
-    head, _, tail = text.rpartition(")")
-    return head.partition("(")[2], tail.split()
-
-
-def _stat_name(pid: int) -> str:
-    return _stat(pid)[0]
-
-
-def _start_time(pid: int) -> str:
-    return _stat(pid)[1][19]
-
-
-def _ancestors(pid: int) -> list[int]:
-    """Return the processes above a process."""
-    found: list[int] = []
-    while (pid := int(_stat(pid)[1][1])) > 1:
-        found.append(pid)
-    return found
+def kill(processes: Iterable[psutil.Process]) -> list[str]:
+    """Kill processes; return the command lines of those that still ran."""
+    killed: list[str] = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            process.kill()
+            killed.append(f"{process.pid} {words[:200]}")
+    return killed
 
 
 def facts(request: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +96,10 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         request: ``packages`` (distribution names), ``token_path`` and ``token`` (a file that the launching machine
             wrote to the shared folder), ``interface`` and ``port`` (where the ranks shall meet; may be empty and 0).
     """
+    boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),
+        "machine": f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}",
         "versions": versions(request["packages"]),
         "shared": _shared(Path(request["token_path"]), request["token"]),
         "address": _address(request["interface"]),
@@ -163,15 +114,6 @@ def versions(packages: list[str]) -> dict[str, str]:
     return {"python": platform.python_version(), CODE: code_digest(), **installed_versions(packages)}
 
 
-def code_digest() -> str:
-    """Return a short hash over the source files of the three packages that this interpreter imports."""
-    digest = hashlib.sha256()
-    for package in ("launch", "nd_dist", "shards"):
-        for path in sorted((CODE_DIR / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(CODE_DIR)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _shared(path: Path, token: str) -> str:
     """Return an empty text if this host sees the launching machine's file, else what is wrong."""
     try:
@@ -182,16 +124,13 @@ def _shared(path: Path, token: str) -> str:
 
 
 def _address(interface: str) -> str:
-    """Return the address for the rendezvous: the interface's, or the one at which ssh reached this host."""
-    if not interface:
-        words = os.environ.get("SSH_CONNECTION", "").split()
-        return words[2] if len(words) == 4 else ""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            return f"no interface {interface}"
-    return socket.inet_ntoa(answer[20:24])
+    """Return the address for the rendezvous: the interface's, the one at which ssh reached this host, or its own."""
+    if interface:
+        cards = psutil.net_if_addrs().get(interface, [])
+        found = [card.address for family in (AF_INET, AF_INET6) for card in cards if card.family == family]
+        return next((address for address in found if "%" not in address), f"no interface {interface}")
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    return words[2] if len(words) == 4 else _own_address()
 
 
 def _own_address() -> str:

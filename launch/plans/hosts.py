@@ -1,16 +1,17 @@
-"""Hosts and slots: DeepSpeed's hostfile grammar and filters, Slurm's node lists, and what this machine offers."""
+"""Hosts and their slots, the filters that choose among them, and what this machine offers."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+import psutil
 
 from nd_dist.errors import ConfigError
 
-_LINE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>\d+)$")
 _FILTER = "NAME or NAME:SLOT,SLOT, several joined by @"
 
 
@@ -22,11 +23,18 @@ class Host:
         name: As ssh knows it.
         slots: Ranks.
         devices: Numbers of the GPUs to use, ascending; empty for the first ``slots``.
+        user: Login name there; empty: ssh's own choice.
     """
 
     name: str
     slots: int
     devices: tuple[int, ...] = ()
+    user: str = ""
+
+    @property
+    def login(self) -> str:
+        """What ssh, pdsh and mpirun are given."""
+        return f"{self.user}@{self.name}" if self.user else self.name
 
     @property
     def device_ids(self) -> tuple[int, ...]:
@@ -37,7 +45,8 @@ class Host:
     def is_local(self) -> bool:
         """Whether the name means this machine."""
         own = socket.gethostname()
-        return self.name in {"localhost", "127.0.0.1", own, own.split(".")[0]}
+        addresses = (card.address for cards in psutil.net_if_addrs().values() for card in cards)
+        return is_loopback(self.name) or self.name in {own, own.split(".")[0], *addresses}
 
     def describe(self) -> str:
         """Return the host as a hostfile writes it."""
@@ -45,48 +54,12 @@ class Host:
         return f"{self.name} slots={self.slots}{chosen}"
 
 
-def parse_hostfile(text: str, source: str) -> tuple[Host, ...]:
-    """Return the hosts of a hostfile: one ``NAME slots=N`` a line, ``#`` begins a comment.
-
-    Raises:
-        ConfigError: a line of another form, slots=0, a host named twice, or no host at all.
-    """
-    hosts: dict[str, Host] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.split("#", 1)[0].strip()
-        if not line:
-            continue
-        where = f"{source}, line {number}"
-        match = _LINE.match(line)
-        if match is None:
-            raise ConfigError("A line of the hostfile is wrong.", where=where, expected="NAME slots=N", found=line)
-        host = Host(match["name"], int(match["slots"]))
-        if host.slots == 0:
-            raise ConfigError("A host has no slots.", where=where, found=line, todo="remove the line or give it slots")
-        if host.name in hosts:
-            raise ConfigError("A host is named twice.", where=where, found=host.name)
-        hosts[host.name] = host
-    if not hosts:
-        raise ConfigError("The hostfile names no host.", where=source, expected="lines of the form NAME slots=N")
-    return tuple(hosts.values())
-
-
-def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """Return the hosts of a hostfile on disk.
-
-    Raises:
-        ConfigError: the file is missing or wrong.
-    """
+def is_loopback(name: str) -> bool:
+    """Return whether a name or address means the machine that uses it, whichever that is."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("The hostfile cannot be read.", where=str(path), found=str(error)) from error
-    return parse_hostfile(text, str(path))
-
-
-def hostfile_text(hosts: Iterable[Host]) -> str:
-    """Return the text of a hostfile."""
-    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") -> tuple[Host, ...]:
@@ -124,7 +97,8 @@ def _parse_filter(text: str, option: str, known: dict[str, tuple[int, ...]]) -> 
     """Return the slots that a filter names, by host."""
     named: dict[str, set[int]] = {}
     for word in text.split("@"):
-        name, colon, numbers = word.partition(":")
+        name, colon, numbers = (word, "", "") if word in known else word.rpartition(":")
+        name = name or word if not colon else name
         if name not in known:
             raise ConfigError(
                 "A filter names a host that the hostfile does not have.",
@@ -168,7 +142,7 @@ def limit_slots(hosts: tuple[Host, ...], ranks: int) -> tuple[Host, ...]:
         left = ranks - num_slots(taken)
         if left > 0:
             slots = min(host.slots, left)
-            taken.append(Host(host.name, slots, host.devices[:slots]))
+            taken.append(replace(host, slots=slots, devices=host.devices[:slots]))
     return tuple(taken)
 
 
@@ -180,35 +154,6 @@ def host_of_rank(hosts: tuple[Host, ...], rank: int) -> str:
         if rank < first:
             return host.name
     return "an unknown host"
-
-
-def expand_nodelist(text: str) -> tuple[str, ...]:
-    """Return the node names of a Slurm node list: ``gpu[01-03,7],login`` is gpu01, gpu02, gpu03, gpu7, login.
-
-    Raises:
-        ConfigError: the list is of another form.
-    """
-    names: list[str] = []
-    words = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
-    if ",".join(words) != text:
-        raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)
-    for word in words:
-        match = re.fullmatch(r"([^\[\]\s]*)(?:\[([\d,-]+)\])?([^\[\]\s]*)", word)
-        if match is None:
-            raise ConfigError("A node list of Slurm is wrong.", expected="names like gpu[01-03,7]", found=text)
-        head, ranges, tail = match.groups()
-        middles = [""] if ranges is None else [number for part in ranges.split(",") for number in _numbers(part)]
-        names += [f"{head}{middle}{tail}" for middle in middles]
-    if not names:
-        raise ConfigError("A node list of Slurm is empty.", where="SLURM_JOB_NODELIST")
-    return tuple(names)
-
-
-def _numbers(part: str) -> Iterator[str]:
-    """Yield the numbers of ``01-03`` as texts of the same width."""
-    first, dash, last = part.partition("-")
-    for number in range(int(first), int(last if dash else first) + 1):
-        yield str(number).zfill(len(first))
 
 
 def num_local_gpus() -> int:

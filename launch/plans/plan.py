@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.plans.hosts import Host, num_slots
+from launch.plans.hosts import Host
 from launch.plans.tools import Tools
 from nd_dist.errors import ConfigError
 
-Launcher = Literal[
-    "auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich", "mpirun", "srun"
-]  # fmt: skip
+Launcher = Literal["auto", "local", "deepspeed-pdsh", "deepspeed-openmpi", "mpirun", "srun"]
 LAUNCHERS: tuple[str, ...] = get_args(Launcher)
 RANK_MODULE = "launch.ranks.rank"
 ENCODED = "base64:"
@@ -124,28 +122,19 @@ def single_plan(program: RankProgram, tools: Tools, env: Mapping[str, str], note
     return LaunchPlan((tools.python, "-m", RANK_MODULE, *program.arguments), env, 1, note, program.is_leased)
 
 
-def equal_slots(hosts: tuple[Host, ...], launcher: str) -> int:
-    """Return the number of slots that every host has.
+def require_names(hosts: tuple[Host, ...], launcher: str, takes_users: bool = False, takes_gpus: bool = False) -> None:
+    """Refuse hosts that a launcher would misread, and chosen GPUs where it counts slots only.
 
     Raises:
-        ConfigError: the hosts have different numbers of slots, which the launcher cannot express.
+        ConfigError: a host is given by an IPv6 address, with a user, or with other GPUs than its first ones.
     """
-    if len({host.slots for host in hosts}) > 1:
+    if odd := [host.login for host in hosts if ":" in host.name or (host.user and not takes_users)]:
         raise ConfigError(
-            f"{launcher} needs the same number of slots on every host.",
-            found=", ".join(host.describe() for host in hosts),
-            todo="use --include, --exclude or another --launcher",
+            f"{launcher} takes hosts by their names alone.",
+            found=", ".join(odd),
+            todo="name the user in ~/.ssh/config and the address in /etc/hosts",
         )
-    return num_slots(hosts) // len(hosts)
-
-
-def require_first_devices(hosts: tuple[Host, ...], launcher: str) -> None:
-    """Refuse chosen GPUs where the launcher counts slots only.
-
-    Raises:
-        ConfigError: a host is to use other GPUs than its first ones.
-    """
-    if chosen := [host.describe() for host in hosts if host.devices]:
+    if chosen := [host.describe() for host in hosts if host.devices and not takes_gpus]:
         raise ConfigError(
             f"{launcher} cannot choose GPUs of a host.",
             found=", ".join(chosen),

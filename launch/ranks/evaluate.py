@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from launch.ranks.networks import meet
-from launch.ranks.rank import Rank
+from launch.ranks.rank import Rank, refuse_to_run
 from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
@@ -88,3 +88,7 @@ def work(rank: Rank) -> None:
     """Reconstruct with and without guidance, and the controls where asked for."""
     job = make_job(rank, (*config_points(rank.config), *control_points(rank.config)))
     evaluate(job, meet(rank, job.networks.device), rank.events, rank.should_stop)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.evaluate")

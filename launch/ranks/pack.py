@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.ranks.networks import load_extractor, meet
-from launch.ranks.rank import Rank, interrupt_on_stop
+from launch.ranks.rank import Rank, interrupt_on_stop, refuse_to_run
 
 
 def work(rank: Rank) -> None:
@@ -15,3 +15,7 @@ def work(rank: Rank) -> None:
     comm = meet(rank, device)
     pack(rank.config, comm, rank.events, load_extractor(rank.config, device))
     comm.finish()
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.pack")

@@ -8,10 +8,10 @@ code), and its guard ends it when the launcher is gone.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -21,15 +21,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from launch.plans.plan import text_of_word
 from launch.supervise.guard import Guard, fork_rank
-from launch.supervise.heartbeat import Heartbeat, launch_record_path
+from launch.supervise.heartbeat import Heartbeat, launch_record_path, read_record
 from launch.supervise.lock import hold_rank_lock
-from nd_dist.errors import NdDistError, RankFailure, Requeue
+from launch.supervise.outcome import tail_of
+from launch.supervise.stop import heeded
+from nd_dist.errors import ConfigError, NdDistError, RankFailure, Requeue, WorldError
 from nd_dist.events import EventLog, log_path
-from nd_dist.files import read_json
 from nd_dist.world import World
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class _Start:
 
 def interrupt_on_stop() -> None:
     """Let a stop end this rank at once: for work that is kept piece by piece and has nothing to save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGINT)):
         signal.signal(number, _raise_exit)
 
 
@@ -100,52 +101,59 @@ def _raise_exit(*_: object) -> None:
     raise SystemExit(Requeue.exit_code)
 
 
+def refuse_to_run(module: str) -> NoReturn:
+    """End a process that was started as a rank, but by nobody whom a rank can report to."""
+    command = module.rpartition(".")[2]
+    sys.stderr.write(
+        f"{module} is no program of its own.\n"
+        f"  next: `nd {command} RECIPE`, or under a launcher of your own `python -m launch.join {command} RECIPE`\n"
+    )
+    sys.exit(ConfigError.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank and end the process with its exit code."""
-    start = _parse(arguments)
-    record = read_json(launch_record_path(start.run_dir))
+    words = [text_of_word(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    module, config, launch_id, *options = [*words, "", "", ""] if len(words) < 3 else words
+    start = _Start(module, Path(config), launch_id, tuple(options))
+    record = read_record(launch_record_path(start.run_dir))
+    if not record:
+        refuse_to_run(start.module)
     os.chdir(record["cwd"])
     os.environ.update(record["env"])
     world = World.from_env(os.environ)
     events = EventLog(start.run_dir, world.rank, start.command)
     _redirect_output(log_path(start.run_dir, start.command, world.rank))
+    has_said_end = mmap.mmap(-1, 1)  # a byte that the rank and its guard share
     pid = fork_rank()
     if pid:
-        code = _guard(pid, start, world, events)
+        code = _guard(pid, start, world, events, lambda: has_said_end[0] == 1)
     else:
-        code = _run(start, world, events)
+        code = _run(start, world, events, record["size"] or world.size)
+        has_said_end[0] = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DeepSpeed and MPI threads abort now and then in interpreter shutdown, after all work is done
 
 
-def _parse(arguments: Sequence[str] | None) -> _Start:
-    """Return what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m launch.ranks.rank")
-    parser.add_argument("module", help="module whose function work(rank) this rank runs")
-    parser.add_argument("config", help="the run's config.yaml")
-    parser.add_argument("launch", help="id of the launch that this rank belongs to")
-    parser.add_argument("options", nargs="*", help="further words for the module")
-    words = parser.parse_args(arguments)
-    options = tuple(text_of_word(word) for word in words.options)
-    return _Start(words.module, Path(text_of_word(words.config)), words.launch, options)
-
-
-def _guard(pid: int, start: _Start, world: World, events: EventLog) -> int:
+def _guard(pid: int, start: _Start, world: World, events: EventLog, has_said_end: Callable[[], bool]) -> int:
     """Watch the rank; return its exit code."""
+    log = log_path(start.run_dir, start.command, world.rank)
 
     def report(cause: str) -> None:
         with contextlib.suppress(OSError):
+            if line := tail_of(log, 1).strip(" |"):
+                cause += f"; its log ends with: {line[:200]}"
             events.write("rank_lost", launch=start.launch_id, host=socket.gethostname(), cause=cause)
 
-    heartbeat = Heartbeat(start.run_dir, start.launch_id)
-    return Guard(pid, heartbeat, report, forward_usr1=world.family != "pmi").watch()
+    heartbeat = Heartbeat(start.run_dir, start.launch_id, world.size)
+    return Guard(pid, heartbeat, report, world.family != "pmi", has_said_end).watch()
 
 
-def _run(start: _Start, world: World, events: EventLog) -> int:
-    """Do the rank's work, and write to the events how it ended; return the exit code."""
+def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
+    """Do the rank's work in a launch of so many ranks, and write to the events how it ended; return the exit code."""
     stop, host = threading.Event(), socket.gethostname()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in heeded((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
         signal.signal(number, lambda *_: stop.set())
     if world.family == "pmi":  # MPICH tells the survivors of a dead rank with SIGUSR1; they go on
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -158,7 +166,10 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
         allow_more_open_files()
         lock, pid = hold_rank_lock(start.run_dir), os.getpid()
         events.write("rank_start", launch=start.launch_id, host=host, pid=pid, guard=os.getppid(), size=world.size)
-        config = load_recipe(str(start.config_path), (), start.module.rpartition(".")[2])
+        if world.size != size:
+            what, found = "The launcher has started another number of ranks than this launch has.", f"{world.size}"
+            raise WorldError(what, expected=size, found=f"{found} ({world.family})", todo="look at launcher.log")
+        config = load_recipe(str(start.config_path), (), start.command)
         rank = Rank(config, world, events, stop.is_set, start.options)
         work: Work = importlib.import_module(start.module).work
         work(rank)
@@ -166,8 +177,11 @@ def _run(start: _Start, world: World, events: EventLog) -> int:
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
         traceback.print_exc()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
         kind, code, message = Requeue.__name__, Requeue.exit_code, "the rank was asked to stop"
+        if isinstance(error, SystemExit) and error.code != code:
+            kind, code, message = "SystemExit", RankFailure.exit_code, f"the program left with sys.exit({error.code})"
+            traceback.print_exc()
     except Exception as error:  # noqa: BLE001 - the rank boundary: whatever happens is reported once, here
         kind, code, message = _unforeseen(error)
         traceback.print_exc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launch.ranks.evaluate import make_job
 from launch.ranks.networks import meet
-from launch.ranks.rank import Rank
+from launch.ranks.rank import Rank, refuse_to_run
 from nd_dist.evaluation.points.units import control_points, grid_points
 from nd_dist.evaluation.run import sweep
 
@@ -20,3 +20,7 @@ def run_sweep(rank: Rank, only_estimate: bool = False) -> None:
 def work(rank: Rank) -> None:
     """Do the whole sweep."""
     run_sweep(rank)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.sweep")

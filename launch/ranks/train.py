@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from launch.ranks.rank import Rank
+from launch.ranks.rank import Rank, refuse_to_run
 from nd_dist.config import Config
 from nd_dist.schema import TargetSpec
 from nd_dist.training.run import train
@@ -101,3 +101,7 @@ def work(rank: Rank) -> None:
     """Train this rank's share of every global batch."""
     rank.use_device()
     train(rank.config, rank.world, ShardSource(rank.config, rank.world), rank.events, rank.should_stop)
+
+
+if __name__ == "__main__":  # `deepspeed --module` would take a module that does nothing for a success
+    refuse_to_run("launch.ranks.train")

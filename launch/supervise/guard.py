@@ -7,20 +7,18 @@ heartbeat, and tells the launcher what happened. It starts before torch is impor
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 
 from launch.supervise.heartbeat import LOOK_INTERVAL_S, Heartbeat
+from launch.supervise.stop import heeded
+from launch.supervise.tree import PR_SET_PDEATHSIG, prctl
 from nd_dist.errors import RankFailure
 
 STOPPED_LOOKS = 10
-_PR_SET_PDEATHSIG = 1
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
-_WATCHED = {signal.SIGCHLD, *_FORWARDED}
 SIGNAL_HINTS = {
     signal.SIGKILL: "out of memory, or killed by the scheduler or by hand",
     signal.SIGSEGV: "a crash inside a library",
@@ -36,16 +34,19 @@ def fork_rank() -> int:
 
     The kernel kills the rank when its guard dies.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _watched())
     guard = os.getpid()
     pid = os.fork()
     if pid == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-        if sys.platform == "linux":
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != guard:  # it died before the kernel knew
-                os._exit(RankFailure.exit_code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _watched())
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before the kernel knew
+            os._exit(RankFailure.exit_code)
     return pid
+
+
+def _watched() -> set[signal.Signals]:
+    return {signal.SIGCHLD, *heeded(_FORWARDED)}
 
 
 class Guard:
@@ -54,23 +55,31 @@ class Guard:
     Args:
         pid: The rank.
         heartbeat: Of the launcher.
-        report: Told in one sentence why the rank was lost; not called for a rank that ended by itself.
-        forward: Whether SIGUSR1 is passed on (MPICH uses it for the survivors of a dead rank).
+        report: Told in one sentence why the rank was lost; not called for a rank that has said how it ended.
+        forward_usr1: Whether SIGUSR1 is passed on (MPICH uses it for the survivors of a dead rank).
+        has_said_end: Whether the rank has written how it ended; asked when its process is gone.
     """
 
-    def __init__(self, pid: int, heartbeat: Heartbeat, report: Report, forward_usr1: bool = True) -> None:
-        self._pid, self._heartbeat, self._report = pid, heartbeat, report
+    def __init__(
+        self,
+        pid: int,
+        heartbeat: Heartbeat,
+        report: Report,
+        forward_usr1: bool = True,
+        has_said_end: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._pid, self._heartbeat, self._report, self._has_said_end = pid, heartbeat, report, has_said_end
         self._forwarded = _FORWARDED if forward_usr1 else _FORWARDED - {signal.SIGUSR1}
         self._looks_stopped = -1
         self._was_told = False
         self._next_look = 0.0
 
     def watch(self) -> int:
-        """Wait for the rank and return its exit code (4 where it was killed)."""
+        """Wait for the rank and return its exit code (4 where it was killed, or left with 0 but without a word)."""
         while True:
             got, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             if got and os.WIFEXITED(status):
-                return os.WEXITSTATUS(status)
+                return self._exited(os.WEXITSTATUS(status))
             if got and os.WIFSIGNALED(status):
                 self._report(killed_sentence(os.WTERMSIG(status)))
                 return RankFailure.exit_code
@@ -81,7 +90,14 @@ class Guard:
                 if (code := self._look()) is not None:
                     return code
             else:
-                self._pass_on(signal.sigtimedwait(_WATCHED, LOOK_INTERVAL_S))
+                self._pass_on(signal.sigtimedwait(_watched(), LOOK_INTERVAL_S))
+
+    def _exited(self, code: int) -> int:
+        """Return the exit code of a rank that left; a library may have ended it (MPI_Abort) without a word."""
+        if self._has_said_end():
+            return code
+        self._report(f"it exited with code {code} and did not say how it ended")
+        return code or RankFailure.exit_code
 
     def _look(self) -> int | None:
         """Look at the launcher and at a stopped rank once; return the exit code if the rank was ended."""

@@ -20,6 +20,7 @@ BEAT_INTERVAL_S = 2.0
 LOOK_INTERVAL_S = 1.0
 STALE_LOOKS = 30  # looks of LOOK_INTERVAL_S without a change: counted, so that a suspended machine is no dead launcher
 UNREADABLE_LOOKS = 6
+READS_PER_S, MOST_LOOKS_PER_READ = 100, 5  # all ranks together: a shared file system has better things to do
 STALE_S = STALE_LOOKS * LOOK_INTERVAL_S
 
 Wanted = Literal["run", "stop", "end"]
@@ -40,7 +41,7 @@ def request_path(run_dir: Path) -> Path:
 
 def describe_launcher(run_dir: Path) -> str:
     """Return who works in a run folder, as far as its record says."""
-    record = _read(launch_record_path(run_dir))
+    record = read_record(launch_record_path(run_dir))
     return f"launch {record['launch']} (pid {record['pid']} on {record['host']})" if record else "unknown"
 
 
@@ -52,7 +53,7 @@ def running_launch(run_dir: Path, now: float) -> Record:
         now: Seconds, the clock of the files; a record that was not kept fresh is that of a launcher that is gone.
     """
     path = launch_record_path(run_dir)
-    record = _read(path)
+    record = read_record(path)
     try:
         is_fresh = now - path.stat().st_mtime < STALE_S
     except OSError:
@@ -83,12 +84,12 @@ def ask_launcher(run_dir: Path, launch_id: str, wanted: Wanted) -> None:
 
 def asked_of_launcher(run_dir: Path, launch_id: str) -> Wanted:
     """Return what was asked of a launch so far."""
-    request = _read(request_path(run_dir))
+    request = read_record(request_path(run_dir))
     wanted: Wanted = request["wanted"] if request and request["launch"] == launch_id else "run"
     return wanted
 
 
-def _read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Return a record; empty while there is none that can be read."""
     try:
         record: Record = read_json(path)
@@ -98,35 +99,45 @@ def _read(path: Path) -> Record:
 
 
 class Heartbeat:
-    """A rank's view of its launcher: on the same host by process id as well, anywhere by the heartbeat file's changes.
+    """A rank's view of its launcher: by process id where it can see that, anywhere by the heartbeat file's changes.
 
     Args:
         run_dir: Folder of the run.
         launch_id: The launch that started this rank.
+        ranks: How many ranks look at the file: the more, the less often each of them opens it.
     """
 
-    def __init__(self, run_dir: Path, launch_id: str) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, ranks: int = 1) -> None:
         self._path = launch_record_path(run_dir)
         self._launch_id = launch_id
-        self._looks_unchanged = 0
-        self._looks_unreadable = 0
+        self._looks_per_read = min(max(1, ranks // READS_PER_S), MOST_LOOKS_PER_READ)
+        self._looks = self._looks_unchanged = self._looks_unreadable = 0
         self._mtime = 0.0
+        self._record: Record = {}
 
     def look(self) -> Wanted:
         """Return what the launcher wants; ``end`` when it is gone. Called every ``LOOK_INTERVAL_S``."""
-        try:
-            with open(self._path, encoding="utf-8") as stream:  # opening makes a network file system ask its server
-                mtime = os.fstat(stream.fileno()).st_mtime
-                record = json.load(stream)
-        except (OSError, json.JSONDecodeError):  # given back, or a moment of a network file system
-            self._looks_unreadable += 1
-            return "end" if self._looks_unreadable > UNREADABLE_LOOKS else "run"
-        self._looks_unreadable = 0
-        self._looks_unchanged = 0 if mtime != self._mtime else self._looks_unchanged + 1
-        self._mtime = mtime
-        if record["launch"] != self._launch_id or self._looks_unchanged > STALE_LOOKS:
+        if self._looks % self._looks_per_read == 0:
+            self._take_in()
+        self._looks += 1
+        if self._looks_unreadable > UNREADABLE_LOOKS or self._looks_unchanged > STALE_LOOKS:
             return "end"
-        if has_died_here(record):
+        if not self._record:
+            return "run"
+        if self._record["launch"] != self._launch_id or has_died_here(self._record):
             return "end"
-        wanted: Wanted = record["wanted"]
+        wanted: Wanted = self._record["wanted"]
         return wanted
+
+    def _take_in(self) -> None:
+        """Read the file; opening it makes a network file system ask its server."""
+        try:
+            with open(self._path, encoding="utf-8") as stream:
+                mtime = os.fstat(stream.fileno()).st_mtime
+                self._record = json.load(stream)
+        except (OSError, json.JSONDecodeError):  # given back, or a moment of a network file system
+            self._looks_unreadable += self._looks_per_read
+            return
+        self._looks_unreadable = 0
+        self._looks_unchanged = 0 if mtime != self._mtime else self._looks_unchanged + self._looks_per_read
+        self._mtime = mtime

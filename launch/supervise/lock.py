@@ -26,7 +26,7 @@ from launch.supervise.heartbeat import (
 )
 from launch.supervise.stop import StopSignal
 from nd_dist.errors import StorageError, WorldError
-from nd_dist.files import write_json
+from nd_dist.files import atomic_path, json_text
 
 RANKS_GONE_WITHIN_S = 60.0
 
@@ -68,18 +68,19 @@ def hold_rank_lock(run_dir: Path) -> int:
 class RunFolder:
     """The launcher's hold on a run folder: an exclusive lock, and a heartbeat that its ranks watch.
 
-    What others ask of the launch (`nd stop`) is passed on to the ranks, and to who was given to ``report_wishes_to``.
+    What others ask of the launch (`nd stop`) is passed on to the ranks, and to ``stop``.
 
     Args:
         run_dir: Folder of the run.
         launch_id: This launch.
         env: Variables that every rank is given.
+        size: Ranks of the launch; 0: it has none of its own.
 
     Raises:
         WorldError: another launcher works in the folder, or ranks of an earlier one do not end.
     """
 
-    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, env: Mapping[str, str] | None = None, size: int = 0) -> None:
         state = state_dir(run_dir)
         self._lock = _lock(state / "launcher.lock", fcntl.LOCK_EX, wait_s=1.0)
         if self._lock is None:
@@ -97,13 +98,13 @@ class RunFolder:
                 todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
             )
         os.close(leftover)
-        self._run_dir, self._path = run_dir, launch_record_path(run_dir)
-        self._stop: StopSignal | None = None
+        self._run_dir, self._path, self.stop = run_dir, launch_record_path(run_dir), StopSignal()
         self._record: dict[str, Any] = {
             **process_identity(),
             "launch": launch_id,
             "cwd": os.getcwd(),
             "env": dict(env or {}),
+            "size": size,
             "wanted": "run",
         }
         self._released = threading.Event()
@@ -117,11 +118,18 @@ class RunFolder:
         """Say what the ranks shall do from now on; nobody can take back what was said."""
         with self._writing:
             self._record["wanted"] = max(self._record["wanted"], wanted, key=WISHES.index)
-            write_json(self._path, self._record)
+            self._write()
 
-    def report_wishes_to(self, stop: StopSignal) -> None:
-        """Let the loop that follows the launch know what others ask of it."""
-        self._stop = stop
+    def give(self, env: Mapping[str, str]) -> None:
+        """Give every rank further variables."""
+        with self._writing:
+            self._record["env"] |= env
+            self._write()
+
+    def _write(self) -> None:
+        with atomic_path(self._path) as part:
+            part.touch(0o600)  # a variable may hold a password
+            part.write_text(json_text(self._record), encoding="utf-8")
 
     def keep_wish(self, wanted: Wanted) -> None:
         """Keep that a signal asked the launcher to stop, as `nd stop` would have, where nobody asked for more."""
@@ -137,16 +145,15 @@ class RunFolder:
             before, asked = asked, asked_of_launcher(self._run_dir, self._record["launch"])
             if asked in (before, "run"):
                 continue
-            if self._stop is not None:
-                self._stop.ask(asked)
+            self.stop.ask(asked)
             with contextlib.suppress(StorageError):  # a full disk: whoever holds the folder meets it too, and says so
                 self.tell(asked)
 
     def release(self) -> None:
-        """End the heartbeat and give the folder back."""
-        self._released.set()
-        self._thread.join()
-        self._path.unlink(missing_ok=True)
+        """End the heartbeat and give the folder back; a second time does nothing."""
         if self._lock is not None:
+            self._released.set()
+            self._thread.join()
+            self._path.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None

@@ -76,29 +76,15 @@ def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> 
     return notes
 
 
-def require_starters(plan: LaunchPlan, home: Path) -> None:
-    """Refuse a plan whose starting program is missing, or would stumble over the user's own file.
-
-    Args:
-        plan: What is to be started.
-        home: The user's home folder; DeepSpeed reads ``.deepspeed_env`` there.
+def require_starters(plan: LaunchPlan) -> None:
+    """Refuse a plan whose starting program is missing.
 
     Raises:
-        ConfigError: pdsh or srun is not on PATH, or a line of ``.deepspeed_env`` is not NAME=VALUE.
+        ConfigError: pdsh or srun is not on PATH.
     """
     for program, package in (("pdsh", "pdsh"), ("srun", "slurm-client")):
         if program in plan.argv and shutil.which(program) is None:
             raise ConfigError(f"There is no {program} on this machine.", todo=f"apt-get install {package}")
-    own = home / ".deepspeed_env"
-    if plan.hosts and "deepspeed.launcher.runner" in plan.argv and own.is_file():
-        for number, line in enumerate(own.read_text(encoding="utf-8").splitlines(), start=1):
-            if "=" not in line:
-                raise ConfigError(
-                    "DeepSpeed fails on a line of your own environment file.",
-                    where=f"{own}, line {number}",
-                    expected="NAME=VALUE; no comment, no empty line",
-                    found=line or "an empty line",
-                )
 
 
 def require_gpus(where: str, ranks: int, gpus: int) -> None:
@@ -179,7 +165,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
     from nd_dist.evaluation.points.axes import check_axes
     from nd_dist.frozen.folders import resolve_folder
 
-    _check_metrics(config.evaluation)
+    check_metrics(config.evaluation)
     if "img" not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
@@ -193,7 +179,7 @@ def _check_evaluation(config: Config, index: Index) -> None:
         _check_decoder(config)
 
 
-def _check_metrics(evaluation: EvaluationConfig) -> None:
+def check_metrics(evaluation: EvaluationConfig) -> None:
     """Refuse a protocol, groups of images or a folder of metric networks that do not exist."""
     from nd_dist.evaluation.scoring.groups import read_groups
     from nd_dist.metrics.protocols import protocol_named

@@ -12,7 +12,7 @@ import psutil
 
 GONE_WITHIN_S = 10.0
 POLL_S = 0.02
-_PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class ProcessTree:
@@ -27,11 +27,11 @@ class ProcessTree:
 
     def __enter__(self) -> ProcessTree:
         self._before = set(psutil.Process().children(recursive=True))
-        _adopt_orphans(True)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _adopt_orphans(False)
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
 
     def kill(self) -> None:
         """Kill everything of the tree and wait until it is gone, but for what hangs in the kernel."""
@@ -48,6 +48,7 @@ class ProcessTree:
         return [process for process in psutil.Process().children(recursive=True) if process not in self._before]
 
 
-def _adopt_orphans(wanted: bool) -> None:
+def prctl(option: int, value: int) -> None:
+    """Set an option of this process that only Linux has."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

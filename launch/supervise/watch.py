@@ -34,13 +34,20 @@ class FileTail:
     def __init__(self, path: Path, offset: int) -> None:
         self._path, self._offset = path, offset
 
-    def read(self) -> bytes:
-        """Return what was appended since the last call."""
-        if not self._path.exists():
+    def read(self, must_open: bool = True) -> bytes:
+        """Return what was appended since the last call.
+
+        Args:
+            must_open: Open the file even if it looks unchanged: a network file system then asks its server.
+        """
+        try:
+            if not must_open and self._path.stat().st_size == self._offset:
+                return b""
+            with open(self._path, "rb") as stream:
+                stream.seek(self._offset)
+                fresh = stream.read()
+        except FileNotFoundError:
             return b""
-        with open(self._path, "rb") as stream:  # opening makes a network file system ask its server
-            stream.seek(self._offset)
-            fresh = stream.read()
         self._offset += len(fresh)
         return fresh
 
@@ -52,9 +59,9 @@ class EventTail:
         self._tail = FileTail(path, path.stat().st_size if path.exists() else 0)
         self._rest = b""
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events that were completed since the last call."""
-        *lines, self._rest = (self._rest + self._tail.read()).split(b"\n")
+    def read(self, must_open: bool = True) -> list[dict[str, Any]]:
+        """Return the events that were completed since the last call (see ``FileTail.read``)."""
+        *lines, self._rest = (self._rest + self._tail.read(must_open)).split(b"\n")
         return [event for line in lines for event in parse_event(line)]
 
 

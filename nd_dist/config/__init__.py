@@ -13,7 +13,7 @@ from pydantic import ValidationInfo, model_validator
 
 from nd_dist.config.base import Count, Dtype, Scalar, Section
 from nd_dist.config.data import DataConfig, FrozenConfig, PhantomConfig, RemoteConfig
-from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, SweepConfig
+from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, ScoreConfig, SweepConfig
 from nd_dist.config.launch import LaunchConfig, SlurmConfig
 from nd_dist.config.training import DecoderConfig, TrainingConfig
 from nd_dist.errors import ConfigError
@@ -31,6 +31,7 @@ __all__ = [
     "RemoteConfig",
     "SamplerConfig",
     "Scalar",
+    "ScoreConfig",
     "SlurmConfig",
     "SweepConfig",
     "TrainingConfig",
@@ -66,6 +67,7 @@ class Config(Section):
     sampler: SamplerConfig = SamplerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()
+    score: ScoreConfig = ScoreConfig()
     launch: LaunchConfig = LaunchConfig()
     slurm: SlurmConfig = SlurmConfig()
     remote: RemoteConfig = RemoteConfig()

@@ -93,6 +93,21 @@ class EvaluationConfig(Section):
     """Resamples of the test images for the intervals."""
 
 
+class ScoreConfig(Section):
+    """Pictures and features that were made elsewhere, for `nd score`."""
+
+    originals: Path | None = None
+    """Pictures that were seen: a folder of image files, or an array (npy, npz, pt)."""
+    reconstructions: Path | None = None
+    """Pictures of the same names: NAME.png, or several of an image: NAME_0.png, NAME/0.png; or an array."""
+    method: str = "given pictures"
+    """What tables call them."""
+    brain_features: Path | None = None
+    """Features decoded from the brain for retrieval, an image a row (npy, npz, pt)."""
+    image_features: Path | None = None
+    """Features of the originals that they are compared with."""
+
+
 class SweepConfig(Section):
     """The grid of `nd sweep`, and the rule that chooses a point. Subjects are those of ``evaluation.subjects``."""
 

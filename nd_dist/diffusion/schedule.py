@@ -44,6 +44,10 @@ class NoiseSchedule:
         return float(self.alphas_cumprod[timestep]) if timestep >= 0 else self.final_alpha_cumprod
 
 
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Samplers of networks that were trained for them and no other."""
+
+
 def read_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
     """Return the noise levels that a scheduler configuration describes (DDIM's or PNDM's keys).
 
@@ -58,7 +62,10 @@ def read_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
         "timestep_spacing": "leading",
     }
     # PNDM's configurations have no clip_sample, DDIM's default is true: only an absent key of another class is off.
-    ddim = scheduler_config.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
+    name = str(scheduler_config.get("_class_name", "DDIMScheduler"))
+    if name in DISTILLED:  # its few large steps are no DDIM, and guidance is built in
+        _require("_class_name", name, ("DDIMScheduler", "PNDMScheduler"))
+    ddim = name == "DDIMScheduler"
     for key, allowed in refused.items():
         default = True if key == "clip_sample" and ddim else allowed
         _require(key, scheduler_config.get(key, default), (allowed,))

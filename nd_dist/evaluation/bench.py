@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Bundle, Point, image_name
@@ -15,10 +14,8 @@ from nd_dist.evaluation.reconstruction.costs import StepCost, cost_class
 from nd_dist.evaluation.reconstruction.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.scoring.judging import Judges
-from nd_dist.evaluation.scoring.score import Statistics
-from nd_dist.fanout.results import has_result, read_record
-
-STATISTICS_SEED = 0  # the same for every run: points of different runs and seeds are then compared in pairs
+from nd_dist.fanout.results import has_result
+from nd_dist.metrics.scores import Statistics
 
 
 @dataclass
@@ -48,7 +45,7 @@ class Bench:
     @property
     def statistics(self) -> Statistics:
         """How intervals are made."""
-        return Statistics(self.job.config.evaluation.bootstrap, STATISTICS_SEED)
+        return Statistics(self.job.config.evaluation.bootstrap)
 
     @property
     def summed_repeats(self) -> int:
@@ -94,9 +91,7 @@ class Bench:
             if not self.has(layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
         ]
 
-    def point_metrics(self, point: Point, subject: int) -> dict[str, Any]:
-        """Return all metrics of a point and subject from its records on disk."""
-        metrics: dict[str, Any] = dict(read_record(self.job.layout.score(point, subject))["metrics"])
-        if point.control == "none" and self.job.is_decoded(point):
-            metrics.update(read_record(self.job.layout.retrieval(point, subject))["metrics"])
-        return metrics
+    def score_folders(self, point: Point, subject: int) -> list[Path]:
+        """Return where the scores of a point and subject lie: of its pictures, of retrieval where it is decoded."""
+        folders = self.job.layout.score_folders(point, subject)
+        return folders if self.job.is_decoded(point) or self.job.has_given_features else folders[:1]

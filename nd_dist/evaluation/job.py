@@ -23,7 +23,7 @@ from nd_dist.seeds import unit_seed
 
 FORMAT = 1
 JUDGING_FORMAT = 2
-STATISTICS_FORMAT = 2
+STATISTICS_FORMAT = 3
 SELECTION = "selection"
 
 
@@ -47,6 +47,7 @@ class Job:
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
         departures: What these data are otherwise than the published ones, one sentence each.
+        has_given_features: Whether the source brings features for retrieval.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Job:
     content_id: str = ""
     is_simulated: bool | None = None
     departures: tuple[str, ...] = ()
+    has_given_features: bool = False
 
     @property
     def protocol(self) -> Protocol:

@@ -17,17 +17,18 @@ from nd_dist.config import Scalar
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point, image_name
-from nd_dist.evaluation.result import FORMAT, entry_key
-from nd_dist.evaluation.scoring.comparisons import comparisons
-from nd_dist.evaluation.scoring.score import Scores, read_scores
+from nd_dist.evaluation.result import FORMAT, entry_key, metrics_content
+from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import read_record
 from nd_dist.files import canonical_json, read_json, write_json
+from nd_dist.metrics.scores import Scores, Statistics
 
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")
 OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
     "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.batch_size",
-    "evaluation.num_images", "evaluation.image_groups", "evaluation.judges_dir", "training.target_subject",
+    "evaluation.num_images", "score.originals", "score.reconstructions", "score.brain_features",
+    "score.image_features", "evaluation.image_groups", "evaluation.judges_dir", "training.target_subject",
     "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
 )  # fmt: skip
 
@@ -91,16 +92,17 @@ def merge_runs(out_dir: Path, run_dirs: Sequence[Path]) -> int:
         own = _own_settings(first, run)
         for entry in run.entries:
             point, subject = _renamed(Point.of(entry), own), int(entry["subject"])
-            source, place = run.layout.score(Point.of(entry), subject), target.score(point, subject)
-            _check_same_result(source, place, point)
-            _link(source, place)
+            sources, place = run.layout.score_folders(Point.of(entry), subject), target.score(point, subject)
+            _check_same_result(sources[0], place, point)
+            for source, copy in zip(sources, (place, target.joined_retrieval(point, subject)), strict=False):
+                _link(source, copy)
             _link(run.folder / entry["folder"], target.pictures(point, subject))
             folder = str(target.pictures(point, subject).relative_to(out_dir))
             joined = {**point.describe(), "subject": subject, "folder": folder, "metrics": entry["metrics"]}
             if "groups" in entry:
                 joined["groups"] = entry["groups"]
             entries[entry_key(joined)] = joined
-            scores[subject, point] = read_scores(place)
+            scores[subject, point] = read_scores(*sources)
         for image_id in {image_id for ids in run.metrics["images"].values() for image_id in ids}:
             _link(run.layout.original_of(image_id), target.originals / image_name(image_id))
     _write(out_dir, runs, [entries[key] for key in sorted(entries)], scores)
@@ -184,15 +186,12 @@ def _write(
         {"run": str(run.folder), "code": run.fact("code"), "config_hash": run.fact("config_hash")} for run in runs
     ]
     images = {subject: ids for run in reversed(runs) for subject, ids in run.metrics["images"].items()}
-    write_json(
-        out_dir / "metrics.json",
-        {
-            **first,
-            "images": dict(sorted(images.items())),
-            "points": [entry for entry in entries if "control" not in entry],
-            "controls": [entry for entry in entries if "control" in entry],
-            "absent": {name: text for run in runs for name, text in run.metrics["absent"].items()},
-            "comparisons": comparisons(scores, Point(float(sampler["kappa"]), float(sampler["eta"]))),
-            "provenance": {**first["provenance"], "merged": merged},
-        },
-    )
+    facts = {
+        **{name: value for name, value in first.items() if name not in ("points", "controls")},
+        "images": dict(sorted(images.items())),
+        "absent": {name: text for run in runs for name, text in run.metrics["absent"].items()},
+        "provenance": {**first["provenance"], "merged": merged},
+    }
+    recipe = Point(float(sampler["kappa"]), float(sampler["eta"]))
+    statistics = Statistics(first["provenance"]["bootstrap"])
+    write_json(out_dir / "metrics.json", metrics_content(facts, entries, scores, recipe, statistics))

@@ -6,20 +6,26 @@ evaluation and then a sweep, two sweeps) stand in one file.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from nd_dist.device import platform_facts
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
-from nd_dist.evaluation.scoring.comparisons import comparisons
-from nd_dist.evaluation.scoring.score import Scores, read_scores
-from nd_dist.fanout.results import has_result, read_record
+from nd_dist.evaluation.scoring.comparisons import Key, averages, comparisons
+from nd_dist.evaluation.scoring.score import read_scores
+from nd_dist.fanout.results import OUTDATED, has_result, read_record
 from nd_dist.fanout.tasks import Steps, Task
-from nd_dist.files import read_json, write_json
+from nd_dist.files import hash_json, read_json, write_json
+from nd_dist.metrics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
 
-FORMAT = 2
+FORMAT = 3
 
 Entry = dict[str, Any]  # Any: JSON
 
@@ -43,28 +49,49 @@ def _is_complete(bench: Bench) -> bool:
     return wanted <= found and present.get("selection") == selection
 
 
-def _present(bench: Bench) -> dict[str, Any]:
-    """Return metrics.json if its points were made with this job's settings, otherwise nothing."""
-    path = bench.job.layout.metrics
+def settle_metrics(job: Job, prints: Fingerprints) -> str:
+    """Make room for this job's metrics.json: that of other settings or images moves aside, its own comes back.
+
+    Returns:
+        What was done, for people; empty where nothing was.
+    """
+    path, aside = job.layout.metrics, job.layout.work / OUTDATED
+    told = ""
+    present = _read(path)
+    if present and not _is_ours(job, prints, present):
+        home = aside / f"metrics-{hash_json([present.get('fingerprint'), present.get('images')])[:8]}.json"
+        home.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, home)
+        count = len(present.get("points", []))
+        told = f"{count} points of other settings or images set aside in {home}; running with those brings them back"
     if not path.exists():
-        return {}
+        for home in sorted(aside.glob("metrics-*.json")):
+            if _is_ours(job, prints, found := _read(home)):
+                os.replace(home, path)
+                return f"{told + '. ' if told else ''}{len(found['points'])} points of these settings brought back"
+    return told
+
+
+def _is_ours(job: Job, prints: Fingerprints, content: dict[str, Any]) -> bool:
+    """Return whether points were made with this job's settings on its images."""
+    images = content.get("images", {})
+    same = all(images.get(str(s), list(job.images(s))) == list(job.images(s)) for s in job.subjects)
+    return content.get("fingerprint") == prints.run and same
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a metrics.json, empty where there is none or it is no JSON object."""
     try:
-        content = read_json(path)
+        content = read_json(path) if path.exists() else {}
     except DataError:
         return {}
-    is_ours = isinstance(content, dict) and content.get("fingerprint") == bench.prints.run
-    return _with_same_images(bench, content) if is_ours else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _with_same_images(bench: Bench, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content without subjects that were evaluated on other images."""
-    job = bench.job
-    images = {str(subject): list(job.images(subject)) for subject in job.subjects}
-    kept = {name: ids for name, ids in content["images"].items() if images.get(name, ids) == ids}
-    lists = {
-        name: [entry for entry in content[name] if str(entry["subject"]) in kept] for name in ("points", "controls")
-    }
-    return {**content, **lists, "images": kept}
+def _present(bench: Bench) -> dict[str, Any]:
+    """Return metrics.json if its points were made with this job's settings, otherwise nothing."""
+    content = _read(bench.job.layout.metrics)
+    return content if _is_ours(bench.job, bench.prints, content) else {}
 
 
 def _entries(content: dict[str, Any]) -> list[Entry]:
@@ -78,38 +105,65 @@ def write_metrics(bench: Bench) -> None:
     for point in job.points:
         for subject in job.subjects:
             folder = str(job.layout.pictures(point, subject).relative_to(job.layout.run_dir))
-            metrics = bench.point_metrics(point, subject)
+            metrics = read_scores(*bench.score_folders(point, subject)).metrics
             entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
             if groups := read_record(job.layout.score(point, subject)).get("groups"):
                 entry["groups"] = groups
             if failures := _failures(bench, point, subject):
                 entry["failures"] = failures  # reconstructions that were not finite; they count as grey pictures
             entries[entry_key(entry)] = entry
-    ordered = [entries[key] for key in sorted(entries)]
     own = {str(subject): list(job.images(subject)) for subject in job.subjects}
     selection = job.selection or present.get("selection")
+    facts = {
+        "fingerprint": bench.prints.run,
+        "protocol": job.protocol.name,
+        "protocol_details": job.protocol.describe(),
+        "departures": [
+            *job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
+            *job.departures,
+        ],
+        "split": job.split,
+        "simulated": job.is_simulated,
+        "images": {**present.get("images", {}), **own},
+        "absent": dict(bench.prints.absent),
+        **({"selection": selection} if selection else {}),
+        "provenance": _provenance(bench),
+    }
+    ordered = [entries[key] for key in sorted(entries)]
     write_json(
         job.layout.metrics,
-        {
-            "format": FORMAT,
-            "fingerprint": bench.prints.run,
-            "protocol": job.protocol.name,
-            "protocol_details": job.protocol.describe(),
-            "departures": [
-                *job.protocol.departures(len(job.all_images()), job.config.evaluation.num_repeats),
-                *job.departures,
-            ],
-            "split": job.split,
-            "simulated": job.is_simulated,
-            "images": {**present.get("images", {}), **own},
-            "points": [entry for entry in ordered if "control" not in entry],
-            "controls": [entry for entry in ordered if "control" in entry],
-            "absent": dict(bench.prints.absent),
-            "comparisons": comparisons(_scores(bench, ordered), recipe_point(job.config)),
-            **({"selection": selection} if selection else {}),
-            "provenance": _provenance(bench),
-        },
+        metrics_content(facts, ordered, _scores(bench, ordered), recipe_point(job.config), bench.statistics),
     )
+
+
+def metrics_content(
+    facts: Mapping[str, Any],
+    entries: Sequence[Entry],
+    scores: Mapping[Key, Scores],
+    recipe: Point,
+    statistics: Statistics,
+) -> dict[str, Any]:
+    """Return the content of a metrics.json: facts, points and controls, their means, and what is compared.
+
+    Args:
+        facts: What else stands in it.
+        entries: Every point of every subject, in order.
+        scores: (subject, point) -> scores, as far as they are on disk.
+        recipe: The point that others are compared with.
+        statistics: Resamples.
+    """
+    means = averages(scores, statistics)
+    return {
+        "format": FORMAT,
+        **facts,
+        "points": [entry for entry in entries if "control" not in entry],
+        "controls": [entry for entry in entries if "control" in entry],
+        "averages": [
+            {**point.describe(), "subject": subject, "metrics": found.metrics}
+            for (subject, point), found in means.items()
+        ],
+        "comparisons": comparisons({**means, **scores}, recipe),
+    }
 
 
 def _failures(bench: Bench, point: Point, subject: int) -> list[Entry]:
@@ -133,7 +187,7 @@ def _scores(bench: Bench, entries: list[Entry]) -> dict[tuple[int, Point], Score
         point, subject = Point.of(entry), int(entry["subject"])
         folder = bench.job.layout.score(point, subject)
         if subject in bench.prints.images and has_result(folder, bench.prints.score(point, subject)):
-            found[subject, point] = read_scores(folder)
+            found[subject, point] = read_scores(*bench.score_folders(point, subject))
     return found
 
 
@@ -143,6 +197,7 @@ def _provenance(bench: Bench) -> dict[str, Any]:
     decoded = [job.layout.decoded(point, subject) for point in job.decodings() for subject in job.subjects]
     return provenance(
         job.config,
+        computed_on=platform_facts(job.networks.device),
         shards=prints.settings["shards"],
         networks=prints.settings["networks"],
         decoding=prints.settings["decoding"],

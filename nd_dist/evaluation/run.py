@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
+from nd_dist.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
+from nd_dist.evaluation.given import given_tasks
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
 from nd_dist.evaluation.reconstruction.costs import StepCost, StepCount, cost_class, estimate, fit_cost, unit_steps
-from nd_dist.evaluation.result import metrics_task
+from nd_dist.evaluation.result import metrics_task, settle_metrics
 from nd_dist.evaluation.stages import (
     bundle_tasks,
     calibration_tasks,
@@ -35,7 +37,7 @@ from nd_dist.evaluation.stages import (
     original_tasks,
     score_tasks,
 )
-from nd_dist.evaluation.sweep import REPEATED, Choice, select
+from nd_dist.evaluation.sweep import Choice, select
 from nd_dist.events import EventLog
 from nd_dist.fanout.leases import Lease, LeasePool
 from nd_dist.fanout.results import claim_folder, remove_leftovers
@@ -124,9 +126,8 @@ def _with_choice(report: Job, search: Job, choice: Choice) -> Job:
 
 def _is_reported(point: Point, chosen: Point) -> bool:
     """Return whether a point of the grid is the chosen one (with any seed), or that one without guidance."""
-    settings = tuple(pair for pair in point.settings if pair[0] not in REPEATED)
     same_guidance = (point.kappa, point.eta) == (chosen.kappa, chosen.eta)
-    return settings == chosen.settings and (same_guidance or not point.is_guided)
+    return point.without_seed.settings == chosen.settings and (same_guidance or not point.is_guided)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
             prints = [fingerprints(job) for job in jobs]
             for job, own in zip(jobs, prints, strict=True):
                 _claim_folders(job, own, events)
+                for message in (settle_metrics(job, own), _absent(job, own)):
+                    if message:
+                        events.write("notice", message=message)
             agreed = _Agreed(uuid.uuid4().hex[:12], prints)
         except NdDistError as error:
             agreed = error
@@ -153,6 +157,16 @@ def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
         raise answer
     assert isinstance(answer, _Agreed)
     return answer
+
+
+def _absent(job: Job, prints: Fingerprints) -> str:
+    """Return which of the protocol's metrics will be missing, by reason; made-up worlds have judges of their own."""
+    if job.is_simulated or job.split == "train":
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in prints.absent.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(f"not computed: {', '.join(names)} ({reason})" for reason, names in reasons.items())
 
 
 def _claim_folders(job: Job, prints: Fingerprints, events: EventLog) -> None:
@@ -226,6 +240,7 @@ class Worker:
         self._phase(bench, "decode", decode_tasks(bench))
         self._phase(bench, "statistics", statistics_tasks(bench))
         self._phase(bench, "nearest", nearest_tasks(bench))
+        self._phase(bench, "given", given_tasks(bench))
         self._phase(bench, "originals", original_tasks(bench))
 
     def _phase(self, bench: Bench, name: str, tasks: list[Task]) -> None:
@@ -270,6 +285,7 @@ class Worker:
             for name, tally in self.tallies.items()
         }
         identity = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        identity["device"] = platform_facts(job.networks.device)["device"]
         write_json(self._rank_file(job, self.comm.rank), {**identity, "work": work})
         self.events.write("evaluation_done", work=work)
         if self.comm.rank:

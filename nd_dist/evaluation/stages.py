@@ -26,17 +26,10 @@ from nd_dist.evaluation.reconstruction.reconstruct import (
 from nd_dist.evaluation.scoring.groups import group_metrics
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import (
-    EACH,
-    JudgedImages,
-    judge_scores,
-    resampled_arrays,
-    score_images,
-    scored_arrays,
-    scored_sets,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task, Work
+from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
 CALIBRATION_BATCHES = 2  # the first warms up; the last is timed
@@ -263,14 +256,14 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
             yield
         if point.control == "nearest":  # copies of one picture agree by construction
             arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
-        scored = scored_arrays(arrays, bench.summed_repeats, bench.statistics)
+        scored = scored_arrays(arrays, bench.summed_repeats, job.protocol.distractors, bench.statistics)
         yield
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
         yield
         metrics = {name: item.as_json() for name, item in scored.items()}
         groups = group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics)
         facts = {"metrics": metrics, "groups": groups, "image_ids": list(ids), "subject": subject}
-        kept = {**arrays, **resampled_arrays(scored)}
+        kept = {**arrays, **kept_arrays(scored)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, kept))
 
     name = f"score_{job.layout.protocol}_{point.name}_{subject_name(subject)}"
@@ -285,9 +278,11 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
         name = _compared_target(bench, point, subject)
         true = TrueTargets(job.source)
-        metrics = retrieval_metrics(predicted, true, name, job.images(subject), bench.statistics)
+        ids = job.images(subject)
+        metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
         yield
-        publish(folder, fingerprint, {"metrics": metrics}, lambda staging: None)
+        facts = {"metrics": metrics, "image_ids": list(ids)}
+        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
     return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, fingerprint), work)
 

@@ -11,7 +11,6 @@ from nd_dist.errors import ConfigError, DataError
 from nd_dist.evaluation.points.units import Point
 
 Rule = Literal["best", "least_guidance"]
-REPEATED = ("seed",)  # axes that repeat an experiment and are averaged over, not chosen from
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def select(report: Mapping[str, Any], metric: str = "pixcorr", rule: Rule = "bes
     values: dict[Point, list[Mapping[str, Any]]] = {}
     for entry in report["points"]:
         if metric in entry["metrics"]:
-            values.setdefault(_without_seed(Point.of(entry)), []).append(entry["metrics"][metric])
+            values.setdefault(Point.of(entry).without_seed, []).append(entry["metrics"][metric])
     if not values:
         known = sorted({name for entry in report["points"] for name in entry["metrics"]})
         raise ConfigError("No guidance point has the metric of the rule.", expected=", ".join(known), found=metric)
@@ -108,11 +107,6 @@ _ENDS = ("value", "ci_low", "ci_high")
 def _mean(found: list[Mapping[str, Any]], key: str) -> float:
     numbers = [float(item["value"] if item[key] is None else item[key]) for item in found]
     return math.fsum(numbers) / len(numbers)
-
-
-def _without_seed(point: Point) -> Point:
-    settings = tuple(pair for pair in point.settings if pair[0] not in REPEATED)
-    return Point(point.kappa, point.eta, settings)
 
 
 def _guidance(point: Point) -> tuple[float, float, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
-from nd_dist.frozen.judges import Judge, NetworkJudge, PairJudge, Preparation
+from nd_dist.frozen.judges import Judge, NetworkJudge, PairJudge, Preparation, has_phantom_judges
 from nd_dist.pixels import Resize
 
 LPIPS_WEIGHTS = "alexnet.safetensors"  # the very AlexNet of the two-way columns; torchmetrics brings LPIPS' own layers
@@ -33,9 +33,14 @@ _NEEDS = {
 }
 
 
+FIELD = ("alexnet_2", "alexnet_5", "inception", "clip", "effnet_b", "swav")
+
+
 def absent_metrics(folder: Path | None) -> dict[str, str]:
     """Return metric -> why it cannot be computed with the weights in ``folder`` and the installed packages."""
     found = {}
+    if folder is None or has_phantom_judges(folder):
+        found = dict.fromkeys(FIELD, "no folder of metric networks was given (evaluation.judges_dir)")
     for metric, (weights, package) in _NEEDS.items():
         if folder is None:
             found[metric] = "no folder of metric networks was given (evaluation.judges_dir)"

@@ -73,6 +73,7 @@ class Protocol:
         judges: Input sizes, backend and weights of the metric networks.
         distractors: Whose features the two-way identification compares against.
         repeats: How several reconstructions of an image become one number.
+        clamp: Whether reconstructions are clamped to [0,1] (floats that were handed in; a PNG's are within).
         num_test_images: Test images of NSD in that protocol (1000; 982 in the 37-session release); 0: open.
         practice: How the authors made the reconstructions.
     """
@@ -89,14 +90,15 @@ class Protocol:
     repeats: RepeatRule
     num_test_images: int
     practice: Practice
+    clamp: bool = True
 
     def describe(self) -> dict[str, Any]:
         """Return the protocol as a JSON value."""
         return dataclasses.asdict(self)
 
     def settings(self) -> dict[str, Any]:
-        """Return the part that decides numbers, as a JSON value: all but texts and the authors' practice."""
-        words = ("name", "source", "practice", "num_test_images")
+        """Return the part that decides numbers of PNGs, as a JSON value: all but texts and the authors' practice."""
+        words = ("name", "source", "practice", "num_test_images", "clamp")
         return {key: value for key, value in self.describe().items() if key not in words}
 
     def departures(self, num_images: int, num_repeats: int) -> list[str]:
@@ -142,6 +144,7 @@ _MINDEYE2 = Protocol(
     repeats="first",
     num_test_images=1000,
     practice=Practice("mean_outputs", 1, blending="0.75 x reconstruction + 0.25 x blurry reconstruction"),
+    clamp=False,
 )
 
 _BRAIN_DIFFUSER = Protocol(
@@ -192,6 +195,17 @@ PROTOCOLS: dict[str, Protocol] = {
             source="MedARC-AI/fMRI-reconstruction-NSD, Reconstruction_Metrics (scikit-image 0.20, torchvision 0.15)",
             num_test_images=982,
             practice=Practice("mean_voxels", 16, "the best picked by the pipeline"),
+            clamp=True,
+        ),
+        dataclasses.replace(
+            _MINDEYE2,
+            name="mindbridge",
+            source="littlepure2333/MindBridge, cal_metrics: MindEye1's without the first resize (SSIM: 2-D assumed)",
+            recon_first=_tensor(None, False),
+            original_first=_tensor(None, False),
+            num_test_images=982,
+            practice=Practice("mean_voxels", 8, "the best picked by the pipeline"),
+            clamp=True,
         ),
         _BRAIN_DIFFUSER,
         dataclasses.replace(

@@ -85,6 +85,10 @@ def retrieve(cosines_NN: Float64, picks_RK: npt.NDArray[np.integer], *, find: st
     """
     hits = {"image": image_hits, "brain": brain_hits}[find]
     each_R = np.array([hits(cosines_NN[np.ix_(pick, pick)]).mean() for pick in picks_RK])
-    half = 1.96 * float(each_R.std()) / float(np.sqrt(len(each_R)))
-    mean = float(each_R.mean())
-    return Retrieval(each_R, mean, mean - half, mean + half, picks_RK.shape[1])
+    return Retrieval(each_R, float(each_R.mean()), *normal_interval(each_R), picks_RK.shape[1])
+
+
+def normal_interval(each_R: Float64) -> tuple[float, float]:
+    """Return the field's interval of a mean over draws: 1.96 standard errors on both sides."""
+    mean, half = float(each_R.mean()), 1.96 * float(each_R.std()) / float(np.sqrt(len(each_R)))
+    return mean - half, mean + half

@@ -22,6 +22,7 @@ class Metric:
         is_share: Written in per cent (two-way identification, retrieval).
         chance: Value without any information, where there is one.
         explanation: One sentence.
+        stands_for: What of the field's table a made-up world has it for; empty for the field's own.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     is_share: bool
     chance: float | None
     explanation: str
+    stands_for: str = ""
 
     @property
     def arrow(self) -> str:
@@ -62,12 +64,14 @@ def _without_zero(text: str) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", text)
 
 
-def _two_way(name: str, label: str) -> Metric:
-    return Metric(name, label, "high-level", True, True, 0.5, f"Two-way identification on features of {label}.")
+def _two_way(name: str, label: str, network: str = "", stands_for: str = "") -> Metric:
+    text = f"Two-way identification on features of {network or label}."
+    return Metric(name, label, "high-level", True, True, 0.5, text, stands_for)
 
 
-def _distance(name: str, label: str) -> Metric:
-    return Metric(name, label, "high-level", False, False, 1.0, f"Mean correlation distance of features of {label}.")
+def _distance(name: str, label: str, network: str = "", stands_for: str = "") -> Metric:
+    text = f"Mean correlation distance of features of {network or label}."
+    return Metric(name, label, "high-level", False, False, 1.0, text, stands_for)
 
 
 METRICS: dict[str, Metric] = {
@@ -84,11 +88,11 @@ METRICS: dict[str, Metric] = {
         Metric("lpips", "LPIPS", "high-level", False, False, None, "Learned perceptual distance (AlexNet, v0.1)."),
         Metric("fid", "FID", "high-level", False, False, None, "Frechet distance of the sets; needs many images."),
         Metric("kid", "KID", "high-level", False, False, None, "Kernel distance of the sets, unbiased at any number."),
-        _two_way("plain_early", "Plain, early"),
-        _two_way("plain_late", "Plain, late"),
-        _two_way("residual", "Residual"),
-        _two_way("mixer", "Mixer"),
-        _distance("depthwise", "Depthwise"),
+        _two_way("plain_early", "Plain, early", "a small plain classifier, an early layer", "AlexNet(2)"),
+        _two_way("plain_late", "Plain, late", "a small plain classifier, its last layer", "AlexNet(5)"),
+        _two_way("residual", "Residual", "a small residual classifier", "Inception"),
+        _two_way("mixer", "Mixer", "a small MLP-mixer classifier", "CLIP"),
+        _distance("depthwise", "Depthwise", "a small depthwise classifier", "EffNet-B and SwAV"),
         Metric(
             "image_retrieval", "Image retrieval", "retrieval", True, True, None, "Given the brain, find its picture."
         ),
@@ -102,9 +106,17 @@ METRICS: dict[str, Metric] = {
             True,
             False,
             None,
-            "PixCorr among the repeats of a picture.",
+            "PixCorr among the repeats of a picture, beside its control.",
         ),
-        Metric("repeat_ssim", "Repeats: SSIM", "agreement", True, False, None, "SSIM among the repeats of a picture."),
+        Metric(
+            "repeat_ssim",
+            "Repeats: SSIM",
+            "agreement",
+            True,
+            False,
+            None,
+            "SSIM among the repeats of a picture, beside its control.",
+        ),
     )
 }
 

@@ -25,6 +25,29 @@ def selection_sentence(findings: Findings) -> str:
     )
 
 
+def cost_facts(findings: Findings) -> list[tuple[str, str]]:
+    """Return what the run's ranks worked, as they said when they were done; empty where none did."""
+    phases: dict[str, float] = {}
+    launches, hosts, devices = set(), set(), set()
+    for rank in findings.work():
+        launches.add(rank["launch"])
+        hosts.add(rank["host"])
+        devices.add(rank.get("device", "device unknown"))
+        for phase, work in rank["work"].items():
+            phases[phase] = phases.get(phase, 0.0) + float(work["busy_s"])
+    if not sum(phases.values()):
+        return []
+    made = sum(
+        len(findings.repeats(row, findings.image_ids(row.subject)[0])) * len(findings.image_ids(row.subject))
+        for row in (*findings.rows, *findings.controls)
+        if row.shown == row.point and row.subject in findings.subjects
+    )
+    each = f"; {phases.get('reconstruct', 0.0) / made:.2g} s a picture made and judged" if made else ""
+    hours = f"{sum(phases.values()) / 3600:.3g} device-hours, {len(launches)} launch(es), {len(hosts)} host(s){each}"
+    parts = [f"{name} {seconds:,.0f} s" for name, seconds in phases.items() if seconds >= 0.5]
+    return [("Cost", hours), ("Hardware", ", ".join(sorted(devices))), ("By phase", ", ".join(parts))]
+
+
 def absent_lines(findings: Findings) -> list[str]:
     """Return one line per metric or control that is missing, with the reason."""
     lines = []
@@ -60,7 +83,9 @@ def protocol_facts(details: dict[str, Any]) -> list[tuple[str, str]]:
             {"real": "other originals", "reconstruction": "other reconstructions"}[details["distractors"]],
         ),
         ("Repeats", details["repeats"].replace("_", " ")),
-        ("Intervals", "95 %, percentile bootstrap over images; differences are paired"),
+        ("Intervals", "95 %, expanded percentile bootstrap over images; none with fewer than ten images"),
+        ("p values", "paired, by flipping signs, corrected over all points that are compared (step-down maximum)"),
+        ("Means over subjects", "images are drawn for all subjects at once"),
     ]
 
 

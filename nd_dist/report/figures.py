@@ -96,7 +96,7 @@ def guidance_grid(findings: Findings) -> Image.Image | None:
 def _ascii(row: Row) -> str:
     """Return a point in words that every font has."""
     point = row.point
-    return f"with guidance (kappa {point.kappa:g}, eta {point.eta:g})" if point.is_guided else "without guidance"
+    return f"with guidance (kappa {point.kappa:g}, eta {point.eta:g})" if point.is_guided else row.label
 
 
 def _sheet(lines: Sequence[Sequence[Sequence[Tile]]], widths: Sequence[int]) -> Image.Image:

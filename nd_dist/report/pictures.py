@@ -1,11 +1,13 @@
-"""Pictures of the report's page: rows of repeats, the grid over kappa and eta, the best and the worst images."""
+"""Pictures of the report's page: rows of repeats, the grid over kappa and eta, the best and the worst, all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from nd_dist.metrics.table import Metric, metric_of, ordered
 from nd_dist.report.findings import Findings, Row
+from nd_dist.report.tables import headline_metrics
 from nd_dist.report.thumbnails import data_uri
 
 MAX_PICTURE_ROWS = 12
@@ -16,32 +18,36 @@ GRID_SIDE = 128
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """One image: what was seen, and its reconstructions."""
+class Case:
+    """One image: what was seen, its reconstructions by label, and a note."""
 
     image_id: int
     original: str
-    unguided: list[str]
-    guided: list[str]
+    groups: list[tuple[str, list[str]]]
     note: str = ""
+
+    @property
+    def columns(self) -> int:
+        """How many pictures stand in a line."""
+        return 1 + sum(len(pictures) for _, pictures in self.groups)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Picture rows of one subject."""
+    """Images of one subject under a title."""
 
-    subject: int
-    unguided_label: str
-    guided_label: str
-    rows: list[PictureRow]
-    num_images: int = 0
+    title: str
+    cases: list[Case]
 
 
-def gallery(findings: Findings, subject: int) -> Gallery:
-    """Return images spread evenly over all of a subject's (not chosen by quality), all repeats of each."""
-    ids = findings.image_ids(subject)
+def galleries(findings: Findings) -> list[Gallery]:
+    """Return images of each subject spread evenly over all (not chosen by quality), all repeats of each."""
     most = max(4, MAX_PICTURE_ROWS // len(findings.subjects))
-    return _gallery(findings, subject, dict.fromkeys(_spread(ids, most), ""), MAX_REPEATS)
+    found = []
+    for subject in findings.subjects:
+        notes = dict.fromkeys(_spread(findings.image_ids(subject), most), "")
+        found.append(Gallery(findings.subject_label(subject), _cases(findings, subject, notes, MAX_REPEATS)))
+    return found
 
 
 def _spread(ids: list[int], most: int) -> list[int]:
@@ -50,62 +56,60 @@ def _spread(ids: list[int], most: int) -> list[int]:
     return [ids[position * len(ids) // count] for position in range(count)]
 
 
-@dataclass(frozen=True)
-class Extremes:
-    """The best and the worst images of a subject by one metric."""
-
-    subject: int
-    metric: Metric
-    best: Gallery
-    worst: Gallery
-
-
-def extremes(findings: Findings, subject: int) -> list[Extremes]:
+def extremes(findings: Findings) -> list[Gallery]:
     """Return best and worst images by PixCorr and by the last two-way metric; none where images are too few."""
-    shown = findings.guided(subject) or findings.unguided(subject)
-    if shown is None:
-        return []
-    two_way = [name for name in ordered(shown.metrics) if metric_of(name).chance == 0.5]
+    metrics = headline_metrics(findings)
+    two_way = [metric for metric in metrics if metric.chance == 0.5]
     found = []
-    for name in ["pixcorr", *two_way[-1:]]:
-        values = findings.values(shown, name)
-        if len(values) < 2 * NUM_EXTREMES:
-            continue
-        metric = metric_of(name)
-        ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
-        beaten = max(1, (len(values) - 1) * (len(findings.repeats(shown, ranked[0])) or 1))
-        scale = 1.0 if name == "pixcorr" else 1.0 / beaten
-        notes = {image_id: f"{metric.label} {metric.text(scale * values[image_id])}" for image_id in ranked}
-        best = {image_id: notes[image_id] for image_id in ranked[:NUM_EXTREMES]}
-        worst = {image_id: notes[image_id] for image_id in ranked[: -NUM_EXTREMES - 1 : -1]}
-        galleries = [_gallery(findings, subject, chosen, 1) for chosen in (best, worst)]
-        found.append(Extremes(subject, metric, *galleries))
+    for subject in findings.subjects:
+        shown = findings.guided(subject) or findings.unguided(subject)
+        for metric in [metric for metric in metrics if metric.name == "pixcorr"] + two_way[-1:]:
+            values = findings.values(shown, metric.name) if shown else {}
+            if len(values) < 2 * NUM_EXTREMES:
+                continue
+            ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
+            notes = {image_id: f"{metric.label} {metric.text(values[image_id])}" for image_id in ranked}
+            whose = f", subject {subject}" if len(findings.subjects) > 1 else ""
+            for word, ids in (("Best", ranked[:NUM_EXTREMES]), ("Worst", ranked[: -NUM_EXTREMES - 1 : -1])):
+                cases = _cases(findings, subject, {image_id: notes[image_id] for image_id in ids}, 1)
+                found.append(Gallery(f"{word} by {metric.label}{whose}", cases))
     return found
 
 
-def _gallery(findings: Findings, subject: int, notes: dict[int, str], max_repeats: int) -> Gallery:
-    guided, unguided = findings.guided(subject), findings.unguided(subject)
+def all_images(findings: Findings) -> list[Gallery]:
+    """Return every image of every subject with its first repeats, as paths from the run's folder."""
+    found = []
+    for subject in findings.subjects:
+        shown = findings.guided(subject) or findings.unguided(subject)
+        values = findings.values(shown, "pixcorr") if shown else {}
+        notes = {
+            image_id: f"PixCorr {values[image_id]:.3f}" if image_id in values else ""
+            for image_id in findings.image_ids(subject)
+        }
+        cases = _cases(findings, subject, notes, 1, lambda path: path.relative_to(findings.run_dir).as_posix())
+        found.append(Gallery(findings.subject_label(subject), cases))
+    return found
 
-    def pictures(row: Row | None, image_id: int) -> list[str]:
-        return [data_uri(path) for path in findings.repeats(row, image_id)[:max_repeats]] if row else []
 
-    rows = [
-        PictureRow(
+def _cases(
+    findings: Findings, subject: int, notes: dict[int, str], most: int, show: Callable[[Path], str] = data_uri
+) -> list[Case]:
+    rows = findings.main_rows(subject)
+    labels = [
+        row.label if findings.is_given else ("without guidance", "with guidance")[row.point.is_guided] for row in rows
+    ]
+    return [
+        Case(
             image_id,
-            data_uri(findings.original(image_id)),
-            pictures(unguided, image_id),
-            pictures(guided, image_id),
+            show(findings.original(image_id)),
+            [
+                (label, [show(path) for path in findings.repeats(row, image_id)[:most]])
+                for label, row in zip(labels, rows, strict=True)
+            ],
             note,
         )
         for image_id, note in notes.items()
     ]
-    return Gallery(
-        subject,
-        unguided.label if unguided else "",
-        guided.label if guided else "",
-        rows,
-        len(findings.image_ids(subject)),
-    )
 
 
 @dataclass(frozen=True)
@@ -113,47 +117,37 @@ class PictureGrid:
     """One image over kappa and eta, as the paper shows it.
 
     Args:
-        subject: Whose brain.
-        image_id: The image.
-        original: What was seen.
-        unguided: Its reconstruction without guidance; empty where there is none.
+        case: What was seen, and its reconstruction without guidance.
         kappas: Row labels, most guidance first.
         etas: Column labels.
         cells: Rows of pictures, empty where a point was not evaluated.
     """
 
-    subject: int
-    image_id: int
-    original: str
-    unguided: str
+    case: Case
     kappas: list[str]
     etas: list[str]
     cells: list[list[str]]
 
 
-def picture_grids(findings: Findings, subject: int) -> list[PictureGrid]:
-    """Return the grid of first repeats for a few images, where at least two kappas or etas were evaluated."""
+def picture_grids(findings: Findings) -> list[PictureGrid]:
+    """Return the grid of first repeats for a few images of the first subject, where more than one point is guided."""
+    subject = findings.subjects[0]
     rows = {row.point: row for row in findings.rows_of(subject) if row.point.is_guided and not row.point.settings}
     kappas = sorted({point.kappa for point in rows}, reverse=True)
     etas = sorted({point.eta for point in rows})
     if len(rows) < 2:
         return []
-    unguided = findings.unguided(subject)
     by_place = {(point.kappa, point.eta): row for point, row in rows.items()}
+    unguided = findings.unguided(subject)
 
     def picture(row: Row | None, image_id: int) -> str:
         paths = findings.repeats(row, image_id) if row is not None else []
         return data_uri(paths[0], GRID_SIDE) if paths else ""
 
-    return [
-        PictureGrid(
-            subject,
-            image_id,
-            data_uri(findings.original(image_id), GRID_SIDE),
-            picture(unguided, image_id),
-            [f"κ {kappa:g}" for kappa in kappas],
-            [f"η {eta:g}" for eta in etas],
-            [[picture(by_place.get((kappa, eta)), image_id) for eta in etas] for kappa in kappas],
-        )
-        for image_id in _spread(findings.image_ids(subject), MAX_GRIDS)
-    ]
+    grids = []
+    for image_id in _spread(findings.image_ids(subject), MAX_GRIDS):
+        without = [("without guidance", [picture(unguided, image_id)])] if unguided else []
+        case = Case(image_id, data_uri(findings.original(image_id), GRID_SIDE), without)
+        cells = [[picture(by_place.get((kappa, eta)), image_id) for eta in etas] for kappa in kappas]
+        grids.append(PictureGrid(case, [f"κ {kappa:g}" for kappa in kappas], [f"η {eta:g}" for eta in etas], cells))
+    return grids

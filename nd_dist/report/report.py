@@ -1,6 +1,6 @@
-"""The report of a run: one HTML page that needs nothing but itself; the table as CSV, Markdown and LaTeX beside it.
+"""The report of a run: one HTML page that needs nothing but itself; beside it a page of all images, and the tables.
 
-Reads the run folder only. What is shown is decided in the ``report_*`` files, how it looks in ``page/``.
+Reads the run folder only. What is shown is decided in the files beside this one, how it looks in ``page/``.
 """
 
 from __future__ import annotations
@@ -8,80 +8,95 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from nd_dist.files import write_text
-from nd_dist.report.charts import heat_maps, loss_curves, selection_map
-from nd_dist.report.facts import (
-    absent_lines,
-    protocol_facts,
-    provenance_facts,
-    selection_sentence,
-)
+from nd_dist.report.charts import image_scatters, selection_map, sweep_charts, training_curves
+from nd_dist.report.facts import absent_lines, cost_facts, protocol_facts, provenance_facts, selection_sentence
 from nd_dist.report.findings import Findings
-from nd_dist.report.pictures import extremes, gallery, picture_grids
-from nd_dist.report.table_files import csv_table, latex_table, markdown_table, metrics_shown
+from nd_dist.report.pictures import all_images, extremes, galleries, picture_grids
+from nd_dist.report.table_files import csv_table, latex_table, markdown_table
 from nd_dist.report.tables import (
+    beside_table,
     group_tables,
     headline_sentences,
     headline_tiles,
-    metric_table,
+    metric_tables,
     published_table,
 )
 
-PAGE, STYLE = "report.html.j2", "style.css.j2"
+PAGES = ("report.html.j2", "images.html.j2", "parts.html.j2", "style.css.j2")
+IMAGES = "images.html"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` and ``metrics.csv``, ``.md`` and ``.tex`` of a run; return the page's path.
+def write_report(run_dir: Path, beside: Path | None = None, partial: dict[str, Any] | None = None) -> Path:
+    """Write ``report.html``, ``images.html``, ``metrics.csv``, ``.md`` and ``.tex`` of a run; return the page's path.
 
     Args:
         run_dir: Folder of a run that has been evaluated.
+        beside: Another run, whose main rows stand beside this one's.
+        partial: What is known so far of a run that goes on: the page is then ``report.partial.html``, without tables.
 
     Raises:
         DataError: there are no metrics yet, or a picture is missing.
     """
-    findings = Findings(run_dir)
-    page = render(findings)
-    write_text(run_dir / "metrics.csv", csv_table(findings))
-    write_text(run_dir / "metrics.md", markdown_table(findings))
-    write_text(run_dir / "metrics.tex", latex_table(findings))
-    write_text(run_dir / "report.html", page)
-    return run_dir / "report.html"
+    findings = Findings(run_dir, partial)
+    name = "report.partial.html" if partial else "report.html"
+    page = render(findings, Findings(beside) if beside else None)
+    if not partial:
+        write_text(run_dir / "metrics.csv", csv_table(findings))
+        write_text(run_dir / "metrics.md", markdown_table(findings))
+        write_text(run_dir / "metrics.tex", latex_table(findings))
+        write_text(run_dir / IMAGES, _page(IMAGES, galleries=all_images(findings), run=run_dir.name))
+    write_text(run_dir / name, page)
+    return run_dir / name
 
 
-def render(findings: Findings) -> str:
+def render(findings: Findings, beside: Findings | None = None) -> str:
     """Return the page."""
-    folder = resources.files("nd_dist.report").joinpath("page")
-    texts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (PAGE, STYLE)}
-    environment = Environment(
-        loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    metrics, subjects = findings.metrics, findings.subjects
-    return environment.get_template(PAGE).render(
+    metrics = findings.metrics
+    return _page(
+        "report.html",
         simulated=bool(metrics.get("simulated")),
+        is_given=findings.is_given,
+        partial=metrics.get("partial", ""),
         remark=metrics["provenance"].get("networks", {}).get("remark", ""),
         split=metrics.get("split", "test"),
-        num_images={subject: len(findings.image_ids(subject)) for subject in subjects},
-        subjects=subjects,
+        counts=[(findings.subject_label(each), len(findings.image_ids(each))) for each in findings.subjects],
         tiles=headline_tiles(findings),
+        tiles_of=findings.subject_label(findings.blocks[0]) if len(findings.blocks) > 1 else "",
         sentences=headline_sentences(findings),
         selection=selection_sentence(findings),
-        metrics=metrics_shown(findings),
-        tables=[metric_table(findings, subject) for subject in subjects],
+        metrics=findings.shown_metrics,
+        tables=metric_tables(findings),
+        has_controls=bool(findings.controls),
         groups=group_tables(findings),
         published=published_table(findings),
-        galleries=[gallery(findings, subject) for subject in subjects],
-        grids=[grid for subject in subjects for grid in picture_grids(findings, subject)],
-        extremes=[pair for subject in subjects for pair in extremes(findings, subject)],
+        beside=[beside_table(findings, beside)] if beside else [],
+        galleries=galleries(findings),
+        images=IMAGES,
+        grids=picture_grids(findings),
+        extremes=extremes(findings),
         selection_map=selection_map(findings),
-        heat_maps=heat_maps(findings),
-        curves=loss_curves(findings),
+        charts=sweep_charts(findings),
+        scatters=image_scatters(findings),
+        curves=training_curves(findings),
         protocol=metrics["protocol"],
         protocol_facts=protocol_facts(metrics.get("protocol_details", {})),
         departures=metrics.get("departures", []),
         absent=absent_lines(findings),
+        cost=[] if metrics.get("partial") else cost_facts(findings),
         provenance=provenance_facts(metrics["provenance"]),
         config=json.dumps(metrics["provenance"].get("config", {}), indent=1, sort_keys=True),
     )
+
+
+def _page(name: str, **values: Any) -> str:  # Any: whatever a page shows
+    folder = resources.files("nd_dist.report").joinpath("page")
+    texts = {page: folder.joinpath(page).read_text(encoding="utf-8") for page in PAGES}
+    environment = Environment(
+        loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(f"{name}.j2").render(**values)

@@ -7,17 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nd_dist.metrics.table import Metric, metric_of
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS
+from nd_dist.metrics.table import Metric
 from nd_dist.report.findings import Findings, Row
 
 Found = Mapping[str, Mapping[str, Any]]  # metric name -> value, interval, n
-
-
-def metrics_shown(findings: Findings) -> list[Metric]:
-    """Return the metrics of a run in the paper's order."""
-    rows = [*findings.rows, *findings.controls]
-    directions = {name: bool(item["higher_is_better"]) for row in rows for name, item in row.metrics.items()}
-    return [metric_of(name, directions[name]) for name in findings.metric_names]
 
 
 def csv_table(findings: Findings) -> str:
@@ -33,9 +27,9 @@ def csv_table(findings: Findings) -> str:
     for row in [*findings.rows, *findings.controls]:
         settings = " ".join(f"{key}={value}" for key, value in row.point.settings)
         control = "" if row.point.control == "none" else row.point.control
-        place = [row.subject, row.point.kappa, row.point.eta, settings, control]
+        place = [_subject(row), row.point.kappa, row.point.eta, settings, control]
         for images, metrics in {"all": row.metrics, **row.groups}.items():
-            for metric in metrics_shown(findings):
+            for metric in findings.shown_metrics:
                 if item := metrics.get(metric.name):
                     numbers = [item["value"], item["ci_low"], item["ci_high"], item["n"], item["higher_is_better"]]
                     writer.writerow([*place, images, metric.name, *numbers, findings.metrics["protocol"]])
@@ -50,14 +44,14 @@ def markdown_table(findings: Findings) -> str:
 def main_table(findings: Findings) -> str:
     """Return ``markdown_table`` without the points of a sweep: no guidance, guidance, and the controls."""
     rows = []
-    for subject in findings.subjects:
+    for subject in findings.blocks:
         rows += [*findings.main_rows(subject), *findings.controls_of(subject)]
     return _markdown(findings, rows)
 
 
 def _markdown(findings: Findings, rows: Sequence[Row]) -> str:
     """Return the table of all images, then one of every named group."""
-    metrics = metrics_shown(findings)
+    metrics = findings.shown_metrics
     lines = [
         f"{_note(findings)}Protocol `{findings.metrics['protocol']}`; 95 % intervals over images in brackets.",
         "",
@@ -77,8 +71,12 @@ def _markdown_lines(rows: Sequence[tuple[Row, Found]], metrics: Sequence[Metric]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for row, found in rows:
         cells = [_with_interval(found.get(metric.name), metric) for metric in metrics]
-        lines.append(f"| {row.subject} | {row.label} | {' | '.join(cells)} |")
+        lines.append(f"| {_subject(row)} | {row.label} | {' | '.join(cells)} |")
     return lines
+
+
+def _subject(row: Row) -> str:
+    return "mean" if row.subject == ALL_SUBJECTS else str(row.subject)
 
 
 def _note(findings: Findings) -> str:
@@ -100,7 +98,7 @@ def latex_table(findings: Findings) -> str:
     A value is bold where it is the best of its column among the points of its subject (controls and ceiling are not
     points); the interval stands small below it.
     """
-    metrics = metrics_shown(findings)
+    metrics = findings.shown_metrics
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     heads = " & ".join(
         f"{latex_text(metric.label + metric.unit_suffix)} {arrows[metric.higher_is_better]}" for metric in metrics
@@ -114,9 +112,12 @@ def latex_table(findings: Findings) -> str:
         r"\toprule",
         rf" & {heads} \\",
     ]
-    for subject in findings.subjects:
+    for subject in findings.blocks:
         main = findings.main_rows(subject)
-        lines += [r"\midrule", rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{Subject {subject}}} \\"]
+        lines += [
+            r"\midrule",
+            rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{{latex_text(findings.subject_label(subject))}}} \\",
+        ]
         lines += [_latex_row(row, metrics, main) for row in main]
         lines += [_latex_row(row, metrics, ()) for row in findings.controls_of(subject)]
     ids = sorted({len(findings.image_ids(subject)) for subject in findings.subjects})

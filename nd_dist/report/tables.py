@@ -1,56 +1,87 @@
-"""Numbers of the report's page as text: headline tiles and sentences, the metric table, published rows beside it."""
+"""Numbers of the report's page as text: headline tiles and sentences, metric tables, published rows beside them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nd_dist.evaluation.scoring.comparisons import RECIPE
+from markupsafe import Markup
+
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, RECIPE
 from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
 from nd_dist.metrics.table import Metric, metric_of, ordered
 from nd_dist.report.findings import Findings, Row
-from nd_dist.report.table_files import metrics_shown
+from nd_dist.report.svg import scale
 
-HEADLINE = ("pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim")
+NUM_TILES = 8
+OF_SETS = ("lpips", "fid", "kid")  # not among the field's eight columns
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number: with guidance, and without."""
+    """One headline number: with guidance, without, and where both lie between chance and ceiling."""
 
     metric: Metric
-    guided: str
-    unguided: str
+    value: str
+    before: str
     change: str
     verdict: str
+    scale: Markup
+    ends: str
+
+
+def headline_metrics(findings: Findings) -> list[Metric]:
+    """Return the field's metrics, as far as the run has them: never agreement, which grows whatever is decoded."""
+    kinds = ("low-level", "high-level")
+    return [each for each in findings.shown_metrics if each.kind in kinds and each.name not in OF_SETS][:NUM_TILES]
 
 
 def headline_tiles(findings: Findings) -> list[Tile]:
-    """Return the first subject's headline numbers with and without guidance."""
-    subject = findings.subjects[0]
+    """Return the headline numbers of all subjects together, or of the only one."""
+    subject = findings.blocks[0]
     guided, unguided = findings.guided(subject), findings.unguided(subject)
     shown = guided or unguided
+    if shown is None:
+        return []
     tiles = []
-    for name in HEADLINE:
-        if shown is None or name not in shown.metrics:
-            continue
-        metric = metric_of(name)
-        difference = findings.differences(shown).get(name)
-        tiles.append(
-            Tile(
-                metric=metric,
-                guided=metric.text(shown.metrics[name]["value"]),
-                unguided=metric.text(unguided.metrics[name]["value"]) if guided and unguided else "",
-                change=metric.change(difference["value"]) if difference else "",
-                verdict=verdict(metric, difference) if difference else "",
+    for metric in headline_metrics(findings):
+        if metric.name in shown.metrics:
+            values = [row.metrics[metric.name]["value"] for row in (unguided, guided) if row is not None]
+            found = findings.differences(shown).get(metric.name)
+            tiles.append(
+                Tile(
+                    metric,
+                    metric.text(values[-1]),
+                    metric.text(values[0]) if len(values) > 1 else "",
+                    metric.change(found["value"]) if found else "",
+                    verdict(metric, found) if found else "",
+                    *_scale(findings, subject, metric, values),
+                )
             )
-        )
     return tiles
 
 
+def _scale(findings: Findings, subject: int, metric: Metric, values: Sequence[float]) -> tuple[Markup, str]:
+    """Return a drawn scale from chance to ceiling, and its ends in words; empty where chance is not known."""
+    controls = {row.point.control: row.metrics.get(metric.name, {}) for row in findings.controls_of(subject)}
+    chance = controls.get("shuffled", {}).get("value", metric.chance)
+    ceiling = controls.get("ceiling", {}).get("value", 1.0 if metric.higher_is_better else 0.0)
+    if chance is None or chance == ceiling:
+        return Markup(), ""
+    best = "ceiling" if controls.get("ceiling") else "best"
+    ends = f"chance {metric.text(chance)}, {best} {metric.text(ceiling)}"
+    places = [(value - chance) / (ceiling - chance) for value in values]
+    return Markup(scale(f"{metric.label}: {ends}", places)), ends
+
+
 def verdict(metric: Metric, difference: dict[str, Any]) -> str:
-    """Return better, worse or unclear: unclear where the interval of the difference holds zero."""
-    if difference["ci_low"] <= 0 <= difference["ci_high"]:
+    """Return better, worse or unclear: unclear where the difference is not significant (corrected p above .05).
+
+    Agreement of repeats is never called better: shuffled inputs have it too.
+    """
+    if metric.kind == "agreement" or difference["p"] is None or difference["p"] > SIGNIFICANT:
         return "unclear"
     return "better" if (difference["value"] > 0) == metric.higher_is_better else "worse"
 
@@ -58,21 +89,23 @@ def verdict(metric: Metric, difference: dict[str, Any]) -> str:
 def headline_sentences(findings: Findings) -> list[str]:
     """Return one sentence per subject on what guidance changed in PixCorr, with its interval."""
     sentences = []
-    for subject in findings.subjects:
+    metric = metric_of("pixcorr")
+    for subject in findings.blocks:
         guided, unguided = findings.guided(subject), findings.unguided(subject)
         if guided is None or unguided is None or "pixcorr" not in (differences := findings.differences(guided)):
             continue
-        metric, change = metric_of("pixcorr"), differences["pixcorr"]
+        change = differences["pixcorr"]
         kind = {
             "better": "raises PixCorr",
             "worse": "lowers PixCorr",
             "unclear": "does not clearly change PixCorr:",
         }[verdict(metric, change)]
         before, after = (metric.text(row.metrics["pixcorr"]["value"]) for row in (unguided, guided))
-        low, high = metric.change(change["ci_low"]), metric.change(change["ci_high"])
+        ends = [metric.change(change[end]) for end in ("ci_low", "ci_high") if change[end] is not None]
+        interval = f", 95\u00a0% {' to '.join(ends)}" if ends else ""
         sentences.append(
-            f"Subject {subject}: guidance at {guided.label} {kind} from {before} to {after} (difference "
-            f"{metric.change(change['value'])}, 95\u00a0% {low} to {high}, p {probability(change['p'])}, "
+            f"{findings.subject_label(subject)}: guidance at {guided.label} {kind} from {before} to {after} "
+            f"(difference {metric.change(change['value'])}{interval}, p {probability(change['p'])}, "
             f"{change['n']} images)."
         )
     return sentences
@@ -100,42 +133,39 @@ class TableRow:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The table of one subject: the rows that matter, and all of them where there are more."""
+    """A table: its title, its columns, the rows that matter, and all others where there are more."""
 
-    subject: int
-    rows: list[TableRow]
-    others: list[TableRow]
-
-
-def metric_table(findings: Findings, subject: int) -> MetricTable:
-    """Return a subject's table: without guidance, with, the paired difference, controls; other points apart."""
-    metrics, main, guided = metrics_shown(findings), findings.main_rows(subject), findings.guided(subject)
-    rows = [_point_row(row, metrics, "main" if row is guided else "point") for row in main]
-    if guided is not None and (differences := findings.differences(guided)):
-        rows.append(TableRow("difference", _difference_cells(metrics, differences), "difference"))
-    rows += [_point_row(row, metrics, "control") for row in findings.controls_of(subject)]
-    others = []
-    for row in findings.rows_of(subject):
-        if row not in main:
-            others.append(_point_row(row, metrics, "point"))
-            if differences := findings.differences(row, RECIPE):
-                others.append(TableRow("− the recipe's point", _difference_cells(metrics, differences), "difference"))
-    return MetricTable(subject, rows, others)
-
-
-@dataclass(frozen=True)
-class GroupTable:
-    """The main rows and controls of one subject for one named group of images."""
-
-    subject: int
-    name: str
-    num_images: int
+    title: str
     metrics: list[Metric]
     rows: list[TableRow]
+    others: list[TableRow] = field(default_factory=list)
 
 
-def group_tables(findings: Findings) -> list[GroupTable]:
-    """Return a table of every named group of images and subject."""
+def metric_tables(findings: Findings) -> list[MetricTable]:
+    """Return a table of all subjects together and of each.
+
+    Its rows are without guidance, with, the paired difference, controls; other points stand apart.
+    """
+    metrics, tables = findings.shown_metrics, []
+    for subject in findings.blocks:
+        main, guided = findings.main_rows(subject), findings.guided(subject)
+        rows = [_point_row(row, metrics, "main" if row is guided else "point") for row in main]
+        if guided is not None and (differences := findings.differences(guided)):
+            rows.append(TableRow("difference", _difference_cells(metrics, differences), "difference"))
+        rows += [_point_row(row, metrics, "control") for row in findings.controls_of(subject)]
+        others = []
+        for row in findings.rows_of(subject):
+            if row not in main:
+                others.append(_point_row(row, metrics, "point"))
+                if differences := findings.differences(row, RECIPE):
+                    cells = _difference_cells(metrics, differences)
+                    others.append(TableRow("− the recipe's point", cells, "difference"))
+        tables.append(MetricTable(findings.subject_label(subject), metrics, rows, others))
+    return tables
+
+
+def group_tables(findings: Findings) -> list[MetricTable]:
+    """Return a table of the main rows and controls for every named group of images and subject."""
     tables = []
     for subject in findings.subjects:
         guided = findings.guided(subject)
@@ -143,20 +173,34 @@ def group_tables(findings: Findings) -> list[GroupTable]:
         shown += [(row, "control") for row in findings.controls_of(subject)]
         for name in findings.group_names:
             grouped = [(replace(row, metrics=row.groups[name]), kind) for row, kind in shown if name in row.groups]
-            if not grouped:
-                continue
-            metrics = [item for item in metrics_shown(findings) if any(item.name in row.metrics for row, _ in grouped)]
-            count = max(item["n"] for row, _ in grouped for item in row.metrics.values())
-            rows = [_point_row(row, metrics, kind) for row, kind in grouped]
-            tables.append(GroupTable(subject, name, count, metrics, rows))
+            if grouped:
+                metrics = [each for each in findings.shown_metrics if any(each.name in r.metrics for r, _ in grouped)]
+                count = max(item["n"] for row, _ in grouped for item in row.metrics.values())
+                whose = f"{findings.subject_label(subject)}: " if len(findings.subjects) > 1 else ""
+                title = f"{whose}{name} ({count} image{'s' if count > 1 else ''})"
+                tables.append(MetricTable(title, metrics, [_point_row(row, metrics, kind) for row, kind in grouped]))
     return tables
+
+
+def beside_table(first: Findings, second: Findings) -> MetricTable:
+    """Return the main rows of two runs, all subjects together, under each other."""
+    names = {metric.name for metric in second.shown_metrics}
+    metrics = [metric for metric in first.shown_metrics if metric.name in names]
+    rows = []
+    for findings in (first, second):
+        for row in findings.main_rows(findings.blocks[0]):
+            labelled = replace(row, label=f"{findings.run_dir.name}, {row.label}")
+            rows.append(_point_row(labelled, metrics, "main" if findings is first else "point"))
+    protocols = {findings.metrics["protocol"] for findings in (first, second)}
+    note = "" if len(protocols) == 1 else f" (not comparable: protocols {', '.join(sorted(protocols))})"
+    return MetricTable(f"{first.run_dir.name} beside {second.run_dir.name}{note}", metrics, rows)
 
 
 def _difference_cells(metrics: list[Metric], differences: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     cells = []
     for metric in metrics:
         found = differences.get(metric.name)
-        small = f"p {probability(found['p_holm'])}" if found else ""
+        small = f"p {probability(found['p'])}" if found and found["p"] is not None else ""
         cells.append((metric.change(found["value"]), small, verdict(metric, found)) if found else ("", "", ""))
     return cells
 
@@ -170,10 +214,10 @@ def _point_row(row: Row, metrics: list[Metric], kind: str) -> TableRow:
 
 
 def _interval(metric: Metric, item: dict[str, Any]) -> str:
-    """Return the small print of a value; empty where it has no interval."""
-    if item["ci_low"] is None:
-        return ""
-    return f"{metric.number(item['ci_low'])} – {metric.number(item['ci_high'])}"
+    """Return the small print of a value: its interval, and chance where that depends on the number of candidates."""
+    words = [] if item["ci_low"] is None else [f"{metric.number(item['ci_low'])} – {metric.number(item['ci_high'])}"]
+    words += [f"chance {metric.number(item['chance'])}"] if "chance" in item else []
+    return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -185,32 +229,22 @@ class PublishedRow:
     protocol: str
     source: str
     is_ours: bool
-    is_first_hand: bool
 
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """Published numbers in the field's columns, ours on top."""
-
-    metrics: list[Metric]
-    rows: list[PublishedRow]
-
-
-def published_table(findings: Findings) -> PublishedTable:
-    """Return published numbers beside the main points of this run, where they share columns."""
-    names = ordered({name for row in PUBLISHED for name in row.values})
-    metrics = [metric_of(name) for name in names]
-    rows = []
-    for subject in findings.subjects:
-        for row in findings.main_rows(subject):
-            values = {name: row.metrics[name]["value"] for name in names if name in row.metrics}
-            title = f"this run{f', subject {subject}' if len(findings.subjects) > 1 else ''}, {row.label}"
-            rows.append(PublishedRow(title, _cells(metrics, values), findings.metrics["protocol"], "", True, True))
+def published_table(findings: Findings) -> tuple[list[Metric], list[PublishedRow]]:
+    """Return the field's columns, and published numbers with the main points of this run on top."""
+    metrics = [metric_of(name) for name in ordered({name for row in PUBLISHED for name in row.values})]
+    subject, rows = findings.blocks[0], []
+    whose = ", mean over subjects" if subject == ALL_SUBJECTS else ""
+    for row in findings.main_rows(subject):
+        values = {name: item["value"] for name, item in row.metrics.items()}
+        cells = _cells(metrics, values)
+        rows.append(PublishedRow(f"this run{whose}, {row.label}", cells, findings.metrics["protocol"], "", True))
     for item in PUBLISHED:
         method = item.method + ("" if item.subjects == FOUR_SUBJECTS else f", subject {item.subjects}")
-        cells = _cells(metrics, item.values)
-        rows.append(PublishedRow(method, cells, item.protocol, item.source, False, item.is_first_hand))
-    return PublishedTable(metrics, rows)
+        note = f"; {item.note}" if item.note else ""
+        rows.append(PublishedRow(method, _cells(metrics, item.values), item.protocol + note, item.source, False))
+    return metrics, rows
 
 
 def _cells(metrics: list[Metric], values: Any) -> list[str]:

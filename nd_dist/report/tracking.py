@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from nd_dist.errors import ConfigError
+from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS
 from nd_dist.report.findings import Findings, Row
 
 FOLDER = "tracking"
@@ -43,7 +44,8 @@ def scalars(findings: Findings) -> Iterator[tuple[str, float]]:
 
 
 def _place(row: Row) -> str:
-    return f"subj{row.subject:02d}/{row.point.name}"
+    whose = f"subj{row.subject:02d}" if row.subject != ALL_SUBJECTS else "mean"
+    return f"{whose}/{row.point.name}"
 
 
 def _module(name: str) -> ModuleType:

@@ -35,12 +35,14 @@ class Progress(NamedTuple):
         loss: Loss of the last one that was read (0 before the first).
         best: Lowest validation loss so far; none before the first validation.
         stale: Validations since that one.
+        stream: State of the data stream: what the next step reads follows from it.
     """
 
     step: int = 0
     loss: float = 0.0
     best: float | None = None
     stale: int = 0
+    stream: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,9 @@ def train_stage(
     """
     # Continue where the newest valid checkpoint stopped
     training, progress = engine.training, checkpoints.load_newest()
-    stream.load_state_dict({**stream.state_dict(), "step": progress.step * training.gradient_accumulation})
+    if progress.step:  # the first checkpoints held no state of the stream
+        start = {**stream.state_dict(), "step": progress.step * training.gradient_accumulation}
+        stream.load_state_dict(progress.stream or start)
     batches, first = iter(stream), progress.step
     record = _Record(stage, engine, checkpoints, events)
     launched, raised = deque[_Step](), set[str]()
@@ -106,7 +108,7 @@ def train_stage(
         waited_s = sum(batch.data_wait_s for batch in micro_batches)
         launched.append(_Step(engine.train_step(micro_batches, step, flags), started, waited_s))
         stage.after_step()
-        progress = progress._replace(step=step + 1)
+        progress = progress._replace(step=step + 1, stream=stream.state_dict())
 
         # Read what earlier ones did, all of them where the model is looked at or kept
         is_last = progress.step >= stage.total_steps

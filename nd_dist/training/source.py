@@ -50,7 +50,7 @@ class StageRequest:
 class Stream(Protocol):
     """An endless, resumable stream of one rank's batches: rows r, r + R, ... of every step on rank r of R.
 
-    A batch names all subjects, also those of which this rank has no row. The state is ``{"step": next batch's step}``.
+    A batch names all subjects, also those of which this rank has no row. The state is JSON, the same on every rank.
     """
 
     def __iter__(self) -> Iterator[Batch]:

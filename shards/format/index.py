@@ -32,7 +32,7 @@ from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.format.codec import PICTURES
 from shards.format.tables import IMAGE_ROW, TEST, TRIAL_ROW, Table, read_table
 from shards.places.open import open_store
-from shards.places.store import FolderStore, Store
+from shards.places.store import FolderStore, Store, StoredFile
 
 FORMAT: Literal["nsd-shards"] = "nsd-shards"
 VERSION: Literal[1] = 1
@@ -83,13 +83,10 @@ class SubjectInfo(_Record):
     """What identifies the data: betas, ROI and its hash."""
 
 
-class TableInfo(_Record):
+class TableInfo(StoredFile):
     """One binary table."""
 
-    path: str
     rows: int
-    bytes: int
-    sha256: str
 
 
 class FeatureInfo(_Record):
@@ -109,17 +106,14 @@ class FeatureInfo(_Record):
     """int8 stores: factors (float32, broadcast over a record) that turn the stored bytes into values."""
 
 
-class ShardInfo(_Record):
+class ShardInfo(StoredFile):
     """One tar."""
 
-    path: str
     kind: str
     """``trials`` or the store's name."""
     group: str
     """``s01`` .. or ``shared``."""
     samples: int
-    bytes: int
-    sha256: str
     invalid_voxels: int = 0
     """Trial shards: voxels that were constant or not finite in this session and are zero."""
 
@@ -194,7 +188,8 @@ class Index(_Record):
         if kind not in self._loaded:
             if kind not in _TRIAL_TABLES:
                 self.feature(kind)
-            self._loaded[kind] = read_table(self._store, self.tables[kind], _TRIAL_TABLES.get(kind, IMAGE_ROW))
+            info = self.tables[kind]
+            self._loaded[kind] = read_table(self._store, info, info.rows, _TRIAL_TABLES.get(kind, IMAGE_ROW))
         return self._loaded[kind]
 
     def scale(self, store: str) -> npt.NDArray[np.float32]:
@@ -206,7 +201,7 @@ class Index(_Record):
         info = self.feature(store).scale
         assert info is not None, "only int8 stores have factors"
         if store not in self._scales:
-            self._scales[store] = read_table(self._store, info, np.dtype(np.float32))
+            self._scales[store] = read_table(self._store, info, info.rows, np.dtype(np.float32))
         return self._scales[store]
 
     def feature(self, store: str) -> FeatureInfo:
@@ -241,7 +236,14 @@ class Index(_Record):
         is_read = np.isin(self.trials["subject"], list(subjects))
         if sessions is not None:
             is_read &= np.isin(self.trials["session"], list(sessions)) | (self.trials["split"] == TEST)
-        rows = self.trials[is_read]
+        return self.rows_id(self.trials[is_read], stores)
+
+    def rows_id(self, rows: Table, stores: Sequence[str]) -> str:
+        """Return a hash of some rows of ``trials`` in order, of their images, and of every record's checksum.
+
+        Raises:
+            DataError: a store was not packed, or a table is damaged.
+        """
         images = np.unique(rows["image"])
         digest = hashlib.sha256()
         for name in ("subject", "session", "repeat", "split", "trial", "image", "checksum"):

@@ -7,7 +7,7 @@ once that what it read is what was packed.
 from __future__ import annotations
 
 import io
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,15 +54,7 @@ def table_bytes(table: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-class TableFile(StoredFile, Protocol):
-    """A table as the index states it."""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-
-
-def read_table(store: Store, file: TableFile, dtype: np.dtype[Scalar]) -> npt.NDArray[Scalar]:
+def read_table(store: Store, file: StoredFile, num_rows: int, dtype: np.dtype[Scalar]) -> npt.NDArray[Scalar]:
     """Return a table (rows on its first axis), whose bytes must be those that were indexed.
 
     Raises:
@@ -73,11 +65,11 @@ def read_table(store: Store, file: TableFile, dtype: np.dtype[Scalar]) -> npt.ND
         table = np.atleast_1d(np.load(io.BytesIO(content), allow_pickle=False))
     except (ValueError, EOFError, SyntaxError):
         table = np.empty(0)
-    if table.dtype != dtype or len(table) != file.rows:
+    if table.dtype != dtype or len(table) != num_rows:
         raise DataError(
             "A table of the index has another layout than the index says.",
             where=f"{store.place}/{file.path}",
-            expected=f"{file.rows} rows of {dtype}",
+            expected=f"{num_rows} rows of {dtype}",
             found=f"{table.shape} of {table.dtype}",
         )
     return np.asarray(table)

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from nd_dist.files import atomic_path
 from shards.format.codec import NPY_HEADER_BYTES, checksum
+from shards.format.index import ShardInfo
 
 TAR_BLOCK_BYTES = 512
 MAX_NAME_BYTES = 100  # longer names would need a second header
@@ -26,12 +30,12 @@ class Record:
 
     Args:
         offset: Of its first byte in the tar (after the npy header).
-        num_bytes: Its length.
+        bytes: Its length.
         checksum: Of its bytes.
     """
 
     offset: int
-    num_bytes: int
+    bytes: int
     checksum: int
 
 
@@ -79,19 +83,27 @@ class ShardWriter:
         self._tar.write({"__key__": key, field: content})
         self.records.append(Record(offset, len(record), checksum(record)))
 
+    def locate(self, rows: npt.NDArray[np.void]) -> None:
+        """Tell rows of a table, one a record, where their record lies and its checksum; and its bytes, if they ask."""
+        for name in ("offset", "bytes", "checksum"):
+            if name in (rows.dtype.names or ()):
+                rows[name] = [getattr(record, name) for record in self.records]
+
+    def info(self, path: str, kind: str, group: str, invalid_voxels: int = 0) -> ShardInfo:
+        """Return what the index says of the shard, once it is closed; see ``ShardInfo``."""
+        return ShardInfo(
+            path=path,
+            kind=kind,
+            group=group,
+            samples=len(self.records),
+            bytes=self._file.num_bytes,
+            sha256=self._file.digest.hexdigest(),
+            invalid_voxels=invalid_voxels,
+        )
+
     def close(self) -> None:
         """Write the end of the tar."""
         self._tar.close()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the shard; final once the shard is closed."""
-        return self._file.num_bytes
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal sha256 of the shard's bytes; final once the shard is closed."""
-        return self._file.digest.hexdigest()
 
 
 @contextmanager

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nd_dist.config import Config
 from nd_dist.events import EventLog
-from nd_dist.schema import TargetSpec
 from shards.packing.packer import Packer
 from shards.packing.plan import ImageUnit, PackPlan, TrialUnit, plan
 from shards.packing.targets import TargetExtractor
@@ -48,24 +47,6 @@ class PackEstimate:
         )
 
 
-class _NoExtractor:
-    """Stands for networks that are not at hand; makes no target."""
-
-    specs: tuple[TargetSpec, ...] = ()
-    fingerprint: Mapping[str, object] = {}
-
-    def extract(
-        self,
-        pictures_BHWC: npt.NDArray[np.uint8],
-        captions: Sequence[Sequence[str]],
-        image_ids: Sequence[int],
-        wanted: Collection[str],
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """Make no target."""
-        del pictures_BHWC, captions, image_ids, wanted
-        return {}
-
-
 def estimate_pack(config: Config, extractor: TargetExtractor | None) -> PackEstimate:
     """Return how long packing takes one rank, from one session of one subject and a few images.
 
@@ -82,7 +63,7 @@ def estimate_pack(config: Config, extractor: TargetExtractor | None) -> PackEsti
     with tempfile.TemporaryDirectory(prefix="nd-estimate-") as folder:
         place = config.model_copy(update={"shards_dir": Path(folder) / "shards", "run_dir": Path(folder)})
         reader = open_reader(place)
-        makes = extractor or _NoExtractor()
+        makes: Any = extractor or SimpleNamespace(specs=(), fingerprint={})  # Any: stands for one that makes no target
         whole = plan(place.data, reader, makes.specs)
         packer = Packer(place, reader, whole, makes, EventLog(Path(folder), 0, "pack"))
         trials_s = _time_trials(packer, whole)

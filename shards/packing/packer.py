@@ -249,8 +249,7 @@ class Packer:
             for row, values_V in zip(rows, stored_TV, strict=True):
                 key = trial_key(unit.subject, unit.session, int(row["trial"]), int(row["image"]), int(row["repeat"]))
                 writer.add_array(key, member_field(VOXELS), header, values_V.tobytes())
-        rows["offset"] = [record.offset for record in writer.records]
-        rows["checksum"] = [record.checksum for record in writer.records]
+        writer.locate(rows)
         facts = _ShardFacts((design.num_voxels,), num_invalid, raw=raw_T[is_packed], accepted=tuple(found))
         return self._finish(unit, TRIALS, writer, rows, facts)
 
@@ -289,9 +288,7 @@ class Packer:
         for store, writer in writers.items():
             rows = np.zeros(len(unit.image_ids), dtype=PACKED_IMAGE_ROW)
             rows["image"] = unit.image_ids
-            for name in ("offset", "bytes", "checksum"):
-                field = "num_bytes" if name == "bytes" else name
-                rows[name] = [getattr(record, field) for record in writer.records]
+            writer.locate(rows)
             shape = picture_shape if store == PICTURES else self._specs[store].shape
             peak = np.maximum.reduce(peaks[store]) if store in peaks else None
             facts = _ShardFacts(shape, peaks=peak, accepted=tuple(found))
@@ -343,15 +340,8 @@ class Packer:
     ) -> Receipt:
         """Write the receipt of a shard that lies complete on disk."""
         path = unit.path if isinstance(unit, TrialUnit) else unit.path(kind)
-        shard = ShardInfo(
-            path=path,
-            kind=kind,
-            group=f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group,
-            samples=len(rows),
-            bytes=writer.num_bytes,
-            sha256=writer.sha256,
-            invalid_voxels=facts.num_invalid,
-        )
+        group = f"s{unit.subject:02d}" if isinstance(unit, TrialUnit) else unit.group
+        shard = writer.info(path, kind, group, facts.num_invalid)
         receipt = Receipt.make(shard, self._recipes(unit)[path], facts.shape, rows, facts.peaks, facts.raw)
         receipt = receipt.model_copy(update={"accepted": facts.accepted})
         write_receipt(self._config.shards_folder, receipt)

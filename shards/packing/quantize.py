@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.schema import TARGETS
 from shards.format.codec import CHECKSUM, DTYPES, image_key, image_shard_path, int8_store, member_field, npy_header
-from shards.format.index import VERSION, ShardInfo
+from shards.format.index import VERSION
 from shards.format.writer import open_shard
 from shards.packing.held import last_index, number_of
 from shards.packing.receipts import PACKED_IMAGE_ROW, Receipt, is_whole, read_receipts, write_receipt
@@ -162,17 +161,9 @@ def _write(folder: Path, shard: Int8Shard, scale: npt.NDArray[np.float32], dtype
             writer.add_array(key, member_field(store), header, to_int8(record[0], scale).tobytes())
     files.close()
     written = np.zeros(len(rows), dtype=PACKED_IMAGE_ROW)
-    written["image"], written["bytes"] = rows["image"], prod(source.shape)
-    written["offset"] = [item.offset for item in writer.records]
-    written["checksum"] = [item.checksum for item in writer.records]
-    info = ShardInfo(
-        path=shard.path,
-        kind=store,
-        group=source.shard.group,
-        samples=len(rows),
-        bytes=writer.num_bytes,
-        sha256=writer.sha256,
-    )
+    written["image"] = rows["image"]
+    writer.locate(written)
+    info = writer.info(shard.path, store, source.shard.group)
     receipt = Receipt.make(info, shard.recipe, source.shape, written)
     write_receipt(folder, receipt)
     return receipt

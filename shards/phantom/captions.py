@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from nd_dist.files import read_json
 from shards.phantom.backgrounds import SIZE
 from shards.phantom.scenes import Scene, Thing
-from shards.phantom.sprites import sprites
+from shards.phantom.sprites import DATA_DIR, sprites
 
 NUM_CAPTIONS = 5
 
-PLACE_PHRASES: dict[str, tuple[str, str, str]] = {
-    "sky": ("in the sky", "under white clouds", "blue sky"),
-    "sunset": ("at sunset", "in the evening sky", "a sunset"),
-    "night": ("at night", "under the stars", "a starry night"),
-    "sea": ("at sea", "on the waves", "the sea"),
-    "deep water": ("under water", "in deep water", "deep water"),
-    "grass": ("on grass", "on a green lawn", "tall grass"),
-    "meadow": ("in a meadow", "on a green hill", "a meadow"),
-    "forest": ("in a forest", "among dark trees", "a forest"),
-    "desert": ("in the desert", "on the dunes", "a desert"),
-    "sand": ("on sand", "on the beach", "sand"),
-    "snow": ("in the snow", "in winter", "snow"),
-    "brick": ("in front of bricks", "on a brick wall", "a brick wall"),
-    "wood": ("on a wooden table", "on brown planks", "a wooden table"),
-    "stone": ("on a rock", "on grey stone", "grey stone"),
-    "tiles": ("on a tiled floor", "on tiles", "a tiled floor"),
-    "curtain": ("in front of a curtain", "on a stage", "a curtain"),
-}
-"""Place -> two ways to say where, and a noun."""
 
-NO_ARTICLE = """
-cherries blueberries grapes bread pancakes bacon spaghetti sushi popcorn butter milk coffee beer lemonade maracas skis
-glasses goggles jeans socks gloves shorts books scissors coral garlic broccoli corn stew shoes fries dolls
-"""
-"""Last words of names that take no article (plurals and stuff)."""
-
-TEMPLATE_WORDS = """
-a an and with of in on at the big small picture next to behind it them left right above below middle top bottom
-"""
+@cache
+def _words() -> dict[str, Any]:  # Any: JSON
+    """Return the words that captions are made of; see the file."""
+    found: dict[str, Any] = read_json(DATA_DIR / "words.json")
+    return found
 
 
 def _with_article(words: str) -> str:
     """Return ``words`` with "a" or "an" before it where English wants one."""
-    if words.split()[-1] in NO_ARTICLE.split():
+    if words.split()[-1] in _words()["no_article"]:
         return words
     return f"{'an' if words[0] in 'aeio' or words.startswith('umbrella') else 'a'} {words}"
 
@@ -76,7 +55,7 @@ def _relation(first: Thing, second: Thing) -> str:
 
 def captions_of(scene: Scene) -> tuple[str, ...]:
     """Return the five captions of a scene, lower case, no punctuation, at most 22 words."""
-    where, where_else, noun = PLACE_PHRASES[scene.place]
+    where, where_else, noun = _words()["places"][scene.place]
     if np.random.Generator(np.random.PCG64(scene.seed)).integers(2):
         where, where_else = where_else, where
     first = scene.things[0]
@@ -103,7 +82,7 @@ def captions_of(scene: Scene) -> tuple[str, ...]:
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Return every word that a caption can hold, sorted."""
-    words = set(TEMPLATE_WORDS.split())
-    for phrases in PLACE_PHRASES.values():
+    words = set(_words()["templates"])
+    for phrases in _words()["places"].values():
         words |= {word for phrase in phrases for word in phrase.split()}
     return tuple(sorted(words | {word for sprite in sprites() for word in sprite.name.split()}))

@@ -88,40 +88,21 @@ def stim_info_text(design: PhantomDesign, coco: npt.NDArray[np.int64]) -> str:
     return stream.getvalue()
 
 
-def responses_text(design: PhantomDesign, subject: int, seed: int) -> str:
-    """Return a subject's ``responses.tsv``: a made-up observer who recognises pictures with some errors."""
-    rng = np.random.Generator(np.random.PCG64(unit_seed(seed, "responses", subject)))
+def responses_text(design: PhantomDesign, subject: int) -> str:
+    """Return a subject's ``responses.tsv``: what was shown when; of answers none is at hand (NaN, MISSINGDATA 1)."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
     writer.writerow(RESPONSE_COLUMNS)
-    history: dict[int, list[int]] = {}
-    in_session: dict[int, set[int]] = {}
+    seen: set[int] = set()
     runs = [(run, trial) for run, count in enumerate(design.run_trials, 1) for trial in range(1, count + 1)]
     for index, image_id in enumerate(design.images(subject).tolist()):
         session, within = divmod(index, design.trials_per_session)
         run, trial = runs[within]
-        past = history.setdefault(image_id, [])
-        session_past = in_session.setdefault(session, set())
-        is_old, is_old_here = bool(past), image_id in session_past
-        button = ("NaN", 1, 2)[0 if rng.random() < 0.01 else 1 + (is_old ^ (rng.random() < 0.15))]
-        answered = button != "NaN"
-        writer.writerow(
-            [
-                *(subject, session + 1, run, trial, image_id + 1, int(design.order[index]) + 1),
-                f"{FIRST_DAY + 7 * session + (run * 300 + trial * TRIAL_S) / 86_400:.6f}",
-                int(is_old),
-                int((button == 2) == is_old) if answered else "NaN",
-                f"{rng.normal(900, 150):.1f}" if answered else "NaN",
-                0 if answered else "NaN",
-                index - past[-1] - 1 if past else "NaN",
-                index - past[0] - 1 if past else "NaN",
-                int(is_old_here),
-                int((button == 2) == is_old_here) if answered else "NaN",
-                *(int(button == 1), int(button == 2), button, 0),
-            ]
-        )
-        past.append(index)
-        session_past.add(image_id)
+        day = FIRST_DAY + 7 * session + (run * 300 + trial * TRIAL_S) / 86_400
+        shown = (subject, session + 1, run, trial, image_id + 1, int(design.order[index]) + 1, f"{day:.6f}")
+        answers = ["NaN"] * (len(RESPONSE_COLUMNS) - len(shown) - 2)
+        writer.writerow([*shown, int(image_id in seen), *answers, 1])
+        seen.add(image_id)
     return stream.getvalue()
 
 

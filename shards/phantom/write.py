@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
@@ -38,27 +38,25 @@ FORMAT = 1
 CHUNK = 128  # pictures whose features are computed at a time
 
 
-@dataclass(frozen=True)
-class PhantomSummary:
-    """What a phantom holds.
+class PhantomSummary(BaseModel):
+    """What a phantom holds: a part of its record."""
 
-    Args:
-        out_dir: Its folder, to be used as ``nsd_root``.
-        num_images: Different pictures.
-        num_shared: Test pictures.
-        num_voxels: Subject -> voxels of ``nsdgeneral``.
-        num_sessions: Subject -> sessions.
-        trials_per_session: Trials in a session.
-        is_new: False where a complete phantom of these settings was there already.
-    """
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     out_dir: Path
+    """Its folder, to be used as ``nsd_root``."""
     num_images: int
+    """Different pictures."""
     num_shared: int
-    num_voxels: Mapping[int, int]
-    num_sessions: Mapping[int, int]
+    """Test pictures."""
+    num_voxels: dict[int, int]
+    """Subject -> voxels of ``nsdgeneral``."""
+    num_sessions: dict[int, int]
+    """Subject -> sessions."""
     trials_per_session: int
+    """Trials in a session."""
     is_new: bool
+    """False where a complete phantom of these settings was there already."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -100,7 +98,7 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
         seen = np.unique(design.subject_images[subject - 1])
         simulated = SimulatedSubject(config, seed, subject, features, seen)
         _write_subject(layout, simulated, design, subject)
-        write_text(layout.responses(subject), tables.responses_text(design, subject, seed))
+        write_text(layout.responses(subject), tables.responses_text(design, subject))
         num_voxels[str(subject)] = simulated.brain.num_voxels
     facts = {
         "about": "A made-up data set in NSD's file formats; every beta is simulated.",
@@ -153,16 +151,7 @@ def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:
 
 def _summary(out_dir: Path, is_new: bool) -> PhantomSummary:
     """Return the summary of a complete phantom."""
-    record = read_json(out_dir / PHANTOM_RECORD)
-    return PhantomSummary(
-        out_dir=out_dir,
-        num_images=record["num_images"],
-        num_shared=record["num_shared"],
-        num_voxels={int(subject): count for subject, count in record["num_voxels"].items()},
-        num_sessions={int(subject): count for subject, count in record["num_sessions"].items()},
-        trials_per_session=record["trials_per_session"],
-        is_new=is_new,
-    )
+    return PhantomSummary(out_dir=out_dir, is_new=is_new, **read_json(out_dir / PHANTOM_RECORD))
 
 
 def _features(world: PictureWorld, pictures_NHWC: npt.NDArray[np.uint8]) -> PictureFeatures:

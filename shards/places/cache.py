@@ -233,6 +233,9 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            try:
+                yield True
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has a copy, which would keep it
     finally:
         os.close(descriptor)

@@ -50,11 +50,7 @@ class RemoteStore:
         return self._url
 
     def read_whole(self, path: str) -> bytes:
-        """Return a small file.
-
-        Raises:
-            DataError: it is missing or cannot be read.
-        """
+        """Return a small file."""
         try:
             return self._transport.read_whole(f"{self._url}/{path}")
         except TransferError as error:
@@ -66,11 +62,7 @@ class RemoteStore:
             ) from None
 
     def open(self, file: StoredFile) -> int:
-        """Return a descriptor of the cached file, after fetching it where the cache lacks it.
-
-        Raises:
-            DataError: it cannot be transferred as the index states it, or the cache has no room.
-        """
+        """Return a descriptor of the cached file, after fetching it where the cache lacks it."""
         while True:
             path = self._cache.get(file, self._reader(file), self._url)
             try:
@@ -84,11 +76,7 @@ class RemoteStore:
         return True
 
     def prefetch(self, files: Iterable[StoredFile]) -> Iterator[StoredFile]:
-        """Fetch files in order, a few at a time, as far as half the cache; see ``Store.prefetch``.
-
-        Raises:
-            DataError: see ``open``.
-        """
+        """Fetch files in order, a few at a time, as far as half the cache; see ``Store.prefetch``."""
         room = self._cache.max_bytes // 2
         pending: dict[Future[bool], StoredFile] = {}
         with ThreadPoolExecutor(PREFETCH_DOWNLOADS, thread_name_prefix="prefetch") as pool:

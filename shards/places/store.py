@@ -12,29 +12,28 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import BaseModel, ConfigDict
+
 from nd_dist.errors import DataError
 
 CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
-class StoredFile(Protocol):
+class StoredFile(BaseModel):
     """A file as the index states it (a shard or a table)."""
 
-    @property
-    def path(self) -> str:
-        """Path below the store's place."""
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    @property
-    def bytes(self) -> int:
-        """Size."""
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal hash."""
+    path: str
+    """Path below the store's place."""
+    bytes: int
+    """Size."""
+    sha256: str
+    """Hexadecimal hash."""
 
 
 class Store(Protocol):
-    """A place that holds an index and its files."""
+    """A place that holds an index and its files. ``DataError`` says what is missing or cannot be had."""
 
     @property
     def place(self) -> str:
@@ -103,11 +102,7 @@ class FolderStore:
         return str(self.folder)
 
     def read_whole(self, path: str) -> bytes:
-        """Return a file.
-
-        Raises:
-            DataError: it is missing or cannot be read.
-        """
+        """Return a file."""
         try:
             return (self.folder / path).read_bytes()
         except OSError as error:
@@ -116,11 +111,7 @@ class FolderStore:
             ) from error
 
     def open(self, file: StoredFile) -> int:
-        """Return a descriptor of a file.
-
-        Raises:
-            DataError: it cannot be opened.
-        """
+        """Return a descriptor of a file."""
         path = self.folder / file.path
         try:
             return os.open(path, os.O_RDONLY | CLOEXEC)

@@ -97,11 +97,7 @@ class HttpTransport:
     """http and https."""
 
     def read_whole(self, url: str) -> bytes:
-        """Return a file.
-
-        Raises:
-            TransferError: it cannot be read.
-        """
+        """Return a file."""
 
         def read() -> bytes:
             try:
@@ -223,11 +219,7 @@ class CloudTransport:
             raise TransferError(describe(error), is_final=_is_final(error)) from None
 
     def read_whole(self, url: str) -> bytes:
-        """Return a file.
-
-        Raises:
-            TransferError: it cannot be read.
-        """
+        """Return a file."""
         return retried(lambda: self._cat(url, None, None))
 
     def reader(self, url: str, num_bytes: int) -> ReadBlock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,10 @@ class ShardReader:
         self.index = index
         self.files = ShardFiles(index.store, index.shards)
         self._by_image: dict[tuple[int, tuple[int, ...] | None], Mapping[int, Table]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Any: pickle's protocol
+        """Let another process open the same shards anew."""
+        return ShardReader.over, (self.index,)
 
     @property
     def num_voxels(self) -> dict[int, int]:

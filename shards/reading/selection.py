@@ -79,8 +79,13 @@ class StreamConfig:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """Stores that are read, one a target."""
+        """Stores of the targets, one each."""
         return stores_of(self.targets, self.int8)
+
+    @property
+    def all_stores(self) -> tuple[str, ...]:
+        """Every store that is read, the pictures' too."""
+        return (*self.stores, PICTURES) if self.pictures else self.stores
 
 
 @dataclass(frozen=True)
@@ -139,22 +144,27 @@ def choose_items(trials: Table, config: StreamConfig) -> dict[int, Items]:
 
 
 def check_stores(reader: ShardReader, config: StreamConfig, items: Mapping[int, Items]) -> None:
-    """Refuse targets that lack an image which the stream will ask for.
+    """Refuse targets and pictures that lack an image which the stream will ask for.
 
     Raises:
-        ConfigError: pictures were asked for.
+        ConfigError: pictures were asked for as a target.
         DataError: with the first such image.
     """
     if PICTURES in config.targets:
-        raise ConfigError("Pictures are no target of a stream.", where="targets", found=list(config.targets))
+        raise ConfigError(
+            "Pictures are no target of a stream.",
+            where="targets",
+            found=list(config.targets),
+            todo="set pictures=True",
+        )
     rows = np.concatenate([part.rows for part in items.values()])
     image_ids = np.unique(reader.trials["image"][rows])
-    for name in config.stores:
+    for name in config.all_stores:
         absent = image_ids[reader.store(name)["shard"][image_ids] == ABSENT]
         if len(absent):
             raise DataError(
                 f"Store {name!r} lacks images of the chosen trials.",
                 where=reader.index.place,
                 found=f"{len(absent)} images, e.g. {image_key(int(absent[0]))}",
-                todo="run `nd pack` again",
+                todo="set data.pictures=all and run `nd pack` again" if name == PICTURES else "run `nd pack` again",
             )

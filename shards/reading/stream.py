@@ -1,11 +1,12 @@
 """An endless, exactly resumable stream of training batches, identical on any number of ranks and threads.
 
 What a step holds follows from ``shards.reading.order`` alone; threads read whole steps by position ahead of the
-consumer, who gets them in order. The state is one integer: the next step.
+consumer, who gets them in order. The state is the next step, and a hash of the chosen trials.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
@@ -31,8 +33,11 @@ from shards.reading.selection import StreamConfig, check_stores, choose_items
 __all__ = ["StreamConfig", "TrialStream"]
 
 
-class TrialStream:
+class TrialStream(IterableDataset[Batch]):
     """Iterates over ``schema.Batch``, without an end; close it, or use it in a ``with`` block.
+
+    A ``DataLoader`` or ``webdataset.WebLoader`` takes it with ``batch_size=None, num_workers=0``: it makes batches and
+    reads ahead itself. A forked or spawned process goes on from the step at which it got the stream.
 
     Args:
         reader: The shards.
@@ -44,11 +49,6 @@ class TrialStream:
     """
 
     def __init__(self, reader: ShardReader, config: StreamConfig) -> None:
-        if not 0 <= config.rank < config.world_size or config.threads < 1:
-            raise ConfigError(
-                "A stream needs 0 <= rank < world_size and at least one thread.",
-                found=f"rank {config.rank} of {config.world_size}, {config.threads} threads",
-            )
         self._reader, self._config = reader, config
         self._items = choose_items(reader.trials, config)
         self._order = Order(
@@ -58,14 +58,23 @@ class TrialStream:
             quotas=(config.samples_per_subject,) * len(config.subjects),
         )
         check_stores(reader, config, self._items)
-        self._content_id = reader.index.content_id(config.subjects, config.stores)
-        self._pool = BufferPool(page_locked) if torch.cuda.is_available() else BufferPool()
-        self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="trial-stream")
+        chosen = np.concatenate([self._items[subject].rows for subject in config.subjects])
+        self._trials_id = reader.index.rows_id(reader.trials[chosen], config.all_stores)
         self._step = 0
+        self._is_closed = False
+        self._begin(BufferPool(page_locked) if torch.cuda.is_available() else BufferPool())
+
+    def _begin(self, pool: BufferPool) -> None:
+        """Make what reads ahead, in this process."""
+        self._pool, self._process = pool, os.getpid()
+        self._executor = ThreadPoolExecutor(self._config.threads, thread_name_prefix="trial-stream")
         self._ahead: deque[Future[Batch]] = deque()
         self._prefetcher: Prefetcher | None = None
         self._announced_until = 0
-        self._is_closed = False
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Any: pickle's protocol
+        """Let another process go on from the same step with threads of its own."""
+        return _at_step, (self._reader, self._config, self._step)
 
     @property
     def step(self) -> int:
@@ -77,8 +86,24 @@ class TrialStream:
         """Subject -> items (trials, or images with the mean of their trials) in one pass."""
         return dict(zip(self._order.subjects, self._order.lengths, strict=True))
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps after which every subject's items were visited at least once."""
+        return max(-(-n // q) for n, q in zip(self._order.lengths, self._order.quotas, strict=True))
+
     def __iter__(self) -> Iterator[Batch]:
-        """Return the stream itself: it goes on from where it is."""
+        """Return the stream itself: it goes on from where it is.
+
+        Raises:
+            ConfigError: a worker process of a DataLoader asks: each would deliver every batch.
+        """
+        if (worker := get_worker_info()) is not None:
+            raise ConfigError(
+                "A stream cannot be shared by the worker processes of a DataLoader: each would deliver every batch.",
+                where="TrialStream",
+                expected="num_workers=0; the stream reads ahead itself, in StreamConfig.threads threads",
+                found=f"num_workers={worker.num_workers}",
+            )
         return self
 
     def __next__(self) -> Batch:
@@ -90,9 +115,12 @@ class TrialStream:
         if self._is_closed:
             raise StopIteration
         started = time.perf_counter()
+        if self._process != os.getpid():  # forked: threads and locks stayed behind
+            self._reader = ShardReader.over(self._reader.index)
+            self._begin(BufferPool())
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._reader.index.store, self._shards_by_first_use(self._step))
-            self._announced_until = self._step + self._steps_per_pass  # later passes find the records in memory
+            self._announced_until = self._step + self.steps_per_pass  # later passes find the records in memory
         while len(self._ahead) <= self._config.threads:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
         try:
@@ -107,7 +135,7 @@ class TrialStream:
         """Return where the stream is: JSON, the same on every rank."""
         config = self._config
         return {
-            "content": self._content_id,
+            "trials": self._trials_id,
             "seed": config.seed,
             "step": self._step,
             "subjects": list(config.subjects),
@@ -138,6 +166,8 @@ class TrialStream:
     def close(self) -> None:
         """Stop the reader threads; the stream ends."""
         self._is_closed = True
+        if self._process != os.getpid():
+            return
         self._forget_ahead()
         if self._prefetcher is not None:
             self._prefetcher.close()
@@ -163,17 +193,12 @@ class TrialStream:
         positions, starts = self._items[part.subject].take(part.positions)
         return self._reader.trials[positions], starts
 
-    @property
-    def _steps_per_pass(self) -> int:
-        """Steps after which every subject's trials were visited at least once."""
-        return max(-(-n // q) for n, q in zip(self._order.lengths, self._order.quotas, strict=True))
-
     def _shards_by_first_use(self, first_step: int) -> Iterator[ShardInfo]:
         """Yield the shards that this rank needs in one pass over the longest subject, each once, in order of use."""
         config, index = self._config, self._reader.index
-        tables = [index.table(name) for name in config.stores]
+        tables = [index.table(name) for name in config.all_stores]
         seen: set[int] = set()
-        for step in range(first_step, first_step + self._steps_per_pass):
+        for step in range(first_step, first_step + self.steps_per_pass):
             for part in self._order.slices(step, config.rank, config.world_size):
                 rows, _ = self._rows(part)
                 for shards in (rows["shard"], *(table["shard"][rows["image"]] for table in tables)):
@@ -239,3 +264,10 @@ class TrialStream:
             return torch.from_numpy(stored)
         wide = torch.from_numpy(self._pool.lend(stored.shape, np.float32))
         return wide.copy_(torch.from_numpy(stored))  # torch converts half precision several times faster than NumPy
+
+
+def _at_step(reader: ShardReader, config: StreamConfig, step: int) -> TrialStream:
+    """Return a stream that goes on from a step."""
+    stream = TrialStream(reader, config)
+    stream.load_state_dict({**stream.state_dict(), "step": step})
+    return stream

@@ -67,7 +67,7 @@ class SubjectDesign:
 
 
 class DatasetReader(Protocol):
-    """A data set in one layout."""
+    """A data set in one layout. Methods raise ``DataError`` where a file is missing or damaged, or does not fit."""
 
     @property
     def num_images(self) -> int:

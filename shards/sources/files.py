@@ -87,6 +87,32 @@ def open_hdf5(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+class Deliveries:
+    """Knows files by how their data begin, and refuses one that was delivered under two names.
+
+    Args:
+        accept: What is packed although it cannot be real (``data.accept``).
+    """
+
+    def __init__(self, accept: Sequence[str]) -> None:
+        self._is_off, self._begins = "equal-trials" in accept, dict[bytes, Path]()
+
+    def refuse_copy(self, path: Path, begin: bytes) -> None:
+        """Note how a file's data begin; nothing is known of one without any.
+
+        Raises:
+            DataError: another file's begin alike.
+        """
+        other = self._begins.setdefault(begin, path) if begin else path
+        if other != path and not self._is_off:
+            raise DataError(
+                "Two files of betas hold the same data: one was delivered twice.",
+                where=str(path),
+                found=f"begins like {other}",
+                todo="download both again; data.accept=[equal-trials] packs them as they are",
+            )
+
+
 def read_columns(
     path: Path, delimiter: str, integers: Sequence[str], words: Sequence[str] = ()
 ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, list[str]]]:
@@ -95,7 +121,7 @@ def read_columns(
     Raises:
         DataError: the file is missing, no such table, without a row, lacks a column, or a number is no whole number.
     """
-    with reading(path), open(path, newline="", encoding="utf-8") as stream:
+    with reading(path), open(path, newline="", encoding="utf-8-sig") as stream:
         table = csv.DictReader(stream, delimiter=delimiter)
         names = table.fieldnames or []
         if missing := [name for name in (*integers, *words) if name not in names]:
@@ -103,6 +129,8 @@ def read_columns(
         rows = list(table)
         if not rows:
             raise ValueError("no row below the first line")
+        if torn := [number for number, row in enumerate(rows, 2) if None in row.values()]:
+            raise ValueError(f"line {torn[0]} ends early")
         numbers = {name: np.array([_integer(row[name], name) for row in rows], dtype=np.int64) for name in integers}
         return numbers, {name: [str(row[name]) for row in rows] for name in words}
 

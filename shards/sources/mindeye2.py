@@ -27,7 +27,7 @@ from nd_dist.errors import DataError
 from nd_dist.files import read_json
 from nd_dist.schema import SEMANTIC
 from shards.sources.contract import SubjectDesign
-from shards.sources.files import open_hdf5, reading
+from shards.sources.files import Deliveries, open_hdf5, reading
 
 BEHAVIOUR = ".behav.npy"
 # columns of behav.npy; image and trial are 0-based, session is 1-based
@@ -50,7 +50,7 @@ class MindEye2Reader:
     def __init__(self, config: Config, num_images: int) -> None:
         self._root, self._config = config.nsd_root, config.data
         self._designs: dict[int, SubjectDesign] = {}
-        self._delivered: dict[bytes, Path] = {}
+        self._delivered = Deliveries(config.data.accept)
         self.num_images = num_images
 
     @classmethod
@@ -73,31 +73,19 @@ class MindEye2Reader:
         return {"reader": "mindeye2", "num_images": self.num_images, "simulated": is_simulated}
 
     def design(self, subject: int) -> SubjectDesign:
-        """Return a subject's design, put together from the behaviour of the trials that were downloaded.
-
-        Raises:
-            DataError: a file or trials are missing, or what they say of themselves is not where they lie.
-        """
+        """Return a subject's design, put together from the behaviour of the trials that were downloaded."""
         if subject not in self._designs:
             self._designs[subject] = self._read_design(subject)
         return self._designs[subject]
 
     def read_session(self, subject: int, session: int) -> npt.NDArray[np.float32]:
-        """Return one session's betas (T, V) as published (z-scored).
-
-        Raises:
-            DataError: the file is damaged.
-        """
+        """Return one session's betas (T, V) as published (z-scored)."""
         trials = self.design(subject).trials_of(session)
         with reading(path := self._betas_path(subject)), open_hdf5(path) as file:
             return np.asarray(file["betas"][trials[0] : trials[-1] + 1], dtype=np.float32)
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Return pictures (N, H, W, 3), 0..255, rounded from half precision.
-
-        Raises:
-            DataError: the file is damaged, or holds something else than pixels of 0..1.
-        """
+        """Return pictures (N, H, W, 3), 0..255, rounded from half precision."""
         with reading(path := self._root / PICTURES), open_hdf5(path) as file:
             pictures_NCHW = np.stack([file["images"][image_id] for image_id in image_ids]).astype(np.float32)
             for image_id, picture_CHW in zip(image_ids, pictures_NCHW, strict=True):
@@ -108,11 +96,7 @@ class MindEye2Reader:
         return np.clip(np.rint(pictures_NCHW.transpose(0, 2, 3, 1) * 255), 0, 255).astype(np.uint8)
 
     def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
-        """Return the captions of pictures; blank ones are left out.
-
-        Raises:
-            DataError: a picture has no caption.
-        """
+        """Return the captions of pictures; blank ones are left out."""
         captions = [tuple(str(text) for text in self._captions[image_id] if text.strip()) for image_id in image_ids]
         if missing := [image_id for image_id, texts in zip(image_ids, captions, strict=True) if not texts]:
             raise DataError("A picture has no caption.", where=str(self._root), found=f"image {missing[0]}")
@@ -190,7 +174,8 @@ class MindEye2Reader:
                 found=problem,
                 todo="download all train tars and new_test, or set data.max_sessions",
             )
-        self._refuse_copy(betas)
+        with reading(betas), open_hdf5(betas) as file:
+            self._delivered.refuse_copy(betas, np.asarray(file["betas"][:1]).tobytes())
         image_id, is_test = np.full(len(session), -1), np.zeros(len(session), dtype=np.bool_)
         image_id[trial], is_test[trial] = rows[:, IMAGE], rows[:, IS_SHARED] == 1
         return SubjectDesign(
@@ -202,23 +187,6 @@ class MindEye2Reader:
             source={"betas": betas.name, "roi": "nsdgeneral, z-scored as published"},
             absent=tuple(np.unique(session[num_rows:]).tolist()),
         )
-
-    def _refuse_copy(self, path: Path) -> None:
-        """Refuse betas that are another subject's.
-
-        Raises:
-            DataError: they begin alike.
-        """
-        with reading(path), open_hdf5(path) as file:
-            probe = np.asarray(file["betas"][:1]).tobytes()
-        other = self._delivered.setdefault(probe, path)
-        if other != path and "equal-trials" not in self._config.accept:
-            raise DataError(
-                "Two subjects have the same betas: one was delivered twice.",
-                where=str(path),
-                found=f"begins like {other.name}",
-                todo="download both again; data.accept=[equal-trials] packs them as they are",
-            )
 
     def _read_rows(self, subject: int) -> tuple[npt.NDArray[np.int64], list[int]]:
         """Return the behaviour (T, 17) of all trials in a subject's tars, and the sessions of its training tars.

@@ -21,7 +21,7 @@ from nd_dist.schema import SEMANTIC
 from shards.sources.betas import BetasHeader, Roi, read_betas, read_header, read_labels, read_probe
 from shards.sources.coco import SPLITS, captions_path, read_captions
 from shards.sources.contract import SubjectDesign
-from shards.sources.files import open_hdf5, read_columns, reading
+from shards.sources.files import Deliveries, open_hdf5, read_columns, reading
 from shards.sources.nsd_layout import Experiment, NsdLayout, num_pictures
 
 _RESPONSES = ("SUBJECT", "SESSION", "RUN", "TRIAL", "73KID", "10KID")
@@ -43,7 +43,7 @@ class NsdReader:
         self._captions_dir = Path(config.data.captions.replace("${nsd_root}", str(config.nsd_root)))
         self._experiment = experiment
         self._rois: dict[int, Roi] = {}
-        self._delivered: dict[bytes, Path] = {}
+        self._delivered = Deliveries(config.data.accept)
         self.num_images = num_images
 
     @classmethod
@@ -78,11 +78,7 @@ class NsdReader:
         }
 
     def design(self, subject: int) -> SubjectDesign:
-        """Return a subject's design, checked against ROI, responses and the header of every session's betas.
-
-        Raises:
-            DataError: a session is missing or does not fit.
-        """
+        """Return a subject's design, checked against ROI, responses and the header of every session's betas."""
         experiment = self._experiment
         if not 1 <= subject <= len(experiment.image_id):
             raise DataError(
@@ -141,11 +137,7 @@ class NsdReader:
         return read_betas(self._betas_path(subject, session), self.roi(subject))
 
     def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Return pictures (N, H, W, 3), 0..255.
-
-        Raises:
-            DataError: the stimulus file is damaged.
-        """
+        """Return pictures (N, H, W, 3), 0..255."""
         path = self._layout.stimuli
         with reading(path, "The file of NSD's pictures"), open_hdf5(path) as file:
             bricks = file["imgBrick"]
@@ -155,11 +147,7 @@ class NsdReader:
         return pictures_NHWC
 
     def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
-        """Return the captions of pictures.
-
-        Raises:
-            DataError: a picture has no caption.
-        """
+        """Return the captions of pictures."""
         missing = [image_id for image_id in image_ids if not self._captions.get(image_id)]
         if missing:
             raise DataError(
@@ -232,15 +220,7 @@ class NsdReader:
         expected = BetasHeader(roi.grid, int(self._experiment.trials_per_session[session - 1]))
         if (found := read_header(path)) != expected:
             raise DataError("Betas do not fit ROI and design.", where=str(path), expected=expected, found=found)
-        probe = read_probe(path, roi)
-        other = self._delivered.setdefault(probe, path) if probe else path
-        if other != path and "equal-trials" not in self._config.accept:
-            raise DataError(
-                "Two files of betas hold the same data: one was delivered twice.",
-                where=str(path),
-                found=f"begins like {other}",
-                todo="download both again; data.accept=[equal-trials] packs them as they are",
-            )
+        self._delivered.refuse_copy(path, read_probe(path, roi))
 
     def _responses(self, subject: int) -> dict[str, npt.NDArray[np.int64]]:
         """Return what a subject's responses say of each trial, nothing where the file is absent."""

@@ -32,8 +32,8 @@ from shards.format.codec import (
     npy_header,
     trial_shard_path,
 )
-from shards.format.index import INDEX_NAME, TRIALS, FeatureInfo, Index, ShardInfo
-from shards.format.tables import TEST, Table
+from shards.format.index import INDEX_NAME, RAW, TRIALS, FeatureInfo, Index, ShardInfo
+from shards.format.tables import ABSENT, TEST, Table
 from shards.format.tarwalk import Member, TarError, walk
 from shards.packing import doubts, normalize
 from shards.packing.held import number_of
@@ -102,6 +102,7 @@ def _verify(index: Index, progress: Progress | None) -> list[Problem]:
     """Return everything that is wrong with the shards of an index."""
     scales = [info.scale for info in index.features.values() if info.scale is not None]
     problems = [problem for table in (*index.tables.values(), *scales) for problem in _check_file(index, table)]
+    problems = problems or [*_check_tables(index)]
     if problems:  # without sound tables only whole files can be judged
         return problems + [problem for shard in index.shards for problem in _check_file(index, shard)]
     problems += [*check_counts(index), *check_copies(index)]
@@ -133,6 +134,26 @@ def _check_file(index: Index, file: StoredFile) -> list[Problem]:
     if not problems and hashlib.sha256(content).hexdigest() != file.sha256:
         problems.append(Problem(file.path, "", "the file's hash differs from the index"))
     return problems
+
+
+def _check_tables(index: Index) -> Iterator[Problem]:
+    """Yield tables, whole by their hash, that do not fit the index or each other."""
+    for kind, info in index.tables.items():
+        try:
+            table = index.table(kind)
+            num_rows = len(index.trials) if kind in (TRIALS, RAW) else index.num_images
+        except DataError as error:
+            yield Problem(info.path, "", f"{error.what} {error.found}")
+            continue
+        if len(table) != num_rows:
+            yield Problem(info.path, "", f"{len(table)} rows instead of {num_rows}")
+        if kind != RAW:
+            own = [number for number, shard in enumerate(index.shards) if shard.kind == kind]
+            strange = table[~np.isin(table["shard"], [*own, *([] if kind == TRIALS else [ABSENT])])]
+            if len(strange):
+                yield Problem(info.path, "", f"{len(strange)} rows name a shard that is none of {kind}")
+        if kind == TRIALS and (lost := sorted({*table["subject"].tolist()} - index.subjects.keys())):
+            yield Problem(info.path, "", f"trials of subjects {lost}, which the index does not know")
 
 
 def check_counts(index: Index) -> Iterator[Problem]:
@@ -292,7 +313,7 @@ def _check_members(shard: ShardInfo, content: bytes, expected: Sequence[_Expecte
         yield Problem(shard.path, key, str(error))
     for item, member in zip(expected, members, strict=False):
         if member != item.member:
-            yield Problem(shard.path, item.key, f"the tar holds {member} where the table says {item.member}")
+            yield Problem(shard.path, item.key, f"the tar holds {member}; the table says {item.member}")
     for item in expected:
         start = item.member.offset
         header = content[start : start + len(item.header)]

@@ -29,7 +29,7 @@ def start(cluster: Cluster, folder: Path, *options: str, host: str = "node1", **
     """Start a training and wait until it has saved something and gone on."""
     job = Job(cluster, host, ["train", "demo", *long_words(folder, more), *options], folder / "run")
     job.wait_for(0, "checkpoint_saved", step=8)
-    job.wait_for(1, "train_step", step=FAULT_STEP)
+    job.wait_for(0, "train_step", step=FAULT_STEP)
     return job
 
 
@@ -105,7 +105,7 @@ def test_a_short_group_timeout_ends_a_cut_off_training_sooner_than_the_hosts_are
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich"])
+@pytest.mark.parametrize("launcher", ["deepspeed-pdsh", "deepspeed-openmpi"])
 def test_a_link_that_is_away_for_20_s_costs_20_s_and_nothing_else(
     launcher: str, healthy: Cluster, broken: Path
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_full_disk_on_one_host_is_named_with_its_host(healthy: Cluster, broken
 
 def end_of_start(job: Job) -> tuple[int, str]:
     """Wait for a job that breaks at its first checkpoint."""
-    job.wait_for(1, "train_step", step=7)
+    job.wait_for(0, "train_step", step=7)
     return end_of(job, "full disk on one host", time.monotonic())
 
 
@@ -180,22 +180,20 @@ def test_a_head_that_loses_its_power_leaves_nothing_on_the_other_hosts(healthy: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["deepspeed-openmpi", "deepspeed-mpich"])
-def test_other_launchers_end_as_well(launcher: str, healthy: Cluster, broken: Path) -> None:
-    require_launcher(launcher)
-    job = start(healthy, broken, "--launcher", launcher)
+def test_open_mpis_launcher_ends_as_well(healthy: Cluster, broken: Path) -> None:
+    require_launcher("deepspeed-openmpi")
+    job = start(healthy, broken, "--launcher", "deepspeed-openmpi")
     os.kill(job.pid_of(1), signal.SIGKILL)
-    code, text = end_of(job, f"kill -9 of a rank, {launcher}", time.monotonic())
+    code, text = end_of(job, "kill -9 of a rank, deepspeed-openmpi", time.monotonic())
     assert code == 4, text
     assert "Rank 1 on node2: it was killed by SIGKILL" in text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["deepspeed-openmpi", "deepspeed-mpich"])
-def test_a_cut_off_host_is_cleared_under_mpi_too(launcher: str, healthy: Cluster, broken: Path) -> None:
-    require_launcher(launcher)
-    job = start(healthy, broken, "--launcher", launcher)
+def test_a_cut_off_host_is_cleared_under_mpi_too(healthy: Cluster, broken: Path) -> None:
+    require_launcher("deepspeed-openmpi")
+    job = start(healthy, broken, "--launcher", "deepspeed-openmpi")
     healthy.cut("node2")
-    code, text = end_of(job, f"link cut for good, {launcher}", time.monotonic())
+    code, text = end_of(job, "link cut for good, deepspeed-openmpi", time.monotonic())
     assert code == 4, text
     assert "node2" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,35 @@ def test_evaluation_and_sweep_over_two_hosts_give_the_metrics_of_one(hosts: Clus
     assert metrics_points(other / "run") == metrics_points(evaluated / "run")
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed-openmpi", pytest.param("deepspeed-mpich", marks=pytest.mark.slow)])
-def test_other_deepspeed_launchers_train_the_same(
-    launcher: str, healthy: Cluster, trained: Path, broken: Path
-) -> None:
-    require_launcher(launcher)
-    words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"), "--launcher", launcher]
-    run_nd(healthy, "node1", *words)
+def test_open_mpis_launcher_trains_the_same(healthy: Cluster, trained: Path, broken: Path) -> None:
+    require_launcher("deepspeed-openmpi")
+    hosts = ["--hostfile", str(broken / "hosts"), "--launcher", "deepspeed-openmpi"]
+    run_nd(healthy, "node1", "train", "demo", *words_of(broken), *hosts)
     assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
     assert curve(broken / "run") == curve(trained / "run")
-    record_start(f"train, {launcher}", broken / "run", "train", 2)
+    record_start("train, deepspeed-openmpi", broken / "run", "train", 2)
+
+
+def test_the_users_own_deepspeed_command_trains_the_same_over_two_hosts(
+    healthy: Cluster, trained: Path, broken: Path
+) -> None:
+    """deepspeed --hostfile hosts --module launch.join train RECIPE key=value ..."""
+    deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(broken / "hosts")]
+    words = ["--module", "launch.join", "train", "demo", *words_of(broken)]
+    result = healthy.run("node1", [*deepspeed, *words])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
+    assert curve(broken / "run") == curve(trained / "run")
+    assert not any(host.leftovers() for host in healthy.hosts.values())
+
+
+def test_a_hostfile_in_open_mpis_form_with_a_user_trains_the_same(
+    healthy: Cluster, trained: Path, broken: Path
+) -> None:
+    (broken / "hosts").write_text("root@node[1-2] slots=1 max_slots=2\r\n")
+    run_nd(healthy, "node1", "train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts"))
+    assert hosts_of(broken / "run", "train", 2) == ["node1", "node2"]
+    assert curve(broken / "run") == curve(trained / "run")
 
 
 @pytest.mark.slow

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from benchmarks.support.gpu_networks import PAPER_DECODER, make_predictor
 from benchmarks.training_memory import SHAPES, VOXELS
-from nd_dist.config import DecoderConfig
 from nd_dist.evaluation.reconstruction.decode import BATCH, DecoderFolder
-from nd_dist.models.decoder import Decoder
-from nd_dist.schema import TargetSpec, role_of
 from tests.fake_gpu.conftest import Budget
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
 
-TARGETS = ("c", "z", "g02")  # the other guidance layers are g02 again
+TARGETS = ("c", "z")  # guidance layers are c again, of 50 tokens
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +24,7 @@ def gpu() -> Iterator[PretendedGpu]:
 
 @pytest.fixture(scope="module")
 def predictor(gpu: PretendedGpu) -> DecoderFolder:
-    folder = DecoderFolder(Path("unread"), torch.device("cuda", 0))
-    with torch.device("cuda"):
-        specs = [TargetSpec(name, role_of(name), SHAPES[name]) for name in TARGETS]
-        folder.__dict__["_decoder"] = Decoder(DecoderConfig(heads="single"), {1: VOXELS[1]}, specs).eval()
-    return folder
+    return make_predictor(TARGETS, "cuda", PAPER_DECODER)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.support.networks import WIDTHS, make_networks
+from benchmarks.support.gpu_networks import CAPTIONS, PICTURES, extract, make_extractor
+from benchmarks.support.networks import WIDTHS
 from nd_dist.chunks import OutOfMemory
-from nd_dist.config import FrozenConfig
 from nd_dist.frozen.extractor import FrozenExtractor
 from tests.fake_gpu.conftest import Budget
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
-
-PICTURES = 64
-CAPTIONS = 5
-
-
-class Tokenizer:
-    """Gives every caption the same tokens."""
-
-    def __call__(self, captions: Sequence[str], max_length: int, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=torch.zeros(len(captions), max_length, dtype=torch.int64))
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +23,7 @@ def gpu() -> Iterator[PretendedGpu]:
 
 @pytest.fixture(scope="module")
 def extractor(gpu: PretendedGpu) -> FrozenExtractor:
-    sd, clip = make_networks(WIDTHS["sd14"], "cuda", torch.float32)
-    with torch.device("cuda"):
-        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-    sd.vae.to(memory_format=torch.channels_last)
-    sd.unet.to("meta")  # as ``load`` leaves a part that is not run
-    sd = replace(sd, text_encoder=text_encoder.requires_grad_(False).eval(), tokenizer=Tokenizer())
-    return FrozenExtractor(sd, clip, FrozenConfig(batch_size=PICTURES), 42)
-
-
-def extract(extractor: FrozenExtractor, *wanted: str) -> dict[str, Any]:
-    pictures = np.zeros((PICTURES, 425, 425, 3), dtype=np.uint8)
-    return dict(extractor.extract(pictures, [["a"] * CAPTIONS] * PICTURES, range(PICTURES), wanted))
+    return make_extractor(WIDTHS["sd14"], "cuda", torch.float32, PICTURES)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("c", (77, 768)), ("z", (4, 64, 64)), ("g02", (50, 768))])

@@ -16,10 +16,11 @@ from nd_dist.config import Config, FrozenConfig
 from nd_dist.device import rank_device, use_device
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
-from nd_dist.evaluation.run import evaluate, sweep
+from nd_dist.evaluation.run import sweep
 from nd_dist.events import EventLog
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.extractor import FrozenExtractor
+from nd_dist.models.decoder import Decoder
 from nd_dist.world import World
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_job, write_models
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu
@@ -59,16 +60,6 @@ def watched() -> Iterator[Watched]:
     handle.remove()
 
 
-def resident_networks() -> dict[str, set[str]]:
-    """Return network -> devices of its parameters, of all that exist."""
-    gc.collect()
-    found: dict[str, set[str]] = {}
-    for item in gc.get_objects():
-        if isinstance(item, torch.nn.Module):
-            found.setdefault(type(item).__name__, set()).update(str(tensor.device) for tensor in item.parameters())
-    return found
-
-
 def job_of(folder: Path, run: str, device: torch.device) -> Job:
     """Return a small evaluation: one image, one guided step, SAG on, bfloat16."""
     job = toy_job(folder, run, num_steps=1, num_images=1, num_repeats=1)
@@ -83,26 +74,21 @@ def job_of(folder: Path, run: str, device: torch.device) -> Job:
     return replace(job, config=config, networks=ModelFolders(config, device))
 
 
-def test_an_evaluation_decodes_samples_and_judges_on_the_rank_s_gpu(
+def test_a_sweep_decodes_calibrates_samples_and_judges_on_the_rank_s_gpu(
     folder: Path, gpu: PretendedGpu, watched: Watched
 ) -> None:
     device = use_device(World(3, 8, 3, "openmpi"), Config())
     assert (device, torch.cuda.current_device()) == (torch.device("cuda", 3), 3)
-    job = job_of(folder, "evaluated", device)
-    metrics = evaluate(job, Comm(), EventLog(job.config.run_dir, 0, "evaluate"))
+    job = job_of(folder, "swept", device)
+    metrics = sweep(replace(job, split="train"), job, Comm(), EventLog(job.config.run_dir, 0, "sweep"))
     assert len(metrics["points"]) == 2
-    assert {"Decoder", "Conv2d", "Linear", "CLIPVisionModel", "UNet2DConditionModel"} <= set(watched.devices)
+    assert {"Decoder", "Conv2d", "Linear", "CLIPEncoderLayer", "UNet2DConditionModel"} <= set(watched.devices)
     elsewhere = {name: found for name, found in watched.devices.items() if found - {"cuda:3"}}
     assert not elsewhere, "networks were run elsewhere"
-    kept = resident_networks()
-    assert not {name: found for name, found in kept.items() if found - {"cuda:3", "meta"}}, "networks lie elsewhere"
-    assert "Decoder" not in kept, "the decoder is let go when everything is decoded"
-
-
-def test_a_sweep_calibrates_and_chooses_on_the_gpu(folder: Path, gpu: PretendedGpu, watched: Watched) -> None:
-    job = job_of(folder, "swept", use_device(World(), Config()))
-    sweep(replace(job, split="train"), job, Comm(), EventLog(job.config.run_dir, 0, "sweep"))
-    assert not {name: found for name, found in watched.devices.items() if found - {"cuda:0"}}
+    gc.collect()
+    kept = [item for item in gc.get_objects() if isinstance(item, torch.nn.Module)]
+    assert {str(tensor.device) for network in kept for tensor in network.parameters()} <= {"cuda:3", "meta"}
+    assert not [network for network in kept if isinstance(network, Decoder)], "it is let go when all is decoded"
 
 
 @pytest.mark.parametrize(

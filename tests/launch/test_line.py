@@ -65,9 +65,10 @@ def test_the_metrics_file_has_the_documented_shape(finished: Path) -> None:
 
 
 def test_both_ranks_train_both_stages_step_by_step(finished: Path) -> None:
-    for rank in range(2):
-        steps = [e for e in read_events(events_path(finished / "run", rank)) if e["event"] == "train_step"]
-        assert [(step["stage"], step["step"]) for step in steps] == [(s, k) for s in (1, 2) for k in range(6)]
+    steps = [e for e in read_events(events_path(finished / "run", 0)) if e["event"] == "train_step"]
+    assert [(step["stage"], step["step"]) for step in steps] == [(s, k) for s in (1, 2) for k in range(6)]
+    paces = [e for e in read_events(events_path(finished / "run", 1)) if e["event"] == "pace"]
+    assert [sum(pace["steps"] for pace in paces if pace["stage"] == s) for s in (1, 2)] == [6, 6]
 
 
 def test_running_the_demo_again_repeats_nothing_and_keeps_the_metrics(finished: Path) -> None:

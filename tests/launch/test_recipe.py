@@ -148,3 +148,17 @@ def test_a_kept_configuration_of_an_earlier_version_is_still_a_recipe(tmp_path: 
     path = tmp_path / "config.yaml"
     path.write_text(config_yaml(load_recipe("demo")) + "phantom_networks:\n  stages: [vae]\n")
     assert load_recipe(str(path)) == load_recipe("demo")
+
+
+@pytest.mark.parametrize("text", ["24:00:00", "1-00:00:00", "30", "90:00", "0:30:00"])
+def test_a_time_of_slurm_stays_what_was_written_on_the_command_line_and_in_a_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"slurm:\n  time: {text}  # at most\n  sbatch: {{begin: 16:00, nice: 100, qos: 'a:1'}}\n")
+    config = load_recipe(str(path))
+    assert config.slurm.time == text
+    assert config.slurm.sbatch == {"begin": "16:00", "nice": "100", "qos": "a:1"}
+    words = [f"slurm.time={text}", "slurm.sbatch.time-min=4:00:00"]
+    assert load_recipe("demo", words).slurm.time == text
+    assert load_recipe("demo", words).slurm.sbatch == {"time-min": "4:00:00"}
+    path.write_text(config_yaml(config))
+    assert load_recipe(str(path)) == config

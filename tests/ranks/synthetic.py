@@ -95,9 +95,8 @@ class SyntheticStream:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            batch = self.batch(self.step)
             self.step += 1
-            yield batch
+            yield self.batch(self.step - 1)
 
     def batch(self, step: int) -> Batch:
         source, count = self.source, self.request.samples_per_subject

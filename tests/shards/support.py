@@ -72,14 +72,15 @@ def pool(pictures_BHWC: npt.NDArray[np.uint8], blocks: int) -> npt.NDArray[np.fl
 def make_config(nsd_root: Path, shards_dir: Path, **data: Any) -> Config:
     """Return the recipe that packs the small phantom."""
     settings: dict[str, Any] = {"subjects": (1, 2, 3), "targets": TARGETS, "images_per_shard": 6, **data}
-    return Config(
-        nsd_root=nsd_root,
-        shards_dir=shards_dir,
-        run_dir=shards_dir.parent / "run",
-        seed=SEED,
-        data=DataConfig(**settings),
-        frozen=FrozenConfig(batch_size=4),
-    )
+    values = {
+        "nsd_root": nsd_root,
+        "shards_dir": shards_dir,
+        "run_dir": shards_dir.parent / "run",
+        "seed": SEED,
+        "data": DataConfig(**settings),
+        "frozen": FrozenConfig(batch_size=4),
+    }
+    return Config.model_validate(values, context={"command": "pack"})
 
 
 def pack_alone(config: Config, extractor: PooledExtractor | None = None) -> Index:

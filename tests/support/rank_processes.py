@@ -16,8 +16,12 @@ from nd_dist.events import events_path, read_events
 from tests.support.waiting import HANG_S, wait_until
 
 
-def plan_of(config: Config, behaviour: str, ranks: int, launch_id: str = "L") -> LaunchPlan:
-    program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", launch_id, (behaviour,))
+def plan_of(
+    config: Config, behaviour: str, ranks: int, launch_id: str = "L", *more: str, is_leased: bool = False
+) -> LaunchPlan:
+    options = (behaviour, *more)
+    config_path = config.run_dir / "config.yaml"
+    program = RankProgram("tests.support.rank_program", config_path, launch_id, options, is_leased)
     tools = find_tools()
     if ranks == 1:
         return single_plan(program, tools, {})
@@ -41,8 +45,10 @@ def assert_gone(pids: list[int]) -> None:
     wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-def start_launcher(config: Config, behaviour: str = "hang", grace_s: int = 2 * HANG_S) -> subprocess.Popen[bytes]:
-    """Start a launcher of two ranks, and return once both run."""
+def start_launcher(
+    config: Config, behaviour: str = "hang", grace_s: int = 2 * HANG_S, before: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a launcher of two ranks, with words before its command, and return once both run."""
     words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
@@ -52,6 +58,6 @@ def start_launcher(config: Config, behaviour: str = "hang", grace_s: int = 2 * H
         f"launch = Launch('rank_program', Path({str(config.run_dir)!r}), 'L', plan, {grace_s})\n"
         "run_plan(launch, Watcher(Console()), environment())\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
+    process = subprocess.Popen([*before, sys.executable, "-c", code], env=dict(environment()), stderr=subprocess.PIPE)
     wait_until(lambda: len(rank_pids(config, 2)) == 2)
     return process

@@ -95,6 +95,17 @@ class Layout:
         """Scores of a point and subject."""
         return self.work / "scores" / self.protocol / point.name / subject_name(subject)
 
+    def score_folders(self, point: Point, subject: int) -> list[Path]:
+        """Return where all scores of a point and subject lie: those of its pictures, and of retrieval if there are."""
+        own = self.score(point, subject)
+        retrieval = [self.joined_retrieval(point, subject), self.retrieval(point, subject)] if point.is_plain else []
+        return [own, *[folder for folder in retrieval if folder.is_dir()][:1]]
+
+    def joined_retrieval(self, point: Point, subject: int) -> Path:
+        """Retrieval scores of one point of a joined run, whose points may have decoders of their own."""
+        own = self.score(point, subject)
+        return own.with_name(f"{own.name}-retrieval")
+
 
 def _with_settings(subject: int, point: Point) -> str:
     """Return a subject's folder name, with the settings of a point's decoding where they differ from the recipe's."""
@@ -104,6 +115,7 @@ def _with_settings(subject: int, point: Point) -> str:
 
 
 PICTURE = "picture.png"
+PIXELS = "pixels.safetensors"  # beside pictures that were handed in as floats, which PNG would round
 FEATURES = "features.safetensors"
 ARRAYS = "arrays.safetensors"
 

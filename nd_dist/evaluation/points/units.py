@@ -18,6 +18,7 @@ from nd_dist.files import canonical_json, hash_json
 UNGUIDED = "unguided"
 ORIGINAL = "original"
 MAX_NAME = 120
+SEED = "seed"  # the axis that repeats an experiment: averaged over, not chosen from
 
 Control = Literal["none", "shuffled", "nearest", "ceiling"]
 CONTROLS: dict[Control, str] = {
@@ -47,6 +48,30 @@ class Point:
     def is_guided(self) -> bool:
         """Whether any step is guided."""
         return self.kappa > 0 and self.eta > 0 and self.control != "nearest"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is no control."""
+        return self.control == "none"
+
+    @property
+    def seed(self) -> Scalar:
+        """Its own seed; empty where it has the recipe's."""
+        return dict(self.settings).get(SEED, "")
+
+    @property
+    def is_seed_mean(self) -> bool:
+        """Whether it stands for a mean over seeds rather than for one."""
+        return isinstance(self.seed, str) and bool(self.seed)
+
+    @property
+    def without_seed(self) -> Point:
+        """The point apart from its seed."""
+        return dataclasses.replace(self, settings=tuple(pair for pair in self.settings if pair[0] != SEED))
+
+    def with_seed(self, seed: Scalar) -> Point:
+        """Return the point with another seed, or with words for a mean over seeds."""
+        return dataclasses.replace(self, settings=tuple(sorted([*self.without_seed.settings, (SEED, seed)])))
 
     @property
     def name(self) -> str:

@@ -162,12 +162,16 @@ class ModelFolders:
         return [config.model, config.guidance_model, config.frozen.model_dump(mode="json")]
 
     def judges(self) -> Sequence[Judge]:
-        """Return the field's judges from ``judges_dir``, the phantom's beside a phantom model, or none."""
-        if self.judges_dir is not None:
-            settings = protocol_named(self.config.evaluation.protocol).judges
-            return load_field_judges(self.judges_dir, settings, self.device)
-        beside = resolve_folder(self.config.model).parent / PHANTOM_JUDGES
-        return load_phantom_judges(beside, self.device) if has_phantom_judges(beside) else []
+        """Return the judges of ``judges_dir`` (the field's or the phantom's), or those beside a phantom model."""
+        folder = self.judges_dir or self._beside_model()
+        if folder is not None and has_phantom_judges(folder):
+            return load_phantom_judges(folder, self.device)
+        if self.judges_dir is None:
+            return []
+        return load_field_judges(self.judges_dir, protocol_named(self.config.evaluation.protocol).judges, self.device)
+
+    def _beside_model(self) -> Path | None:
+        return resolve_folder(self.config.model).parent / PHANTOM_JUDGES
 
     def pair_judges(self) -> Sequence[PairJudge]:
         """Return LPIPS where its weights are in ``judges_dir``."""

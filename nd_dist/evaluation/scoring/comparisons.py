@@ -1,70 +1,101 @@
-"""Paired tests between points on the same images: each against no guidance, and each against the recipe's point.
+"""Means over seeds and subjects, and paired tests between points: against no guidance and the recipe's point.
 
-The bootstrap's resamples are shared by all points, so a difference is tested on pairs. Over the points of a sweep, p
-values are also given after Holm's step-down correction: of many points that are tested, one looks good by chance.
+Of many points that are tested, one looks good by chance, so the p values of the points that are compared with one
+reference are corrected together (``nd_dist.metrics.permutation``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from nd_dist.evaluation.points.units import Point
-from nd_dist.evaluation.scoring.score import Scores, compare
+import numpy as np
 
+from nd_dist.evaluation.points.units import Point
+from nd_dist.metrics.permutation import flip_p_values
+from nd_dist.metrics.scores import ADDED, Scores, Statistics, compare, mean_of_scores
+
+ALL_SUBJECTS = 0  # stands where a subject does: the mean over all of them
+
+Key = tuple[int, Point]
 NO_GUIDANCE = "no guidance"
 RECIPE = "the recipe's point"
 
+Pair = tuple[int, Point, str, Scores, Scores]
 
-def comparisons(scores: Mapping[tuple[int, Point], Scores], recipe: Point) -> list[dict[str, Any]]:
-    """Return the comparisons of every point as JSON, by subject and point.
+
+def averages(scores: Mapping[Key, Scores], statistics: Statistics) -> dict[Key, Scores]:
+    """Return the means over seeds of every subject, then the means over subjects of every point that all have.
 
     Args:
         scores: (subject, point) -> its scores.
+        statistics: Resamples.
+    """
+    by_seed: dict[Key, list[Scores]] = {}
+    for (subject, point), found in scores.items():
+        by_seed.setdefault((subject, point.without_seed), []).append(found)
+    means = {
+        (subject, point.with_seed(f"mean of {len(found)}")): mean_of_scores(found, statistics)
+        for (subject, point), found in by_seed.items()
+        if len(found) > 1
+    }
+    subjects = sorted({subject for subject, _ in scores})
+    of_subjects: dict[Point, list[Scores]] = {}
+    for (_, point), found in sorted({**scores, **means}.items(), key=lambda item: (item[0][0], item[0][1].order)):
+        of_subjects.setdefault(point, []).append(found)
+    for point, every in of_subjects.items():
+        if len(every) == len(subjects) > 1:
+            means[ALL_SUBJECTS, point] = mean_of_scores(every, statistics)
+    return means
+
+
+def comparisons(scores: Mapping[Key, Scores], recipe: Point) -> list[dict[str, Any]]:
+    """Return the comparisons of every point as JSON, by subject and point.
+
+    Args:
+        scores: (subject, point) -> its scores, means among them.
         recipe: The recipe's own point.
     """
-    found = []
+    averaged = {(subject, point.without_seed) for subject, point in scores if point.is_seed_mean}
+    pairs: list[Pair] = []
     for (subject, point), own in scores.items():
-        plain = {key: value for key, value in scores.items() if key[0] == subject and key[1].control == "none"}
+        if (subject, point.without_seed) in averaged and not point.is_seed_mean:
+            continue  # seeds are tested together, by their mean
         unguided = next(
-            (value for (_, other), value in plain.items() if not other.is_guided and other.settings == point.settings),
+            (
+                other
+                for (whose, against), other in scores.items()
+                if (whose, against.settings, against.is_plain) == (subject, point.settings, True)
+                and not against.is_guided
+            ),
             None,
         )
-        if unguided is not None and point.is_guided and point.control == "none":
-            found.append(_entry(subject, point, NO_GUIDANCE, own, unguided))
-        reference = scores.get((subject, recipe))
-        if reference is not None and point != recipe and (point.is_guided or point.control != "none"):
-            found.append(_entry(subject, point, RECIPE, own, reference))
-    _add_holm(found)
-    return found
+        if unguided is not None and point.is_guided and point.is_plain:
+            pairs.append((subject, point, NO_GUIDANCE, own, unguided))
+        own_recipe = recipe.with_seed(point.seed) if point.is_seed_mean else recipe
+        reference = scores.get((subject, own_recipe))
+        if reference is not None and point != own_recipe and (point.is_guided or not point.is_plain):
+            pairs.append((subject, point, RECIPE, own, reference))
+    return _tested(pairs)
 
 
-def _entry(subject: int, point: Point, against: str, own: Scores, other: Scores) -> dict[str, Any]:
-    differences = {name: dataclasses.asdict(value) for name, value in compare(own, other).items()}
-    return {**point.describe(), "subject": subject, "against": against, "differences": differences}
+def _tested(pairs: list[Pair]) -> list[dict[str, Any]]:
+    """Return comparisons with a p value each, corrected over the points of one subject, reference and metric.
 
-
-def _add_holm(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Add ``p_holm`` to every difference: corrected over the points of one subject, reference and metric."""
-    families: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for entry in entries:
-        for name, difference in entry["differences"].items():
-            key = (entry["subject"], entry["against"], name)
-            families.setdefault(key, []).append(difference)
-    for family in families.values():
-        for difference, p in zip(family, holm([item["p"] for item in family]), strict=True):
-            difference["p_holm"] = p
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values after Holm's step-down correction, in the given order.
-
-    Source: Holm (1979).
+    A metric whose images add nothing of their own (KID's interval comes from sets) has a difference without p.
     """
-    order = sorted(range(len(p_values)), key=lambda position: p_values[position])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, position in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
-        corrected[position] = largest
-    return corrected
+    found = []
+    families: dict[tuple[Any, ...], list[tuple[dict[str, Any], Any]]] = {}
+    for subject, point, against, own, other in pairs:
+        differences = {name: dataclasses.asdict(item) for name, item in compare(own, other).items()}
+        for name, item in differences.items():
+            item["p"] = None
+            if ADDED + name in own.arrays and ADDED + name in other.arrays:
+                each_N = own.arrays[ADDED + name] - other.arrays[ADDED + name]
+                families.setdefault((subject, against, name, own.image_ids), []).append((item, each_N))
+        found.append({**point.describe(), "subject": subject, "against": against, "differences": differences})
+    for family in families.values():
+        for (item, _), p in zip(family, flip_p_values(np.stack([each_N for _, each_N in family])), strict=True):
+            item["p"] = p
+    return found

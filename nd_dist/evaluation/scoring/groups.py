@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.scoring.score import WINS, Statistics, scored_arrays
 from nd_dist.files import read_json
+from nd_dist.metrics.scores import WINS, Statistics, scored_arrays
 
 Groups = Mapping[str, tuple[int, ...]]
 
@@ -73,6 +73,6 @@ def group_metrics(
             for key, array in arrays.items()
             if len(rows) > 1 or not key.startswith(WINS)  # one image has no distractor
         }
-        scored = scored_arrays(own, num_repeats, statistics)
+        scored = scored_arrays(own, num_repeats, "real", statistics)
         found[name] = {metric: item.as_json() for metric, item in scored.items()}
     return found

@@ -21,8 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
-from nd_dist.evaluation.points.layout import FEATURES, PICTURE, repeat_file
+from nd_dist.evaluation.points.layout import FEATURES, PICTURE, PIXELS, repeat_file
 from nd_dist.fanout.results import Publisher, read_png, read_record, write_staged
 from nd_dist.fanout.tasks import Steps
 from nd_dist.files import sha256_file
@@ -84,6 +85,8 @@ def judge_all(verdicts: Iterable[Verdict], protocol: Protocol, judges: Judges) -
     with Publisher() as publisher:
         for features in features_of(prepared(), judges.features):
             verdict, facts = waiting.popleft()
+            for name, rows_RD in features.items():
+                _check_finite(name, rows_RD, verdict)
             publisher.publish(verdict.folder, verdict.fingerprint, facts, _writer(features))
             yield
 
@@ -106,7 +109,8 @@ class _Seen:
     def at(self, folder: Path) -> tuple[Tensor, Original]:
         """Return the picture in a folder after the first resize (1, C, H, W), and as it is compared."""
         if self._last is None or self._last[0] != folder:
-            pixels_1CHW = self._protocol.original_first(pictures_to_pixels(read_png(folder / PICTURE)[None]))
+            read = read_pixels(folder, lambda: read_png(folder / PICTURE)[None])
+            pixels_1CHW = self._protocol.original_first(read)
             self._last = folder, pixels_1CHW, Original(pixels_1CHW, self._protocol)
         return self._last[1:]
 
@@ -140,8 +144,13 @@ def _prepare(
     first_1CHW, original = seen.at(verdict.original)
     if verdict.reconstructions is None:
         return first_1CHW, {}
-    recons_RCHW = protocol.recon_first(pictures_to_pixels(read_repeats(verdict.reconstructions)))
-    return recons_RCHW, {"metrics": pair_metrics(recons_RCHW, original, protocol, pair_judges)}
+    folder = verdict.reconstructions
+    read = read_pixels(folder, lambda: read_repeats(folder))
+    recons_RCHW = protocol.recon_first(read.clamp(0, 1) if protocol.clamp else read)
+    metrics = pair_metrics(recons_RCHW, original, protocol, pair_judges)
+    for name, values in metrics.items():
+        _check_finite(name, torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1), verdict)
+    return recons_RCHW, {"metrics": metrics}
 
 
 def pair_metrics(
@@ -218,6 +227,24 @@ def _batch_features(pictures: Sequence[Tensor], judges: Sequence[Judge]) -> list
     features = {judge.name: judge.features(pixels_BCHW).float().flatten(1) for judge in judges}
     features = features or {"none": torch.zeros(JUDGE_BATCH, 1)}
     return [{name: rows_BD[row] for name, rows_BD in features.items()} for row in range(len(pictures))]
+
+
+def _check_finite(judge: str, rows_RD: Tensor, verdict: Verdict) -> None:
+    """Refuse what is no number: compared, it would count as a failure in silence."""
+    is_finite_R = rows_RD.isfinite().all(dim=1)
+    if not bool(is_finite_R.all()):
+        raise DataError(
+            f"The judge {judge} gives NaN or infinity.",
+            where=f"{verdict.reconstructions or verdict.original}, repeat {int((~is_finite_R).nonzero()[0, 0])}",
+            todo="look at the picture and at the judge's weights",
+        )
+
+
+def read_pixels(folder: Path, read: Callable[[], npt.NDArray[np.uint8]]) -> Tensor:
+    """Return pixels (R, C, H, W) of [0,1] of a folder: the floats that were handed in, or what ``read`` reads."""
+    if (folder / PIXELS).exists():
+        return read_tensors(folder / PIXELS)["pixels"]
+    return pictures_to_pixels(read())
 
 
 def read_repeats(folder: Path) -> npt.NDArray[np.uint8]:

@@ -1,28 +1,36 @@
 """Image and brain retrieval of a subject: decoded features against the pictures' own. No reconstruction is involved.
 
-Legend: N images, L tokens, D width.
+Legend: N images, L tokens, D width, R draws of candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from nd_dist.evaluation.reconstruction.decode import ImageTargets
-from nd_dist.evaluation.scoring.score import Statistics
-from nd_dist.metrics.bootstrap import interval, mean_of, mean_resampled
+from nd_dist.metrics.bootstrap import mean_of, mean_resampled
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
+from nd_dist.metrics.scores import DRAWS, Scored, Statistics, kept_arrays
 
 BLOCK_IMAGES = 128
 
 
+class FeaturesOfImages(Protocol):
+    """Features of a target by image id: a decoder's predictions, the pictures' own, or what somebody handed in."""
+
+    def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return features (N, ...) of some images."""
+        ...
+
+
 def retrieval_metrics(
-    predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int], statistics: Statistics
-) -> dict[str, Any]:
-    """Return ``image_retrieval`` and ``brain_retrieval`` of a subject as JSON.
+    predicted: FeaturesOfImages, true: FeaturesOfImages, name: str, image_ids: Sequence[int], statistics: Statistics
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return ``image_retrieval`` and ``brain_retrieval`` of a subject as JSON, and their arrays.
 
     With more than 300 images: the field's 30 draws of 300 candidates, their mean and normal interval. With fewer, all
     images are candidates and the interval is a bootstrap over images (hits are resampled, candidates are not).
@@ -37,29 +45,26 @@ def retrieval_metrics(
     cosines_NN = _cosines(predicted, true, name, image_ids)
     num = len(image_ids)
     picks_RK = draw_candidates(num, statistics.seed)
-    metrics = {}
+    metrics: dict[str, Any] = {}
+    arrays: dict[str, torch.Tensor] = {}
     for find, hits in (("image", image_hits(cosines_NN)), ("brain", brain_hits(cosines_NN))):
-        found = retrieve(cosines_NN, picks_RK, find=find)
-        low, high = found.ci_low, found.ci_high
+        key, found = f"{find}_retrieval", retrieve(cosines_NN, picks_RK, find=find)
         if len(picks_RK) == 1:
             values = hits.astype(np.float64)
-            resampled = interval(mean_of(values), mean_resampled(values, statistics.counts(num)), num)
-            low, high = resampled.ci_low, resampled.ci_high
-        metrics[f"{find}_retrieval"] = {
-            "value": found.mean,
-            "ci_low": low,
-            "ci_high": high,
-            "n": num,
-            "higher_is_better": True,
-            "candidates": found.num_candidates,
-            "draws": len(picks_RK),
-            "target": name,
-        }
-    return metrics
+            scored = Scored(mean_of(values), num, True, mean_resampled(values, statistics.counts(num)), values)
+            content, kept = scored.as_json(), kept_arrays({key: scored})
+        else:
+            content = {**Scored(found.mean, num, True).as_json(), "ci_low": found.ci_low, "ci_high": found.ci_high}
+            kept = {DRAWS + key: torch.from_numpy(found.each)}
+        chance = 1 / found.num_candidates
+        details = {"candidates": found.num_candidates, "draws": len(picks_RK), "chance": chance, "target": name}
+        metrics[key] = {**content, **details}
+        arrays |= kept
+    return metrics, arrays
 
 
 def _cosines(
-    predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int]
+    predicted: FeaturesOfImages, true: FeaturesOfImages, name: str, image_ids: Sequence[int]
 ) -> npt.NDArray[np.float64]:
     """Return (N, N) cosines of flattened features, in blocks."""
     blocks = [list(image_ids[start : start + BLOCK_IMAGES]) for start in range(0, len(image_ids), BLOCK_IMAGES)]

@@ -1,15 +1,14 @@
-"""From judged images on disk to the numbers of one guidance point and subject, with intervals over images.
+"""From judged images on disk to the numbers of one guidance point and subject, read and written.
 
-Streams: per judge and repeat only blocks of features are in memory, never pictures. Every metric's values on the
-shared resamples are kept, so that any two points can be compared later without their features. Legend: N images, R
-repeats, D feature values, B bootstrap resamples.
+Streams: per judge and repeat only blocks of features are in memory, never pictures. Legend: N images, R repeats, D
+feature values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,15 @@ from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
 from nd_dist.fanout.results import read_record
 from nd_dist.frozen.judges import Judge, Score
 from nd_dist.metrics.bootstrap import (
-    Counts,
-    Difference,
-    difference,
     mean_of,
-    mean_resampled,
-    percentiles,
-    resample_counts,
-    two_way_of,
-    two_way_resampled,
 )
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.distribution import frechet_distance, kernel_distance, kernel_distance_resampled, kernels
 from nd_dist.metrics.identification import correlation_matrix, wins
 from nd_dist.metrics.protocols import Protocol
-from nd_dist.metrics.table import metric_of
+from nd_dist.metrics.scores import ADDED, DRAWS, EACH, RESAMPLED, WINS, Float64, Scored, Scores, Statistics
 
-WINS = "wins."
-EACH = "each."
-RESAMPLED = "resampled."
 BLOCK_BYTES = 32 << 20  # of features (float64) of one side in memory at a time
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,6 +46,12 @@ class JudgedImages:
     recons: Sequence[Path]
     originals: Sequence[Path]
     num_repeats: int
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges whose features are there."""
+        with safe_open(self.originals[0] / FEATURES, framework="numpy") as content:
+            return list(content.keys())
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -161,69 +153,6 @@ class FeatureRows:
         return row
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """How metrics become intervals: resamples shared by all metrics and points of a set of images.
-
-    Args:
-        num_resamples: B.
-        seed: Seed of the run.
-    """
-
-    num_resamples: int
-    seed: int
-
-    def counts(self, num_images: int) -> Counts:
-        """Return the resamples of N images (B, N)."""
-        return _counts(num_images, self.num_resamples, self.seed)
-
-
-@lru_cache(maxsize=1)
-def _counts(num_images: int, num_resamples: int, seed: int) -> Counts:
-    """Return resamples; those that were made last stay at hand, because all metrics share them."""
-    counts_BN = resample_counts(num_images, num_resamples, seed)
-    counts_BN.setflags(write=False)
-    return counts_BN
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One metric of a point: its value, its value on every resample (none: it has no interval), images, direction."""
-
-    value: float
-    resampled_B: Float64 | None
-    num_images: int
-    higher_is_better: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """Return value, interval over images, n and direction."""
-        low, high = (None, None) if self.resampled_B is None else percentiles(self.resampled_B)
-        return {
-            "value": self.value,
-            "ci_low": low,
-            "ci_high": high,
-            "n": self.num_images,
-            "higher_is_better": self.higher_is_better,
-        }
-
-
-def scored_arrays(arrays: Mapping[str, torch.Tensor], num_repeats: int, statistics: Statistics) -> dict[str, Scored]:
-    """Return the metrics that ``score_images`` made arrays for.
-
-    Args:
-        arrays: From ``score_images``.
-        num_repeats: Repeats summed in the wins.
-        statistics: Resamples.
-    """
-    found = {}
-    for key in sorted(arrays):
-        name, num_images = key.partition(".")[2], len(arrays[key])
-        value, resampled_B = _resampled(key, arrays[key], num_repeats, statistics.counts(num_images))
-        higher = metric_of(name, higher_is_better=key.startswith(WINS)).higher_is_better
-        found[name] = Scored(value, resampled_B, num_images, higher)
-    return found
-
-
 def scored_sets(
     judged: JudgedImages, judges: Mapping[str, Score], protocol: Protocol, statistics: Statistics
 ) -> dict[str, Scored]:
@@ -244,61 +173,28 @@ def scored_sets(
     ]
     kid = mean_of(np.array([value for value, _ in pairs]))
     resampled_B = np.stack([values for _, values in pairs]).mean(axis=0)
-    return {"fid": Scored(fid, None, num, False), "kid": Scored(kid, resampled_B, num, False)}
+    return {"fid": Scored(fid, num, False), "kid": Scored(kid, num, False, resampled_B)}
 
 
-def resampled_arrays(scored: Mapping[str, Scored]) -> dict[str, torch.Tensor]:
-    """Return ``resampled.NAME`` (B,) float64 of every metric that has an interval, for later comparisons."""
-    return {
-        RESAMPLED + name: torch.from_numpy(np.ascontiguousarray(item.resampled_B))
-        for name, item in scored.items()
-        if item.resampled_B is not None
-    }
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A scored point on disk.
-
-    Args:
-        metrics: From its record.
-        arrays: ``resampled.NAME`` of its metrics.
-    """
-
-    metrics: Mapping[str, Mapping[str, Any]]
-    arrays: Mapping[str, torch.Tensor]
-
-
-def compare(first: Scores, second: Scores) -> dict[str, Difference]:
-    """Return the paired difference (first minus second) of every metric that both points have on the same images."""
-    found = {}
-    for name in sorted(set(first.metrics) & set(second.metrics)):
-        sides = [(scores.metrics[name], scores.arrays.get(RESAMPLED + name)) for scores in (first, second)]
-        pair = [(float(item["value"]), array.numpy()) for item, array in sides if array is not None]
-        num_images = int(sides[0][0]["n"])
-        if len(pair) == 2 and num_images == int(sides[1][0]["n"]):
-            found[name] = difference(pair[0], pair[1], num_images)
-    return found
-
-
-def _resampled(key: str, array: torch.Tensor, num_repeats: int, counts_BN: Counts) -> tuple[float, Float64]:
-    """Return a metric's value and its value on each resample."""
-    values = array.numpy()
-    if key.startswith(WINS):
-        return two_way_of(values, num_repeats), two_way_resampled(values, counts_BN, num_repeats)
-    return mean_of(values), mean_resampled(values, counts_BN)
+def read_scores(*folders: Path) -> Scores:
+    """Return a scored point: what its folders (scores of pictures, of retrieval) hold, but the arrays of pairs."""
+    metrics: dict[str, Any] = {}
+    arrays: dict[str, Float64] = {}
+    image_ids: tuple[int, ...] = ()
+    for folder in folders:
+        record = read_record(folder)
+        metrics |= record["metrics"]
+        image_ids = image_ids or tuple(record["image_ids"])
+        with safe_open(folder / ARRAYS, framework="numpy") as content:
+            for key in content.keys():  # noqa: SIM118
+                if key.startswith((RESAMPLED, ADDED, DRAWS)):
+                    arrays[key] = content.get_tensor(key)
+    return Scores(metrics, image_ids, arrays)
 
 
 def read_arrays(folder: Path) -> dict[str, torch.Tensor]:
     """Return the arrays of a scored point."""
     return read_tensors(folder / ARRAYS)
-
-
-def read_scores(folder: Path) -> Scores:
-    """Return a scored point; only the resamples are read, not the arrays of pairs."""
-    with safe_open(folder / ARRAYS, framework="pt") as content:
-        arrays = {key: content.get_tensor(key) for key in content.keys() if key.startswith(RESAMPLED)}  # noqa: SIM118
-    return Scores(read_record(folder)["metrics"], arrays)
 
 
 def judge_scores(judges: Sequence[Judge]) -> dict[str, Score]:

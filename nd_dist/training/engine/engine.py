@@ -23,7 +23,7 @@ from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from nd_dist.config import TrainingConfig
-from nd_dist.device import DTYPES, rank_device
+from nd_dist.device import DTYPES, rank_device, sent
 from nd_dist.errors import ConfigError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer
@@ -143,7 +143,7 @@ class LaunchedStep:
         return StepOutcome(of_terms, of_flags, self.learning_rate, math.nan if is_skipped else norm, is_skipped)
 
 
-def _sent(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+def _fetched(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
     """Return values of a device on the host, and when they have arrived there."""
     if not values.is_cuda:
         return values, None
@@ -231,14 +231,14 @@ class Engine:
             self.deepspeed.backward(loss)
         own_TM, place = torch.stack(told, dim=1), list(terms).index(TOTAL)
         raised = torch.tensor([float(flag) * self.world.size for flag in flags.values()], dtype=torch.float64)
-        means = torch.cat([own_TM.mean(dim=1), raised.to(self.device, non_blocking=True)])
+        means = torch.cat([own_TM.mean(dim=1), sent(raised, self.device)])
         if self.world.size > 1:
             distributed.all_reduce(means)
             means /= self.world.size
         self._update(means[place])
         values = torch.cat([means, self._norm.double().view(1), torch.isfinite(own_TM[place]).double()])
         names = (tuple(terms), tuple(flags))
-        return LaunchedStep(step, batches, names, *_sent(values), learning_rate, self._dtype == torch.float16)
+        return LaunchedStep(step, batches, names, *_fetched(values), learning_rate, self._dtype == torch.float16)
 
     def _update(self, loss: torch.Tensor) -> None:
         """Update the parameters, on the condition that loss and gradients are finite."""

@@ -138,8 +138,9 @@ def load_state(engine: Engine, folder: Path, tag: str, saved: Mapping[str, Any])
         on_main(lambda: shutil.rmtree(folder / universal))
     for group, weight_decay in zip(engine.optimizer.param_groups, weight_decays, strict=True):
         group["weight_decay"] = weight_decay  # ZeRO 3 gives all groups the first one's when it reads universal
-    for state in engine.optimizer.state.values():  # read to the CPU, and fused AdamW wants its count on the device
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=engine.device)
+    for state in engine.optimizer.state.values():  # fused AdamW wants its count on the device, and counts in place:
+        # ZeRO 3 hands all groups the same tensor when it reads universal
+        state["step"] = torch.tensor(float(state["step"]), device=engine.device)
     engine.shards.load(folder / tag, saved["world_size"])
 
 

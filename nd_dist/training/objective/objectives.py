@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nd_dist.config import TrainingConfig
+from nd_dist.device import sent
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead, TokenOutput
@@ -153,11 +154,11 @@ class Objective(Trainable):
         """Return the batch with its padding, and every draw that is one number a sample, made on the host at once."""
         plain, pad, ids_B = StepInputs.of(batch, device, dtype), self._rows.pad, self._rows.ids
         purposes, micro_step = self.decoder.draw_purposes, batch.step
-        known_PB = Draws.host_uniforms(self._seed, micro_step, purposes, ids_B).to(device, non_blocking=True)
+        known_PB = sent(Draws.host_uniforms(self._seed, micro_step, purposes, ids_B), device)
         mix = None
         if self._has_tokens and self.phase(step).is_mixco:
             mix = draw_mix(self._seed, micro_step, self._sizes, self._is_released)
-            mix = Mix(*(part.to(device, non_blocking=True) for part in mix))
+            mix = Mix(*(sent(part, device) for part in mix))
         assert list(batch.sample_id) == list(ids_B[: self._rows.num_own]), "the stream deals other rows to this rank"
         voxels, (*_, last) = dict(plain.voxels), batch.voxels
         voxels[last] = pad(voxels[last], len(voxels[last]) + self._rows.per_rank - len(batch))
@@ -179,7 +180,7 @@ class Objective(Trainable):
             step: 0-based optimizer step: sets phase and temperature.
         """
         device = next(iter(inputs.targets.values())).device
-        sample_id_B = torch.from_numpy(inputs.ids_B).to(device, non_blocking=True)
+        sample_id_B = sent(torch.from_numpy(inputs.ids_B), device)
         draws = Draws(self._seed, inputs.micro_step, sample_id_B, inputs.known)
         voxels, plain_voxels = self._voxels(inputs)
         outputs = self.decoder(voxels, draws, latent_voxels=None if inputs.mix is None else plain_voxels)

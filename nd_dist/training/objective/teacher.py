@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nd_dist.device import sent
 from nd_dist.errors import ConfigError
 from nd_dist.frozen.augment import PURPOSES, augment
 from nd_dist.frozen.convnext_teacher import ConvNextTeacher
@@ -53,5 +54,5 @@ class PictureTeacher:
         numbers_PB = Draws.host_uniforms(self._seed, inputs.micro_step, names, inputs.ids_B)
         first = Draws(self._seed, inputs.micro_step, torch.zeros(1, dtype=torch.int64))
         order = torch.argsort(first.uniform("teacher/order", 4)[0]).tolist()
-        moved_PB = numbers_PB.to(self._network.mean.device, non_blocking=True)
+        moved_PB = sent(numbers_PB, self._network.mean.device)
         return dict(zip(PURPOSES, moved_PB, strict=True)), order

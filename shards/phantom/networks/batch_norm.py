@@ -5,10 +5,9 @@ Legend: B rows of this rank, C channels, H height, W width.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -44,27 +43,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks. Every rank's loss depends on it, so its gradient is the sum over ranks, too."""
-
-    @staticmethod
-    def forward(_ctx: Any, values: torch.Tensor) -> torch.Tensor:  # Any: autograd's context has no static type
-        """Return the sum."""
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the ranks' gradients."""
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
-
-
 def _over_ranks(values_C: torch.Tensor) -> torch.Tensor:
     """Return the mean over ranks; its gradient flows back to all of them."""
-    total_C: torch.Tensor = _SumOverRanks.apply(values_C)  # type: ignore[no-untyped-call]
+    total_C: torch.Tensor = all_reduce(values_C)  # type: ignore[no-untyped-call]
     return total_C / distributed.get_world_size()
 
 

@@ -23,9 +23,8 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from nd_dist.errors import CheckpointError
 from nd_dist.evaluation.reconstruction.networks import REMARK
-from nd_dist.files import atomic_path, write_json, write_text
+from nd_dist.files import atomic_path, read_json, write_json, write_text
 from nd_dist.frozen.phantom_judges import JUDGE_KINDS, JudgeNetwork, load_judges
-from shards.phantom.backgrounds import SIZE
 from shards.phantom.captions import vocabulary
 from shards.phantom.networks.architectures import (
     SCHEDULER_CONFIG,
@@ -37,9 +36,11 @@ from shards.phantom.networks.architectures import (
 from shards.phantom.networks.batches import pixels_of
 from shards.phantom.networks.tokenizer import write_tokenizer
 from shards.phantom.pictures import training_scene
+from shards.phantom.sprites import DATA_DIR
 
 STABLE_DIFFUSION, CLIP_VISION, JUDGES = "stable-diffusion", "clip-vision", "judges"
 PROJECTIONS = "clip-projections/model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"  # with ImageNet's statistics, which the guidance also uses
 _JOINT = ("visual_projection.weight", "text_projection.weight", "logit_scale")
 """What CLIP has besides its towers: nothing but retrieval between pictures and captions needs it."""
 CPU = torch.device("cpu")
@@ -107,9 +108,9 @@ def write_folders(out_dir: Path, networks: Networks) -> None:
     version = {"_diffusers_version": diffusers.__version__}
     scheduler = {"_class_name": "DDIMScheduler", **version, **SCHEDULER_CONFIG}
     write_json(sd / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(sd / "model_index.json", {**version, **MODEL_INDEX})
+    write_json(sd / "model_index.json", {**version, **read_json(DATA_DIR / "model_index.json")})
     _save(vision_encoder_of(networks.clip), out_dir / CLIP_VISION)
-    write_json(out_dir / CLIP_VISION / "preprocessor_config.json", PREPROCESSOR)
+    write_json(out_dir / CLIP_VISION / PREPROCESSOR, read_json(DATA_DIR / PREPROCESSOR))
     joint = {name: networks.clip.state_dict()[name].half() for name in _JOINT}
     with atomic_path(out_dir / PROJECTIONS) as part:
         save_file(joint, part)
@@ -166,28 +167,3 @@ UNTRAINED = (
     "The networks are untrained (random weights): the reconstructions are noise, and the numbers only show that the "
     "whole line runs.\n"
 )
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-PREPROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor",
-    "do_resize": True,
-    "size": {"height": SIZE, "width": SIZE},
-    "resample": 2,
-    "do_center_crop": False,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
-"""The tower was trained with ImageNet's statistics, which the guidance also uses."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
 from nd_dist.pixels import normalize_pixels
@@ -57,22 +58,17 @@ def _to_unit(pixels_BCHW: torch.Tensor) -> torch.Tensor:
 
 def pca_reconstruct(pixels_BCHW: torch.Tensor, fitted_BCHW: torch.Tensor) -> torch.Tensor:
     """Return pictures after a linear code of the VAE's size: 4 principal components of every 4x4x3 patch."""
-    patches_N48 = _patches(fitted_BCHW)
-    mean_48 = patches_N48.mean(0)
-    _, _, components = torch.linalg.svd((patches_N48 - mean_48).T @ (patches_N48 - mean_48))
+    patches_BP48, fitted_N48 = _patches(pixels_BCHW), _patches(fitted_BCHW).flatten(0, 1)
+    mean_48 = fitted_N48.mean(0)
+    _, _, components = torch.linalg.svd((fitted_N48 - mean_48).T @ (fitted_N48 - mean_48))
     basis = components[:4].T
-    coded = (_patches(pixels_BCHW) - mean_48) @ basis @ basis.T + mean_48
-    batch, _, height, width = pixels_BCHW.shape
-    grid = coded.reshape(batch, height // 4, width // 4, 3, 4, 4).permute(0, 3, 1, 4, 2, 5)
-    decoded_BCHW: torch.Tensor = grid.reshape(pixels_BCHW.shape).float().clamp(0, 1)
-    return decoded_BCHW
+    coded_BP48 = (patches_BP48 - mean_48) @ basis @ basis.T + mean_48
+    return F.fold(coded_BP48.mT, pixels_BCHW.shape[2:], 4, stride=4).float().clamp(0, 1)
 
 
 def _patches(pixels_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return all 4x4 patches as (number, 48) float64 rows."""
-    cut = pixels_BCHW.double().unfold(2, 4, 4).unfold(3, 4, 4)
-    rows_N48: torch.Tensor = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
-    return rows_N48
+    """Return the 4x4 patches of every picture, (B, patches, 48) float64."""
+    return F.unfold(pixels_BCHW.double(), 4, stride=4).mT
 
 
 def vae_figures(vae: Any, num: int) -> Figures:

@@ -126,8 +126,8 @@ class RowStream:
         """Yield the batches from the loaded state on."""
         zeros = np.zeros_like(self._rows)
         while True:
-            yield Batch(self._step, {}, {}, zeros, zeros, zeros, self._rows, zeros, self._rows)
             self._step += 1
+            yield Batch(self._step - 1, {}, {}, zeros, zeros, zeros, self._rows, zeros, self._rows)
 
     def state_dict(self) -> Mapping[str, object]:
         """Return the state from which the next batch follows."""

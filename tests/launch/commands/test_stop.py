@@ -7,7 +7,6 @@ import pytest
 from launch.commands.status import status_of
 from launch.supervise.heartbeat import ask_launcher, asked_of_launcher
 from launch.supervise.lock import RunFolder
-from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.files import read_json
 from tests.support.command_line import ND, nd
@@ -60,9 +59,8 @@ def test_where_nothing_runs_nothing_is_asked(config: Config) -> None:
 
 
 def test_what_is_asked_of_a_launch_reaches_its_ranks_and_its_launcher_and_is_never_taken_back(tmp_path: Path) -> None:
-    stop = StopSignal()
     folder = RunFolder(tmp_path, "L")
-    folder.report_wishes_to(stop)
+    stop = folder.stop
     record = tmp_path / ".state" / "launcher.json"
     try:
         ask_launcher(tmp_path, "another launch", "end")
@@ -90,9 +88,8 @@ def test_a_signal_is_kept_like_a_stop_on_request(config: Config) -> None:
 def test_a_grid_of_trainings_is_stopped_like_a_run(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom launch.supervise.lock import RunFolder\n"
-        "from launch.supervise.stop import StopSignal\n"
-        f"stop = StopSignal()\nfolder = RunFolder(Path({str(tmp_path)!r}), 'grid-1-1')\n"
-        "folder.report_wishes_to(stop)\nprint('ready', flush=True)\nwhile not stop.name:\n    time.sleep(0.05)\n"
+        f"folder = RunFolder(Path({str(tmp_path)!r}), 'grid-1-1')\n"
+        "print('ready', flush=True)\nwhile not folder.stop.name:\n    time.sleep(0.05)\n"
         "folder.release()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as grid:

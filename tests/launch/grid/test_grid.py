@@ -27,6 +27,7 @@ from launch.grid.plan import (
 from launch.grid.process import command_of
 from launch.grid.run import make_grid
 from launch.grid.state import config_of
+from launch.plans.choose import LaunchOptions
 from launch.plans.hosts import Host
 from launch.recipe import load_recipe, takes
 from nd_dist.config import Config
@@ -110,7 +111,7 @@ def test_the_table_has_a_row_for_every_network_and_a_column_for_every_stage() ->
 def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("far slots=2\n")
-    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), hostfile)
+    grid = make_grid(paper("training.targets=[c]"), GridRequest(stages=(1,)), LaunchOptions(hostfile=hostfile))
     environ = {"PYTHONPATH": "/code", "NCCL_DEBUG": "two words", "HF_TOKEN": "secret"}
     *ssh, host, remote = command_of(grid.slots[1], grid.words(grid.plan[0]), "grid-1-2", environ)
     assert ssh[:4] == ["ssh", "-tt", "-e", "none"]
@@ -121,6 +122,18 @@ def test_a_training_on_another_host_goes_over_ssh_with_its_gpus(tmp_path: Path) 
     assert "secret" not in remote
     assert words[words.index(sys.executable) :][:5] == [sys.executable, "-X", "launch=grid-1-2", "-m", "launch.cli"]
     assert "training.targets=[c]" in words
+
+
+def test_the_grid_runs_on_this_machine_and_says_so_where_an_allocation_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="local")).note == ""
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    grid = make_grid(paper(), GridRequest(), LaunchOptions(2))
+    assert {slot.host for slot in grid.slots} == {"localhost"}
+    assert "1 of this allocation's 4 nodes" in grid.note
+    with pytest.raises(ConfigError, match="nd submit train --all-targets"):
+        make_grid(paper(), GridRequest(), LaunchOptions(2, launcher="srun"))
 
 
 def test_a_dry_run_shows_the_table_and_every_command_and_writes_nothing(tmp_path: Path) -> None:
@@ -169,11 +182,7 @@ def test_a_grid_killed_and_started_again_ends_with_every_training_done_once(shar
 
 
 def test_a_list_that_a_setting_does_not_take_is_an_axis() -> None:
-    words = [
-        "training.learning_rate=[1e-4,3e-4]",
-        "training.steps=[10,10]",
-        "decoder.mixer=[official,single_residual]",
-    ]
+    words = ["training.learning_rate=[1e-4,3e-4]", "training.steps=[10,10]", "decoder.num_blocks=[2,4]"]
     plain, points = points_of(words, lambda word: takes("paper", word))
     assert plain == ["training.steps=[10,10]"]
     assert points == tuple(
@@ -198,11 +207,17 @@ def test_every_point_is_a_recipe_with_folders_of_its_own() -> None:
         own = load_recipe("paper", training.overrides)
         assert own.training.learning_rate == config_of(paper(), training).training.learning_rate == rate
         assert own.run_dir == training.run_dir
+    (latent,) = plan_grid(
+        paper("training.targets=[z]"), GridRequest(stages=(1,), points=(("training.steps=[10, 10]",),))
+    )
+    for own in (load_recipe("paper", latent.overrides), config_of(paper(), latent)):
+        assert own.training.schedule(1) == (10, 12), "the steps of the point, and z's own batch"
 
 
 @pytest.mark.slow
 def test_a_grid_over_settings_ends_with_one_table_of_validations(shards: list[str], tmp_path: Path) -> None:
     rates = ["--grid", "training.learning_rate=[1e-4,1e-2]", "training.validate_every=2", "training.targets=[g02]"]
+    rates += ["training.heldout_fraction=0.4"]  # of some twenty images
     ended = nd_process("train", "demo", *shards, f"run_dir={tmp_path}", *rates, "--at-once", "2", "--ranks", "1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "grid.json").read_text())["trainings"]

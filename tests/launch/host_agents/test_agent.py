@@ -3,12 +3,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from launch.host_agents.agent import Leftovers, facts
+from launch.host_agents.agent import facts, kill, processes_of
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.plans.environment import environment
 from launch.plans.hosts import Host
@@ -41,7 +42,7 @@ def has_ended(process: subprocess.Popen[bytes]) -> bool:
 def test_leftovers_of_a_launch_are_killed_and_nothing_else() -> None:
     ours, others = sleeper(launch_id("train")), sleeper(launch_id("evaluate"))
     try:
-        assert [line.split()[0] for line in Leftovers(launch_id("train")).kill()] == [str(ours.pid)]
+        assert [line.split()[0] for line in kill(processes_of(launch_id("train")))] == [str(ours.pid)]
         assert has_ended(ours)
         assert others.poll() is None
     finally:
@@ -55,15 +56,16 @@ def test_an_agent_answers_what_its_host_has_and_clears_it_at_the_end(tmp_path: P
         with HostAgents(HERE, Inquiry(launch_id("evaluate"), tmp_path), tmp_path / "logs", environment()) as agents:
             (answer,) = agents.facts()
             assert answer.problems == ()
-            assert answer.versions is not None
-            assert answer.versions["python"].startswith("3.")
             assert answer.port > 0
             assert agents.lost() == ()
             assert left.poll() is None
         assert has_ended(left)
     finally:
         left.kill()
-    assert str(left.pid) in (tmp_path / "logs" / "host-localhost.log").read_text()
+    log = (tmp_path / "logs" / "host-localhost.log").read_text()
+    assert str(left.pid) in log
+    assert '"python": "3.' in log
+    assert '"beat"' not in log
     assert list(tmp_path.glob(".nd-token*")) == []
 
 
@@ -100,19 +102,53 @@ def test_an_agent_whose_launching_process_is_killed_clears_its_host_and_leaves(t
         agent.kill()
 
 
-def test_every_problem_of_a_host_is_said(tmp_path: Path) -> None:
-    environ = {**environment(), "PATH": str(tmp_path)}
-    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'ssh: connect to host gpu9 port 22: No route to host'\nexit 255\n")
-    (tmp_path / "ssh").chmod(0o755)
-    before = os.environ["PATH"]
-    os.environ["PATH"] = str(tmp_path)
-    try:
-        with HostAgents((Host("gpu9", 1),), Inquiry("", tmp_path), tmp_path, environ) as agents:
-            with pytest.raises(WorldError, match="gpu9: ssh: connect to host gpu9 port 22: No route") as caught:
-                require_hosts(agents.facts())
-    finally:
-        os.environ["PATH"] = before
+@pytest.fixture
+def fake_ssh(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Makes an environment whose ssh is a script that is given the remote command as its last word."""
+
+    def make(script: str) -> dict[str, str]:
+        (tmp_path / "ssh").write_text(f"#!/bin/sh\nfor word; do :; done\n{script}\n")
+        (tmp_path / "ssh").chmod(0o755)
+        return {**environment(), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    return make
+
+
+def test_every_problem_of_a_host_is_said(tmp_path: Path, fake_ssh: Callable[[str], dict[str, str]]) -> None:
+    environ = fake_ssh("echo 'ssh: connect to host gpu9 port 22: No route to host'; exit 255")
+    with HostAgents((Host("gpu9", 1),), Inquiry("", tmp_path), tmp_path, environ) as agents:
+        with pytest.raises(WorldError, match="gpu9: ssh: connect to host gpu9 port 22: No route") as caught:
+            require_hosts(agents.facts())
     assert caught.value.exit_code == 3
+
+
+def test_a_machine_without_ssh_says_so_instead_of_a_traceback(tmp_path: Path) -> None:
+    with HostAgents((Host("gpu9", 1),), Inquiry("", tmp_path), tmp_path, {"PATH": str(tmp_path)}) as agents:
+        (facts,) = agents.facts()
+    assert "No such file or directory: 'ssh'" in facts.problems[0]
+
+
+def test_one_machine_under_two_names_and_a_meeting_on_loopback_are_refused(
+    tmp_path: Path, fake_ssh: Callable[[str], dict[str, str]]
+) -> None:
+    environ = fake_ssh('SSH_CONNECTION="10.0.0.9 4000 127.0.0.1 22" exec sh -c "$word"')
+    hosts = (Host("gpu1", 1), Host("gpu1-ib", 1))
+    with HostAgents(hosts, Inquiry("", tmp_path), tmp_path, environ) as agents:
+        first, second = agents.facts()
+    assert any("is reached at 127.0.0.1" in problem for problem in first.problems)
+    assert not any("same machine" in problem for problem in first.problems)
+    assert "is the same machine as gpu1: name it once, with all its slots" in second.problems
+    with HostAgents(hosts[:1], Inquiry("", tmp_path), tmp_path, environ) as agents:
+        assert agents.facts()[0].problems == (), "a host alone may meet itself on loopback"
+
+
+def test_how_a_user_reached_this_machine_says_nothing_about_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "127.0.0.1 4000 127.0.0.1 22")  # through a tunnel
+    with HostAgents(HERE, Inquiry("", tmp_path), tmp_path, environment()) as agents:
+        own = facts({"packages": [], "token": "", "token_path": "", "interface": "", "port": 0})["own_address"]
+        assert agents.facts()[0].address == own
 
 
 def test_a_busy_port_is_passed_over() -> None:
@@ -133,3 +169,17 @@ def test_an_interface_is_looked_up_by_name(tmp_path: Path) -> None:
     assert facts({**request, "interface": "lo"})["address"] == "127.0.0.1"
     assert facts({**request, "interface": "nope0"})["address"] == "no interface nope0"
     assert "No such file" in facts({**request, "interface": ""})["shared"]
+
+
+def problems_of(folder: Path, *names: str) -> list[str]:
+    """Return what is wrong with hosts that all are this machine, asked without ssh."""
+    hosts = [Host(name, 1) for name in names]
+    with HostAgents(hosts, Inquiry("", folder), folder, environment()) as agents:
+        return ["; ".join(facts.problems) for facts in agents.facts()]
+
+
+def test_a_name_that_means_another_machine_on_each_host_is_a_problem_where_there_are_several(tmp_path: Path) -> None:
+    first, second = problems_of(tmp_path, "localhost", socket.gethostname())
+    assert f"write {socket.gethostname()} instead of localhost" in first
+    assert "is the same machine as localhost" in second
+    assert problems_of(tmp_path, "localhost") == [""]

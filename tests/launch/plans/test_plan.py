@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from launch.plans.choose import NO_MPI_NOTE, LaunchOptions, choose_launcher, make_plan
-from launch.plans.deepspeed import SSH_OPTIONS, deepspeed_plan
-from launch.plans.environment import carried_environment, rank_environment
+from launch.plans.choose import NO_MPI_NOTE, LaunchOptions, make_plan
+from launch.plans.deepspeed import SSH_OPTIONS, deepspeed_plan, local_deepspeed_plan
+from launch.plans.environment import rank_environment
 from launch.plans.hosts import Host, host_of_rank
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import RankProgram, plain_word, single_plan, text_of_word
-from launch.plans.slurm import srun_deepspeed_plan, srun_plan
+from launch.plans.slurm import srun_plan
 from launch.plans.tools import Tools
 from launch.recipe import load_recipe
-from launch.supervise.preflight import _check_metrics, require_starters
-from nd_dist.config import EvaluationConfig
+from launch.supervise.preflight import check_metrics, require_starters
+from nd_dist.config import EvaluationConfig, SlurmConfig
 from nd_dist.errors import ConfigError, DataError
 
 HOSTILE = Path("/data/a run with $HOME, 'quotes' and %h/config.yaml")
@@ -25,17 +25,19 @@ HOSTILE_PROGRAM = RankProgram("launch.ranks.train", HOSTILE, "L1")
 RANK = ["launch.ranks.rank", "launch.ranks.train", "/runs/a/config.yaml", "L1"]
 TOOLS = Tools("/env/bin/python", "/env/bin/mpirun", "mpich", 29501, "10.0.0.1", "/usr/bin/mpirun", "/usr/bin:/bin")
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/code"}
+SLURM = SlurmConfig()
 TWO_HOSTS = (Host("node1", 2), Host("node2", 2))
 DEEPSPEED = ["/env/bin/python", "-m", "deepspeed.launcher.runner"]
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
-DEEPSPEED_LAUNCHERS = ["deepspeed-pdsh", "deepspeed-openmpi", "deepspeed-mpich"]
+DEEPSPEED_LAUNCHERS = ["deepspeed-pdsh", "deepspeed-openmpi"]
 
 
 def test_a_local_deepspeed_plan_is_the_documented_command() -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, (Host("localhost", 2),), "local")
+    plan = local_deepspeed_plan(PROGRAM, TOOLS, ENV, Host("localhost", 2))
     assert plan.ranks == 2
     assert list(plan.argv) == [
-        *DEEPSPEED, "--num_gpus", "2", "--master_port", "29501", "--no_local_rank", "--module", *RANK,
+        "/env/bin/python", "-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19",
+        "--master_addr=127.0.0.1", "--master_port=29501", "--no_local_rank", "--module", *RANK,
     ]  # fmt: skip
 
 
@@ -43,12 +45,11 @@ def test_a_pdsh_plan_names_each_slot_and_where_to_meet() -> None:
     plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh")
     assert list(plan.argv) == [
         *DEEPSPEED, "--hostfile", "/runs/a/.state/hostfile", "--force_multi", "--master_addr", "10.0.0.1",
-        "--launcher", "pdsh", "--include", "node1:0,1@node2:0,1", "--master_port", "29501", "--no_local_rank",
-        "--module", *RANK,
+        "--launcher", "pdsh", "--master_port", "29501", "--no_local_rank", "--module", *RANK,
     ]  # fmt: skip
     assert plan.ranks == 4
     assert plan.env == {**ENV, **MEETING}
-    assert plan.own_env == {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS}
+    assert plan.own_env == {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, "DS_ENV_FILE": "/dev/null"}
     assert plan.files == {Path("/runs/a/.state/hostfile"): "node1 slots=2\nnode2 slots=2\n"}
 
 
@@ -66,13 +67,6 @@ def test_an_openmpi_plan_carries_the_rendezvous_that_deepspeed_forgets() -> None
     ]  # fmt: skip
     assert plan.own_env["PATH"] == "/usr/bin:/usr/bin:/bin"
     assert "--include" not in plan.argv
-
-
-def test_an_mpich_plan_starts_the_rank_from_a_file_because_deepspeeds_helper_cannot_start_a_module() -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-mpich")
-    assert plan.argv[-4:] == ("/runs/a/.state/rank.py", *RANK[1:])
-    assert "--module" not in plan.argv
-    assert "launch.ranks.rank" in plan.files[Path("/runs/a/.state/rank.py")]
 
 
 def test_deepspeeds_own_parser_reads_every_plan_back() -> None:
@@ -93,8 +87,11 @@ def test_deepspeeds_own_parser_reads_every_plan_back() -> None:
 def test_mpich_and_openmpi_get_their_own_flags() -> None:
     mpich = mpirun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, is_remote=True)
     assert mpich.argv == (
-        "/env/bin/mpirun", "-n", "4", "-hosts", "node1:2,node2:2", "/env/bin/python", "-m", *RANK,
+        "/env/bin/mpirun", "-n", "4", "-launcher", "ssh", "-rmk", "user", "-hosts", "node1:2,node2:2",
+        "/env/bin/python", "-m", *RANK,
     )  # fmt: skip
+    here = mpirun_plan(PROGRAM, TOOLS, ENV, (Host("localhost", 2),))
+    assert here.argv[:5] == ("/env/bin/mpirun", "-n", "2", "-launcher", "fork")
     openmpi = mpirun_plan(PROGRAM, Tools("python", "mpirun", "openmpi"), ENV, TWO_HOSTS, is_remote=True)
     assert openmpi.argv == (
         "mpirun", "-n", "4", "--allow-run-as-root", "--oversubscribe", "-x", "PYTHONPATH",
@@ -111,29 +108,22 @@ def test_a_chosen_interface_reaches_mpi_gloo_and_nccl() -> None:
     assert any("btl_tcp_if_include ib0" in word for word in openmpi)
 
 
-def test_srun_starts_one_mpi_rank_per_slot() -> None:
-    assert srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS).argv == (
-        "srun", "--nodes", "2", "--ntasks", "4", "--ntasks-per-node", "2", "--mpi=pmi2", "--kill-on-bad-exit=1",
-        "--cpu-bind=none", "--overlap", "/env/bin/python", "-m", *RANK,
+def test_srun_starts_one_rank_per_slot_on_the_named_nodes_and_they_need_no_mpi() -> None:
+    plan = srun_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, SLURM, is_train=True)
+    assert plan.argv == (
+        "srun", "--nodes", "2", "--ntasks", "4", "--nodelist", "node1,node2", "--ntasks-per-node", "2",
+        "--distribution=block", "--mpi=none", "--kill-on-bad-exit=1", "--cpu-bind=none", "--overlap",
+        "/env/bin/python", "-m", *RANK,
     )  # fmt: skip
+    assert plan.env == {**ENV, **MEETING}
 
 
-def test_srun_starts_deepspeeds_launcher_once_per_node_and_the_node_fills_in_its_number() -> None:
-    plan = srun_deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS)
-    assert plan.argv[:11] == (
-        "srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--mpi=none", "--kill-on-bad-exit=1",
-        "--cpu-bind=none", "--overlap",
-    )  # fmt: skip
-    script = plan.argv[plan.argv.index("-c") + 1]
-    shown = subprocess.run(
-        ["bash", "-c", script.replace("exec", "printf '%s\\n'"), *plan.argv[plan.argv.index("-c") + 2 :]],
-        env={"SLURM_NODEID": "1"}, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert shown == [
-        *DEEPSPEED, "--hostfile", "/runs/a/.state/hostfile", "--no_ssh", "--master_addr", "10.0.0.1",
-        "--master_port", "29501", "--no_local_rank", "--node_rank", "1", "--module", *RANK,
-    ]  # fmt: skip
-    assert plan.ranks == 4
+def test_srun_is_given_the_node_of_each_rank_where_they_take_different_numbers() -> None:
+    plan = srun_plan(PROGRAM, TOOLS, ENV, (Host("node1", 3), Host("node2", 1)), SLURM, is_train=True)
+    assert "--distribution=arbitrary" in plan.argv
+    assert not {"--ntasks-per-node", "--nodelist"} & set(plan.argv)
+    order = Path("/runs/a/.state/ranks-by-host")
+    assert (plan.own_env, plan.files) == ({"SLURM_HOSTFILE": str(order)}, {order: "node1\nnode1\nnode1\nnode2\n"})
 
 
 @pytest.mark.parametrize("text", ["/plain/path-1.yaml", str(HOSTILE), "", "base64:x", "ü", "a\nb", "%n", "$(reboot)"])
@@ -144,7 +134,7 @@ def test_a_word_on_its_way_to_a_rank_survives_every_shell(text: str) -> None:
     assert not set(word) & set("%$'\" \\;&|<>()*?#~`\n")
 
 
-@pytest.mark.parametrize("launcher", ["local", *DEEPSPEED_LAUNCHERS])
+@pytest.mark.parametrize("launcher", DEEPSPEED_LAUNCHERS)
 def test_a_hostile_run_folder_is_one_plain_word_for_the_rank(launcher: str) -> None:
     plan = deepspeed_plan(HOSTILE_PROGRAM, TOOLS, ENV, TWO_HOSTS, launcher)
     assert text_of_word(plan.argv[-2]) == str(HOSTILE)
@@ -157,36 +147,36 @@ def test_a_python_that_pdshs_shell_would_change_is_refused() -> None:
         deepspeed_plan(PROGRAM, TOOLS, {"PYTHONPATH": "/co%de"}, TWO_HOSTS, "deepspeed-pdsh")
 
 
-def test_unequal_hosts_and_chosen_gpus_are_refused_where_the_launcher_cannot_express_them() -> None:
-    unequal, chosen = (Host("a", 2), Host("b", 1)), (Host("a", 1, (3,)), Host("b", 1))
-    with pytest.raises(ConfigError, match="same number of slots"):
-        deepspeed_plan(PROGRAM, TOOLS, ENV, unequal, "deepspeed-mpich")
-    with pytest.raises(ConfigError, match="same number of slots"):
-        srun_plan(PROGRAM, TOOLS, ENV, unequal)
-    for launcher in ("deepspeed-openmpi", "deepspeed-mpich"):
-        with pytest.raises(ConfigError, match="cannot choose GPUs"):
-            deepspeed_plan(PROGRAM, TOOLS, ENV, chosen, launcher)
+def test_what_a_launcher_cannot_express_is_refused() -> None:
+    chosen = (Host("a", 1, (3,)), Host("b", 1))
+    with pytest.raises(ConfigError, match="cannot choose GPUs"):
+        deepspeed_plan(PROGRAM, TOOLS, ENV, chosen, "deepspeed-openmpi")
     with pytest.raises(ConfigError, match="cannot choose GPUs"):
         mpirun_plan(PROGRAM, TOOLS, ENV, chosen, is_remote=True)
+    with pytest.raises(ConfigError, match="cannot choose GPUs"):
+        srun_plan(PROGRAM, TOOLS, ENV, chosen, SLURM, is_train=True)
+    for odd in (Host("a", 1, (3,), user="me"), Host("fd00::1", 1, (3,))):
+        with pytest.raises(ConfigError, match="by their names alone"):
+            deepspeed_plan(PROGRAM, TOOLS, ENV, (odd, Host("b", 1)), "deepspeed-pdsh")
+    openmpi = Tools("python", "mpirun", "openmpi")
+    for tools, odd in ((TOOLS, Host("fd00::1", 1)), (openmpi, Host("a", 1, user="me"))):
+        with pytest.raises(ConfigError, match="by their names alone"):
+            mpirun_plan(PROGRAM, tools, ENV, (odd, Host("b", 1)), is_remote=True)
+
+
+def test_pdsh_and_mpich_are_given_the_user_of_a_host() -> None:
+    hosts = (Host("node1", 2, user="me"), Host("node2", 2))
+    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, "deepspeed-pdsh")
+    assert plan.files == {Path("/runs/a/.state/hostfile"): "me@node1 slots=2\nnode2 slots=2\n"}
+    assert "me@node1:2,node2:2" in mpirun_plan(PROGRAM, TOOLS, ENV, hosts, is_remote=True).argv
 
 
 def test_a_missing_mpi_is_said_with_how_to_install_it() -> None:
     bare = Tools("python")
-    for launcher in ("deepspeed-openmpi", "deepspeed-mpich"):
-        with pytest.raises(ConfigError, match="install one"):
-            deepspeed_plan(PROGRAM, bare, ENV, TWO_HOSTS, launcher)
+    with pytest.raises(ConfigError, match="install one"):
+        deepspeed_plan(PROGRAM, bare, ENV, TWO_HOSTS, "deepspeed-openmpi")
     with pytest.raises(ConfigError, match="install one"):
         mpirun_plan(PROGRAM, bare, ENV, TWO_HOSTS)
-
-
-def test_the_environment_that_is_carried_over_is_explicit_and_holds_no_secret() -> None:
-    given = {
-        "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu", "HF_HOME": "/hf", "HF_TOKEN": "hf_x", "OMP_PROC_BIND": "true",
-        "UCX_TLS": "tcp", "HOME": "/root", "PATH": "/bin", "WANDB_API_KEY": "k", "DS_SECRET": "s",
-    }  # fmt: skip
-    assert carried_environment(given) == {
-        "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu", "HF_HOME": "/hf", "OMP_PROC_BIND": "true", "UCX_TLS": "tcp",
-    }  # fmt: skip
 
 
 def test_the_printed_line_splits_back_into_the_same_words_whatever_the_path_holds() -> None:
@@ -217,34 +207,7 @@ def test_ranks_come_from_the_option_then_from_the_recipe(tmp_path: Path) -> None
     assert make_plan("pack", load_recipe("demo"), LaunchOptions(hostfile=hostfile), TOOLS, "L").ranks == 8
     assert make_plan("pack", config, LaunchOptions(ranks=5, hostfile=hostfile), TOOLS, "L").ranks == 5
     left = LaunchOptions(hostfile=hostfile, exclude="a")
-    assert make_plan("pack", load_recipe("demo"), left, TOOLS, "L").argv[4] == "b:4"
-
-
-def test_auto_takes_pdsh_for_training_and_mpirun_for_the_rest_where_there_are_hosts() -> None:
-    hosts = LaunchOptions(hostfile=Path("hosts"))
-    assert [choose_launcher(command, hosts) for command in ("train", "pack")] == ["deepspeed-pdsh", "mpirun"]
-    assert choose_launcher("train", LaunchOptions()) == "local"
-
-
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("train", LaunchOptions(launcher="mpirun")),
-        ("pack", LaunchOptions(launcher="deepspeed-pdsh", hostfile=Path("hosts"))),
-        ("pack", LaunchOptions(launcher="bsub")),
-        ("pack", LaunchOptions(launcher="local", hostfile=Path("hosts"))),
-        ("train", LaunchOptions(launcher="srun", hostfile=Path("hosts"))),
-        ("train", LaunchOptions(launcher="deepspeed-openmpi")),
-        ("train", LaunchOptions(include="node1")),
-        ("train", LaunchOptions(launcher="srun")),
-    ],
-)
-def test_a_launcher_that_cannot_start_a_command_is_refused(
-    command: str, options: LaunchOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
-    with pytest.raises(ConfigError):
-        make_plan(command, load_recipe("demo"), options, TOOLS, "L")
+    assert "b:4" in make_plan("pack", load_recipe("demo"), left, TOOLS, "L").argv
 
 
 def test_ranks_are_told_how_many_threads_to_use_so_that_numbers_do_not_follow_the_machine() -> None:
@@ -259,8 +222,7 @@ def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: 
     plans = [
         *(deepspeed_plan(PROGRAM, TOOLS, ENV, hosts, launcher) for launcher in DEEPSPEED_LAUNCHERS),
         mpirun_plan(PROGRAM, TOOLS, ENV, hosts, is_remote=True),
-        srun_plan(PROGRAM, TOOLS, ENV, hosts),
-        srun_deepspeed_plan(PROGRAM, TOOLS, ENV, hosts),
+        srun_plan(PROGRAM, TOOLS, ENV, hosts, SLURM, is_train=True),
     ]
     for plan in plans:
         assert plan.ranks == ranks
@@ -270,25 +232,17 @@ def test_plans_of_64_and_512_ranks_place_every_rank_once(num_hosts: int, slots: 
         assert sum(map(len, plan.argv)) < 100_000  # a line that Linux takes
 
 
-def test_a_line_of_the_users_deepspeed_env_that_breaks_deepspeed_is_named(tmp_path: Path) -> None:
-    plan = deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-openmpi")
-    require_starters(plan, tmp_path)
-    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n# note\n")
-    with pytest.raises(ConfigError, match="line 2"):
-        require_starters(plan, tmp_path)
-
-
 def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="apt-get install pdsh"):
-        require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"), tmp_path)
+        require_starters(deepspeed_plan(PROGRAM, TOOLS, ENV, TWO_HOSTS, "deepspeed-pdsh"))
 
 
 def test_a_protocol_groups_or_judges_that_are_not_there_are_refused_before_ranks_start(tmp_path: Path) -> None:
-    _check_metrics(EvaluationConfig(protocol="takagi", judges_dir=tmp_path))
+    check_metrics(EvaluationConfig(protocol="takagi", judges_dir=tmp_path))
     with pytest.raises(ConfigError, match="metric protocol does not exist"):
-        _check_metrics(EvaluationConfig(protocol="takagy"))
+        check_metrics(EvaluationConfig(protocol="takagy"))
     with pytest.raises(ConfigError, match="metric networks"):
-        _check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))
+        check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))
     with pytest.raises(DataError, match="names groups of test images is missing"):
-        _check_metrics(EvaluationConfig(image_groups=tmp_path / "nothing.json"))
+        check_metrics(EvaluationConfig(image_groups=tmp_path / "nothing.json"))

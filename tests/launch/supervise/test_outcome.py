@@ -5,10 +5,10 @@ import pytest
 
 from launch.plans.hosts import Host
 from launch.plans.plan import LaunchPlan
-from launch.supervise.outcome import Evidence, Outcome
+from launch.supervise.outcome import Outcome
 from nd_dist.errors import DataError, NdDistError, RankFailure, Requeue, StorageError
 
-EVIDENCE = Evidence(lambda rank: Path(f"rank-{rank}.log"), Path("launcher.log"), lambda path: f"    | end of {path}")
+LOGS = Path("logs")
 PLAN = LaunchPlan((), {}, 4, hosts=(Host("node1", 2), Host("node2", 2)))
 LEASED = LaunchPlan((), {}, 4, is_leased=True, hosts=PLAN.hosts)
 ECHO = "RuntimeError: Connection closed by peer [10.0.0.2]:41000"
@@ -32,8 +32,8 @@ def done(rank: int) -> dict[str, Any]:
     return {"event": "rank_done", "launch": "L", "rank": rank}
 
 
-def outcome(*events: dict[str, Any], plan: LaunchPlan = PLAN, lost_host: str = "") -> Outcome:
-    made = Outcome("L", plan)
+def outcome(*events: dict[str, Any], plan: LaunchPlan = PLAN, lost_host: str = "", logs: Path = LOGS) -> Outcome:
+    made = Outcome("L", plan, logs)
     for event in [*(started(rank) for rank in range(4)), *events]:
         made.note(event)
     if lost_host:
@@ -43,26 +43,57 @@ def outcome(*events: dict[str, Any], plan: LaunchPlan = PLAN, lost_host: str = "
 
 def error_of(made: Outcome, stopped_by: str = "") -> NdDistError:
     with pytest.raises(NdDistError) as caught:
-        made.judge(EVIDENCE, 1, stopped_by)
+        made.judge(1, stopped_by)
     return caught.value
 
 
 def test_a_launch_whose_ranks_all_say_so_is_done_whatever_the_exit_code() -> None:
-    assert outcome(*(done(rank) for rank in range(4))).judge(EVIDENCE, 137, "") == []
+    assert outcome(*(done(rank) for rank in range(4))).judge(137, "") == []
+
+
+def test_leased_work_that_has_begun_goes_on_without_a_rank_and_before_that_it_fails() -> None:
+    began = {"event": "unit_began", "rank": 0, "phase": "decode", "unit": "s01"}
+    assert outcome(lost(3), plan=LEASED).has_failed
+    assert outcome(plan=LEASED, lost_host="node2").has_failed
+    assert not outcome(began, lost(3), plan=LEASED, lost_host="node2").has_failed
+    assert "Rank 3 on node2: it was killed" in str(error_of(outcome(lost(3), plan=LEASED)))
+
+
+def test_a_rank_that_is_killed_on_its_way_out_was_done() -> None:
+    assert not outcome(done(3), lost(3)).has_failed
+
+
+def test_ranks_that_did_not_start_in_time_are_named_by_host() -> None:
+    made = Outcome("L", PLAN, LOGS)
+    made.note(started(2))
+    assert not made.has_failed
+    made.start_s = 600
+    assert made.has_failed
+    error = error_of(made)
+    assert "3 of 4 ranks never started within 600 s: rank(s) 0, 1 on node1; rank(s) 3 on node2" in str(error)
+    assert "launch.start_s" in str(error)
+
+
+def test_a_rank_that_failed_is_a_better_cause_than_those_that_never_started() -> None:
+    made = Outcome("L", PLAN, LOGS)
+    made.note(failed(0, "ValueError", 4, "ValueError: boom"))
+    made.start_s = 600
+    assert "Rank 0 on node1: ValueError: boom" in str(error_of(made))
 
 
 def test_leased_work_is_done_when_one_rank_says_so_and_the_dead_are_named() -> None:
     made = outcome(done(0), done(1), lost(2), plan=LEASED, lost_host="node2")
-    assert made.judge(EVIDENCE, 1, "") == [2, 3]
+    assert made.judge(1, "") == [2, 3]
     assert not made.has_failed
     assert made.open_ranks == []
 
 
-def test_a_killed_rank_is_blamed_and_not_the_peers_that_noticed_first() -> None:
-    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), lost(3)))
+def test_a_killed_rank_is_blamed_and_not_the_peers_that_noticed_first(tmp_path: Path) -> None:
+    (tmp_path / "rank-0003.log").write_text("end of rank 3\n")
+    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), lost(3), logs=tmp_path))
     assert isinstance(error, RankFailure)
     assert "Rank 3 on node2: it was killed by SIGKILL" in str(error)
-    assert "end of rank-3.log" in str(error)
+    assert "    | end of rank 3" in str(error)
 
 
 def test_a_killed_rank_of_leased_work_is_named_with_its_host_and_the_unit_it_had_taken() -> None:
@@ -103,11 +134,13 @@ def test_a_host_that_leaves_after_its_ranks_were_done_is_no_failure() -> None:
     assert not outcome(done(2), done(3), lost_host="node2").has_failed
 
 
-def test_a_full_disk_is_exit_code_4_with_rank_host_and_log() -> None:
-    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), failed(3, "StorageError", 4, "No space left")))
+def test_a_full_disk_is_exit_code_4_with_rank_host_and_log(tmp_path: Path) -> None:
+    (tmp_path / "rank-0003.log").write_text("end of rank 3\n")
+    full = failed(3, "StorageError", 4, "No space left")
+    error = error_of(outcome(failed(0, "RuntimeError", 4, ECHO), full, logs=tmp_path))
     assert (type(error), error.exit_code) == (StorageError, 4)
     assert "Rank 3 on node2: No space left" in str(error)
-    assert "rank-3.log" in str(error)
+    assert "rank-0003.log" in str(error)
     assert "end of" not in str(error), "the cause is known: no tail of a log with a traceback"
 
 

@@ -101,8 +101,9 @@ def test_the_last_or_the_best_decoder_is_evaluated_and_a_missing_one_is_named(tm
     stage = stage_dir(tmp_path, 2)
     with pytest.raises(CheckpointError, match="no best decoder of stage 2"):
         _check_decoder(best)
+    small = last.decoder.model_copy(update={"hidden_size": 8, "prior_depth": 0})
     for name in ("model", "best-0000004"):
-        Decoder(last.decoder.model_copy(update={"hidden_size": 8, "prior_depth": 0}), {1: 5}, []).save(stage / name)
+        Decoder(small, {1: 5}, [TargetSpec("c", "semantic", (2, 3))]).save(stage / name)
     write_best(stage, "best-0000004", 4, {"loss": 1.0})
     assert decoder_dir(last) == stage / "model"
     assert decoder_dir(best) == stage / "best-0000004"

@@ -73,6 +73,25 @@ def test_sigterm_to_the_launcher_lets_the_ranks_save_and_leaves_none_behind(conf
     assert_gone(rank_pids(config, 2))
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing_and_other_signals_do(config: Config) -> None:
+    process = start_launcher(config, before=("nohup",))
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in tree:
+        each.send_signal(signal.SIGHUP)
+    time.sleep(3)  # every guard has looked at its signals by then
+    assert all(each.is_running() for each in tree)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=HANG_S)
+    assert b"Stopped by SIGTERM" in text
+    assert_gone(rank_pids(config, 2))
+
+
+def test_ranks_of_another_world_than_the_launchs_are_refused_before_their_work(config: Config) -> None:
+    with pytest.raises(WorldError, match=r"another number of ranks(.|\n)*"):
+        run(config, replace(plan_of(config, "finish", 2), ranks=3))
+    assert not [event for event in read_events(events_path(config.run_dir, 0)) if event["event"] == "progress"]
+
+
 def test_a_rank_that_ignores_the_stop_is_killed_after_the_grace(config: Config) -> None:
     process = start_launcher(config, "deaf", grace_s=2)
     process.send_signal(signal.SIGTERM)

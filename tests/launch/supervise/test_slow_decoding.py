@@ -13,11 +13,12 @@ from launch.plans.hosts import Host
 from launch.plans.mpi import mpirun_plan
 from launch.plans.plan import RankProgram
 from launch.plans.tools import find_tools
-from launch.recipe import write_config
+from launch.recipe import config_path, config_yaml
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import LaunchConfig
 from nd_dist.events import events_path, read_events
+from nd_dist.files import write_text
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
 from tests.nd_dist.evaluation.slow_world import TARGET_S
@@ -36,7 +37,7 @@ def test_slow_decoding_is_shared_by_the_ranks_shown_and_not_taken_for_hung(tmp_p
     specs = [TargetSpec(name, role_of(name), shape) for name, shape in SHAPES.items()]
     Decoder(prior, {1: NUM_VOXELS[1]}, specs).save(tmp_path / "decoder")
     config = config.model_copy(update={"launch": LaunchConfig(silence_s=SILENCE_S)})
-    write_config(config)
+    write_text(config_path(config), config_yaml(config))
     module = "tests.support.slow_decoding"
     program = RankProgram(module, (config.run_dir / "config.yaml").resolve(), "L", is_leased=True)
     plan = mpirun_plan(program, find_tools(), {"OMP_NUM_THREADS": "1"}, (Host("localhost", 2),))

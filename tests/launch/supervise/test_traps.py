@@ -19,7 +19,7 @@ from rich.console import Console
 from launch.plans.deepspeed import deepspeed_plan
 from launch.plans.environment import environment
 from launch.plans.hosts import Host
-from launch.plans.plan import RankProgram
+from launch.plans.plan import RANK_MODULE, LaunchPlan, RankProgram
 from launch.plans.tools import find_tools
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
@@ -151,7 +151,9 @@ def test_traps_3_and_4_deepspeed_says_0_for_a_job_without_launcher_and_nd_neithe
     config: Config,
 ) -> None:
     program = RankProgram("tests.support.rank_program", config.run_dir / "config.yaml", "L", ("kill-launcher",))
-    plan = deepspeed_plan(program, find_tools(), {}, (Host("localhost", 2),), "local")
+    runner = (sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()))
+    words = ("--no_local_rank", "--module", RANK_MODULE, *program.arguments)
+    plan = LaunchPlan((*runner, *words), {}, 2)
     with pytest.raises(RankFailure, match="exit code 0 of the launcher") as caught:
         run_plan(Launch("rank_program", config.run_dir, "L", plan), Watcher(Console()), environment())
     assert caught.value.exit_code == 4
@@ -242,7 +244,6 @@ def test_trap_7_deepspeed_has_no_elasticity_any_more_and_nd_asks_for_none() -> N
     result = python(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == ["refused", "None"]
-    plan = deepspeed_plan(
-        RankProgram("launch.ranks.train", Path("/c.yaml"), "L"), find_tools(), {}, (Host("a", 1),), "local"
-    )
+    program = RankProgram("launch.ranks.train", Path("/c.yaml"), "L")
+    plan = deepspeed_plan(program, find_tools(), {}, (Host("a", 1),), "deepspeed-pdsh")
     assert not any("elastic" in word for word in plan.argv)

@@ -84,6 +84,7 @@ def test_levels_are_rounded_to_float32_as_released() -> None:
         ("rescale_betas_zero_snr", True),
         ("clip_sample", True),
         ("thresholding", True),
+        ("_class_name", "LCMScheduler"),
     ],
 )
 def test_what_the_sampler_does_not_do_is_refused_by_key(key: str, value: object) -> None:

@@ -18,11 +18,13 @@ import torch
 from nd_dist.comm import Comm
 from nd_dist.errors import CheckpointError, DataError, Requeue
 from nd_dist.evaluation.job import Job
+from nd_dist.evaluation.partial import partial_metrics
 from nd_dist.evaluation.points.units import Point, grid_points
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.results import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation
+from nd_dist.report.report import write_report
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
 from tests.support.waiting import HANG_S, wait_until
 
@@ -75,7 +77,7 @@ def test_the_metrics_file_has_both_points_with_all_metrics(world: Path) -> None:
     for point in metrics["points"]:
         assert set(point["metrics"]) == expected
         for item in point["metrics"].values():
-            assert item["ci_low"] <= item["value"] <= item["ci_high"]
+            assert (item["ci_low"], item["ci_high"]) == (None, None), "four images give no interval"
             assert item["n"] == TEST_IMAGES
     assert [entry["against"] for entry in metrics["comparisons"]] == ["no guidance"]
 
@@ -152,6 +154,38 @@ def test_another_seed_in_the_same_folder_is_kept_apart_and_comes_back_untouched(
     assert numbers(world / "seeds") == numbers(world / "run")
     work = events(world / "seeds", "evaluation_done")[-1]["work"]
     assert work["reconstruct"]["done"] == 0
+
+
+def test_points_of_other_images_are_set_aside_with_a_word_and_come_back(world: Path) -> None:
+    shutil.copytree(world / "run", world / "fewer")
+    before = numbers(world / "fewer")
+    job = toy_job(world, "fewer", num_images=2)
+    run(job)
+    assert events(world / "fewer", "notice")[-1]["message"].startswith(
+        "2 points of other settings or images set aside"
+    )
+    run(toy_job(world, "fewer"))
+    assert "2 points of these settings brought back" in events(world / "fewer", "notice")[-1]["message"]
+    assert numbers(world / "fewer") == before
+
+
+def test_a_run_that_goes_on_has_metrics_of_what_all_points_share(world: Path) -> None:
+    shutil.copytree(world / "run", world / "half")
+    job = toy_job(world, "half")
+    (world / "half" / "metrics.json").unlink()
+    for image in (1, 3):
+        shutil.rmtree(job.layout.judged(job.points[1], 1) / f"image-{image:05d}")
+    found = partial_metrics(job.config)
+    assert found["images"] == {"1": [0, 2]}
+    assert found["simulated"], "its judges are those of the phantom"
+    assert "2 images of subject 1 at all of them" in found["partial"]
+    alone = run(toy_job(world, "half", image_groups=None, num_images=None))
+    for point in found["points"]:
+        assert set(point["metrics"]) >= {"pixcorr", "mixer", "depthwise"}
+        assert point["metrics"]["pixcorr"]["n"] == 2
+    assert [p["kappa"] for p in found["points"]] == [p["kappa"] for p in alone["points"]]
+    page = write_report(world / "half", partial=found)
+    assert (page.name, "Not finished: 2 of" in page.read_text()) == ("report.partial.html", True)
 
 
 def test_another_protocol_makes_no_picture_again(world: Path) -> None:

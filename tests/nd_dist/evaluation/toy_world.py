@@ -76,7 +76,7 @@ def toy_picture(image_id: int, size: int = PICTURE_SIZE) -> npt.NDArray[np.uint8
     return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8)
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, prior_depth: int = 0) -> None:
     """Write Stable Diffusion, guidance CLIP, judges and a decoder with random weights."""
     write_stable_diffusion(folder / "models" / "stable-diffusion")
     write_clip(folder / "models" / "clip-vision")
@@ -84,9 +84,9 @@ def write_models(folder: Path) -> None:
         torch.manual_seed(index)
         phantom_judges.JudgeNetwork(kind, 3, 2).save(folder / "models" / "judges" / kind)
     torch.manual_seed(9)
-    config = toy_config(folder)
+    decoder = toy_config(folder).decoder.model_copy(update={"prior_depth": prior_depth, "prior_dim_head": 8})
     specs = [TargetSpec(name, role_of(name), shape) for name, shape in SHAPES.items()]
-    Decoder(config.decoder, NUM_VOXELS, specs).save(folder / "decoder")
+    Decoder(decoder, NUM_VOXELS, specs).save(folder / "decoder")
 
 
 def toy_config(folder: Path, run: str = "run", num_steps: int = 4, **evaluation: Any) -> Config:

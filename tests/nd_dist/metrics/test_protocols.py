@@ -8,9 +8,11 @@ from nd_dist.errors import ConfigError
 from nd_dist.metrics.protocols import PROTOCOLS, protocol_named
 from nd_dist.metrics.table import METRICS, metric_of, ordered
 
+OTHERS = ("brain-diffuser", "dynadiff", "takagi")
+
 
 def test_all_protocols_of_the_field_are_there_and_are_json() -> None:
-    assert set(PROTOCOLS) == {"nd", "paper", "mindeye2", "mindeye1", "brain-diffuser", "dynadiff", "takagi"}
+    assert set(PROTOCOLS) == {"nd", "paper", "mindeye2", "mindeye1", "mindbridge", *OTHERS}
     for protocol in PROTOCOLS.values():
         assert json.loads(json.dumps(protocol.describe()))["name"] == protocol.name
 
@@ -22,6 +24,12 @@ def test_protocols_differ_where_the_released_code_does() -> None:
     assert (mindeye2.judges.efficientnet_weights, diffuser.judges.efficientnet_weights) == ("V2", "V1")
     assert (mindeye2.judges.inception, diffuser.judges.inception) == (342, 224)
     assert (mindeye2.num_test_images, protocol_named("mindeye1").num_test_images) == (1000, 982)
+
+
+def test_mindbridge_is_mindeye1_without_the_first_resize() -> None:
+    first, bridge = protocol_named("mindeye1").settings(), protocol_named("mindbridge").settings()
+    assert {name for name in first if first[name] != bridge[name]} == {"recon_first", "original_first"}
+    assert bridge["recon_first"]["size"] is None
 
 
 def test_what_the_authors_did_otherwise_is_listed() -> None:

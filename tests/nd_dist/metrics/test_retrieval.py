@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nd_dist.metrics.published import AUTHORS_DIRECTION, PUBLISHED
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
 
 
@@ -44,3 +45,25 @@ def test_mean_and_interval_are_those_of_the_draws() -> None:
     assert found.ci_high - found.mean == pytest.approx(1.96 * np.std(each) / np.sqrt(10))
     assert found.num_candidates == 30
     assert retrieve(cosines.T, picks, find="brain").each.tolist() == found.each.tolist()
+
+
+def authors_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """MindEye2's ``batchwise_cosine_similarity``: rows of the result are the *second* argument."""
+    return cosine_matrix(first, second).T
+
+
+def test_a_published_row_has_the_directions_that_its_authors_functions_compute() -> None:
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((60, 8))
+    brains = 0.6 * images + rng.standard_normal((60, 8))
+    forward = np.mean(authors_similarity(brains, images).argmax(axis=1) == np.arange(60))  # printed as "fwd"
+    backward = np.mean(authors_similarity(images, brains).argmax(axis=1) == np.arange(60))  # printed as "bwd"
+    cosines = cosine_matrix(brains, images)
+    ours = {"image_retrieval": image_hits(cosines).mean(), "brain_retrieval": brain_hits(cosines).mean()}
+    assert forward != backward
+    assert (ours[AUTHORS_DIRECTION["fwd"]], ours[AUTHORS_DIRECTION["bwd"]]) == (forward, backward)
+    first = next(row for row in PUBLISHED if row.is_first_hand)  # its notebook prints fwd .9996, bwd .9987
+    assert (first.values["brain_retrieval"], first.values["image_retrieval"]) == pytest.approx((0.9996, 0.9987))
+    quoted = [row for row in PUBLISHED if "direction not known" in row.note]
+    assert {row.method for row in quoted} == {"MindEye2", "MindTuner", "ROITok (IP-Adapter)"}
+    assert not [name for row in quoted for name in row.values if "retrieval" in name]

@@ -9,16 +9,19 @@ from scipy.spatial.distance import correlation
 
 from nd_dist.metrics.agreement import repeat_agreement
 from nd_dist.metrics.bootstrap import (
+    MIN_IMAGES,
     difference,
-    interval,
     mean_of,
     mean_resampled,
+    percentiles,
     resample_counts,
+    two_way_added,
     two_way_of,
     two_way_resampled,
 )
 from nd_dist.metrics.distance import correlation_distance
-from nd_dist.metrics.identification import correlation_matrix, wins
+from nd_dist.metrics.identification import correlation_matrix, two_way_each, wins
+from nd_dist.metrics.permutation import flip_p_values
 from nd_dist.metrics.pixel import Picture, pixel_correlation
 
 
@@ -63,9 +66,23 @@ def test_the_mean_does_not_depend_on_the_order_of_the_images() -> None:
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors() -> None:
     values = np.random.default_rng(1).normal(0.5, 0.2, size=400)
-    found = interval(mean_of(values), mean_resampled(values, resample_counts(400, 2000, 0)), 400)
-    assert found.ci_low < found.value < found.ci_high
-    assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.1)
+    low, high = percentiles(mean_resampled(values, resample_counts(400, 2000, 0)), 400)
+    assert low is not None
+    assert high is not None
+    assert low < mean_of(values) < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.1)
+
+
+def test_few_images_give_no_interval_and_a_dozen_give_one_that_holds() -> None:
+    rng, held = np.random.default_rng(3), 0
+    assert percentiles(rng.standard_normal(100), MIN_IMAGES - 1) == (None, None)
+    counts = resample_counts(12, 1000, 0)
+    for _ in range(1000):
+        low, high = percentiles(mean_resampled(rng.standard_normal(12), counts), 12)
+        assert low is not None
+        assert high is not None
+        held += low < 0 < high
+    assert 930 <= held <= 970, "the plain percentile interval holds the truth about 910 times"
 
 
 def resampled_two_way_by_hand(correlations: np.ndarray, draws: np.ndarray) -> float:
@@ -102,8 +119,21 @@ def test_a_paired_difference_is_sharper_than_the_intervals_of_its_sides() -> Non
     counts = resample_counts(200, 1000, 0)
     sides = [(mean_of(values), mean_resampled(values, counts)) for values in (better, easy)]
     found = difference(sides[0], sides[1], 200)
+    assert found.ci_low is not None
+    assert found.ci_high is not None
     assert found.ci_low > 0
-    assert found.p < 0.01
     assert found.ci_high - found.ci_low < 0.02
     same = difference(sides[1], sides[1], 200)
-    assert (same.value, same.ci_low, same.ci_high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (same.value, same.ci_low, same.ci_high) == (0.0, 0.0, 0.0)
+    assert flip_p_values(np.stack([better - easy, easy - easy])) == [1e-4, 1.0]
+
+
+def test_what_images_add_to_two_way_identification_is_its_mean_in_both_directions() -> None:
+    rng = np.random.default_rng(4)
+    reals = rng.standard_normal((9, 5))
+    correlations = correlation_matrix(reals, reals + 3 * rng.standard_normal((9, 5)))
+    for distractors in ("real", "reconstruction"):
+        won = wins(correlations, distractors).astype(int)
+        assert two_way_added(won, distractors).mean() == pytest.approx(two_way_of(won), abs=1e-15)
+    shares = two_way_added(wins(correlations, "real").astype(int), "real")
+    assert shares == pytest.approx(two_way_each(correlations, "real"))

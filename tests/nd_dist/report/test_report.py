@@ -21,7 +21,7 @@ from nd_dist.metrics.table import metric_of
 from nd_dist.report import figures
 from nd_dist.report.figures import write_figures
 from nd_dist.report.findings import Findings
-from nd_dist.report.report import write_report
+from nd_dist.report.report import render, write_report
 from nd_dist.report.svg import Cell, curve, heat_map
 from nd_dist.report.table_files import latex_text
 from nd_dist.report.tables import probability, verdict
@@ -70,7 +70,8 @@ def test_the_page_refers_to_nothing_outside_itself(run_dir: Path) -> None:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
         for name in ("src", "href", "srcset", "data", "action"):
             value = attributes.get(name)
-            assert value is None or value.startswith("data:image/"), (tag, name)
+            is_beside = (tag, name, value) == ("a", "href", "images.html")
+            assert value is None or value.startswith("data:image/") or is_beside, (tag, name)
     assert "url(" not in text
     assert "@import" not in text
     assert "http://" not in text
@@ -90,8 +91,12 @@ def test_the_page_says_that_data_are_simulated_and_names_protocol_and_provenance
     metrics = json.loads((run_dir / "metrics.json").read_text())
     for needed in ("phantom NSD, not human brains", "Protocol: nd", metrics["provenance"]["config_hash"], "PixCorr"):
         assert needed in text
-    assert text.count('class="heat"') == 4
-    assert text.count('class="curve"') == 2
+    for name in ("PixCorr over η", "PixCorr of each image, subject 1", "Stage 1 (all other subjects): loss"):
+        assert f'aria-label="{name}' in text
+    assert text.count('class="tile"') == 7, "PixCorr, SSIM and the judges; agreement of repeats is no headline"
+    assert 'class="scale"' in text
+    for needed in ("It stands where the field has AlexNet(2)", "device-hours", "a picture made and judged"):
+        assert needed in text
 
 
 def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:
@@ -118,13 +123,29 @@ def test_the_markdown_table_has_a_line_per_point_and_labels_simulated_data(run_d
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_the_page_of_all_images_shows_every_image_of_the_run_from_its_folder(run_dir: Path) -> None:
+    sources = [str(image["src"]) for image in Page((run_dir / "images.html").read_text()).of("img")]
+    assert len(sources) == 3 * 3, "seen, without and with guidance"
+    assert all((run_dir / source).is_file() for source in sources)
+
+
+def test_two_runs_stand_beside_each_other(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "other")
+    page = write_report(tmp_path / "other", beside=run_dir).read_text()
+    assert f"other beside {run_dir.name}" in page
+    assert f"{run_dir.name}, without guidance" in page
+    path = tmp_path / "other" / "metrics.json"
+    path.write_text(path.read_text().replace('"protocol": "nd"', '"protocol": "paper"'))
+    assert "not comparable: protocols nd, paper" in render(Findings(run_dir), Findings(tmp_path / "other"))
+
+
 def test_a_run_without_guidance_alone_can_be_reported(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
     path = tmp_path / "run" / "metrics.json"
     metrics = json.loads(path.read_text())
     path.write_text(json.dumps({**metrics, "points": metrics["points"][:1], "controls": [], "comparisons": []}))
     text = write_report(tmp_path / "run").read_text()
-    assert "Without guidance" in text
+    assert "without guidance" in text
     assert 'class="heat"' not in text
 
 
@@ -186,8 +207,8 @@ def test_a_curve_is_drawn_for_any_finite_losses(values: list[float]) -> None:
     assert all(0 <= number <= 460 for number in numbers)
 
 
-def test_a_difference_is_only_called_better_when_its_interval_excludes_zero() -> None:
-    clear, unclear = {"value": 0.1, "ci_low": 0.05, "ci_high": 0.2}, {"value": 0.1, "ci_low": -0.05, "ci_high": 0.2}
+def test_a_difference_is_only_called_better_when_it_is_significant() -> None:
+    clear, unclear = {"value": 0.1, "p": 0.05}, {"value": 0.1, "p": 0.051}
     assert verdict(metric_of("pixcorr"), clear) == "better"
     assert verdict(metric_of("swav"), clear) == "worse"
     assert verdict(metric_of("pixcorr"), unclear) == "unclear"
@@ -199,6 +220,7 @@ def test_controls_stand_in_the_table_and_absent_metrics_say_why(run_dir: Path) -
     for label in ("chance: shuffled inputs", "nearest training image", "ceiling: true embeddings"):
         assert label in text
     assert "LPIPS: no folder of metric networks was given" in text
+    assert "AlexNet(2): no folder of metric networks was given" in text
     assert "compare only rows of one protocol" in text
     assert "its notebook final_evaluations" in text
 

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,36 @@ def test_a_full_disk_leaves_the_checkpoint_before_valid(
     events = run(copied)
     assert next(event for event in events if event["event"] == "checkpoint_loaded")["step"] == 4
     assert losses(events)[2, 5] == losses(finished[1])[2, 5]
+
+
+def test_checkpoints_are_due_by_the_clock_too_and_one_that_outlasts_a_stop_is_said(tmp_path: Path) -> None:
+    config = small_recipe(tmp_path, stages=(1,), checkpoint_every=1000, checkpoint_every_s=1, keep_checkpoints=99)
+    hasty = config.model_copy(update={"launch": config.launch.model_copy(update={"stop_grace_s": 0})})
+
+    def wait() -> bool:
+        time.sleep(0.6)
+        return False
+
+    events = run(hasty, should_stop=wait)
+    saved = [event["step"] for event in events if event["event"] == "checkpoint_saved"]
+    assert len(saved) >= 3
+    assert saved[-1] == 8
+    notices = [event["message"] for event in events if event["event"] == "notice"]
+    assert len(notices) == len(saved)
+    assert "set launch.stop_grace_s higher" in notices[0]
+
+
+@pytest.mark.slow
+def test_compiled_heads_train_the_same_and_keep_the_names_of_their_weights(
+    finished: tuple[Config, Events], tmp_path: Path
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles with g++ on the CPU")
+    config = small_recipe(tmp_path, stages=(1,), compile=True)
+    found, expected = losses(run(config)), losses(finished[1])
+    assert found == pytest.approx({key: loss for key, loss in expected.items() if key[0] == 1}, rel=1e-4)
+    models = [Decoder.load(c.run_dir / "checkpoints" / "stage1" / "model") for c in (config, finished[0])]
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
 
 
 def test_stage_two_alone_trains_from_scratch_but_not_beside_an_unfinished_stage_one(

@@ -19,7 +19,8 @@ def write(path: Path, count: int = 3) -> tuple[list[int], str, int]:
     with open_shard(path) as writer:
         for image_id in range(count):
             writer.add_array(image_key(image_id), "c.npy", header, np.full(5, image_id, "<f2").tobytes())
-    return [record.offset for record in writer.records], writer.sha256, writer.num_bytes
+    info = writer.info(path.name, "c", "shared")
+    return [record.offset for record in writer.records], info.sha256, info.bytes
 
 
 def test_offsets_hash_and_size_are_those_of_the_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nd_dist.errors import DataError
+from nd_dist.errors import CheckpointError, DataError
 from shards.format.index import Index
 from shards.packing.pack import plan_pack
 from shards.reading.reader import ShardReader
@@ -320,6 +320,20 @@ def test_a_stream_goes_on_exactly_after_the_folder_grew(phantom_dir: Path, tmp_p
     pack_alone(make_config(phantom_dir, folder, subjects=(1, 2, 3), targets=("z", "c"), int8_targets=("z",)))
     rest, _ = batches(5, state)
     assert begun + rest == whole
+
+
+def test_a_stream_of_one_session_goes_on_after_more_sessions_and_one_of_all_is_refused(
+    phantom_dir: Path, tmp_path: Path
+) -> None:
+    folder, settings = tmp_path / "shards", {"subjects": (1,), "targets": ("z",)}
+    wishes = [StreamConfig((1,), ("z",), 4, 3, sessions=sessions) for sessions in ((1,), None)]
+    pack_alone(make_config(phantom_dir, folder, **ONE_HOUR, **settings))
+    states = [TrialStream(ShardReader(folder), wish).state_dict() for wish in wishes]
+    pack_alone(make_config(phantom_dir, folder, **settings))
+    hour, every = (TrialStream(ShardReader(folder), wish) for wish in wishes)
+    hour.load_state_dict(states[0])
+    with pytest.raises(CheckpointError, match="not the data of the checkpoint"):
+        every.load_state_dict(states[1])
 
 
 def test_the_plan_of_a_folder_that_holds_something_tells_what_will_be_there(phantom_dir: Path, tmp_path: Path) -> None:

@@ -259,3 +259,18 @@ def test_a_disk_that_fills_while_a_block_is_written_is_an_error_without_a_half_f
     with pytest.raises(DataError, match="No space left"):
         node.get(file, fill_meanwhile, "url")
     assert [path for path in (small_disk / "cache").iterdir() if path.is_file()] == []
+
+
+def test_a_process_that_was_forked_during_a_download_does_not_keep_its_lock(tmp_path: Path) -> None:
+    path, (reads, writes) = tmp_path / "lock", os.pipe()
+    with cache._locked(path) as is_mine:
+        assert is_mine
+        if (child := os.fork()) == 0:
+            os.close(writes)
+            os.read(reads, 1)  # lives until its parent closes the other end
+            os._exit(0)
+    with cache._locked(path, wait=False) as is_mine:
+        assert is_mine
+    os.close(writes)
+    os.waitpid(child, 0)
+    os.close(reads)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,39 @@ def test_a_shard_cut_while_it_is_open_is_an_error(packed_copy: Path) -> None:
     (packed_copy / image_shard_path("z", "shared", 0)).write_bytes(b"x" * 700)
     with pytest.raises(DataError, match="the file ends"):
         reader.targets("z", ids)
+
+
+def test_a_shard_that_is_replaced_while_it_is_open_is_opened_again(packed_copy: Path) -> None:
+    """A repair during a training, or a file handle that a network folder forgot."""
+    reader = ShardReader(packed_copy)
+    image_id = reader.images(1, "test")[0]
+    right = reader.voxels(1, [image_id])
+    for row in reader.trials[(reader.trials["subject"] == 1) & (reader.trials["image"] == image_id)]:
+        path = packed_copy / reader.index.shards[row["shard"]].path
+        sound = path.read_bytes()
+        flip_byte(path, int(row["offset"]))  # what is open is wrong
+        (packed_copy / "new.tar").write_bytes(sound)
+        (packed_copy / "new.tar").rename(path)
+    np.testing.assert_array_equal(reader.voxels(1, [image_id]), right)
+
+
+def test_an_open_file_that_the_system_forgot_is_opened_again(
+    packed_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader(packed_dir)
+    image_id = reader.images(1, "test")[0]
+    right, preadv, failures = reader.voxels(1, [image_id]), os.preadv, [errno.ESTALE, errno.EIO]
+
+    def fails_first(*arguments: object) -> int:
+        if failures:
+            raise OSError(failures.pop(), "forgotten")
+        return preadv(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", fails_first)
+    for _ in range(2):
+        failures[:] = failures[:1]
+        np.testing.assert_array_equal(reader.voxels(1, [image_id]), right)
+        failures.append(errno.EIO)
 
 
 def test_few_open_files_serve_many_shards(packed_dir: Path) -> None:

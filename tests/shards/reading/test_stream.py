@@ -186,6 +186,15 @@ def test_the_state_is_json_and_the_same_on_every_rank(packed_dir: Path) -> None:
     assert states[0]["step"] == 3
 
 
+def test_a_state_of_as_many_other_trials_is_refused(packed_dir: Path) -> None:
+    hours = [make_stream(packed_dir, subjects=(1,), sessions=(session,)) for session in (1, 2, 3, 4)]
+    alike = [(a, b) for a in hours for b in hours if a is not b and a.num_items == b.num_items]
+    assert alike
+    for one, other in alike:
+        with pytest.raises(CheckpointError, match="where: trials"):
+            other.load_state_dict(one.state_dict())
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 6}, {"samples_per_subject": 6}, {"subjects": (1, 2)}, {"targets": ("z",)}, {"sessions": (1,)}]
 )
@@ -256,3 +265,31 @@ def test_settings_that_cannot_work_are_refused(packed_dir: Path) -> None:
         make_stream(packed_dir, targets=("g12",))
     with pytest.raises(ConfigError, match="no target"):
         make_stream(packed_dir, targets=("img",))
+    with pytest.raises(DataError, match="data.pictures=all"):  # pictures of test images only are packed
+        make_stream(packed_dir, pictures=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"subjects": (1, 1)}, "subjects, each once"),
+        ({"subjects": ()}, "subjects, each once"),
+        ({"targets": ("z", "z")}, "each target once"),
+        ({"seed": -1}, "a seed from 0"),
+        ({"seed": 2**64}, "a seed from 0"),
+        ({"samples_per_subject": 0}, "at least one sample"),
+        ({"threads": 0}, "at least one thread"),
+        ({"rank": -1}, "0 <= rank"),
+        ({"world_size": 0}, "0 <= rank"),
+        ({"sessions": ()}, "sessions from 1 on"),
+        ({"sessions": (0,)}, "sessions from 1 on"),
+        ({"heldout_fraction": 1.5}, "heldout_fraction"),
+        ({"split": "validation"}, "train"),
+        ({"dtype": "float16"}, "float32 or stored"),
+        ({"repeats": "all"}, "trials or mean"),
+    ],
+)
+def test_what_no_stream_can_deliver_is_refused_when_it_is_asked_for(wrong: dict[str, object], named: str) -> None:
+    settings = {"subjects": (1,), "targets": ("z",), "samples_per_subject": 6, "seed": 3, **wrong}
+    with pytest.raises(ConfigError, match=named):
+        StreamConfig(**settings)  # type: ignore[arg-type]

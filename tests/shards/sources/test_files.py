@@ -127,7 +127,7 @@ HEADER = "SUBJECT\tSESSION\tRUN\tTRIAL\t73KID\t10KID\n"
         (HEADER.replace("\t", ",") + "1,1,1,1,1,1\n", "no column 'SUBJECT' between"),
         (HEADER + "1\t1.0\t1\t1\t3\t2\n", "column 'SESSION' holds '1.0'"),
         (HEADER + "1\tnan\t1\t1\t3\t2\n", "column 'SESSION' holds 'nan'"),
-        (HEADER + "1\t1\t1\n", "column 'TRIAL' holds None"),
+        (HEADER + "1\t1\t1\n", "line 2 ends early"),
         (HEADER, "no row below the first line"),
         ("SUBJECT\tSESSION\n1\t1\n", "no column 'RUN'"),
         ("\x00\x01\x02", "responses.tsv"),
@@ -150,6 +150,14 @@ def test_columns_come_as_whole_numbers_and_words_whatever_else_the_table_holds(t
     numbers, words = read_columns(tmp_path / "a.csv", ",", ["id"], ["word"])
     assert numbers["id"].tolist() == [3, -1]
     assert words == {"word": ["a, b", "c"]}
+    # as a spreadsheet saves it
+    (tmp_path / "a.csv").write_text(
+        '\ufeffid,word,other\r\n3,"a, b",1.5\r\n', encoding="utf-8"
+    )  # saved by a spreadsheet
+    assert read_columns(tmp_path / "a.csv", ",", ["id"])[0]["id"].tolist() == [3]
+    (tmp_path / "a.csv").write_text("id,word,other\n3,a,1.5\n4,b\n")
+    with pytest.raises(DataError, match="line 3 ends early"):
+        read_columns(tmp_path / "a.csv", ",", ["id"])
 
 
 @pytest.mark.parametrize("change", ["shared", "ids from 1", "twice"])

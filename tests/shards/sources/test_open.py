@@ -6,9 +6,13 @@ import pytest
 
 from nd_dist.config import DataConfig
 from nd_dist.errors import ConfigError, DataError
+from shards.reading.reader import ShardReader
+from shards.sources.mindeye2 import EXPORT_RECORD
 from shards.sources.nsd import NsdReader
+from shards.sources.nsd_layout import PHANTOM_RECORD
 from shards.sources.open import open_reader
-from tests.shards.support import make_config
+from shards.upkeep.export_mindeye2 import export
+from tests.shards.support import make_config, pack_alone
 
 
 class ReaderOfAFriend(NsdReader):
@@ -62,3 +66,18 @@ def test_a_folder_of_another_layout_is_recognised(tmp_path: Path, sign: str, rea
     (tmp_path / sign).write_bytes(b"x")
     with pytest.raises(DataError, match=named):
         open_reader(make_config(tmp_path, tmp_path / "shards", reader=reader))
+
+
+def test_a_source_says_whether_its_data_are_made_up_and_packing_and_export_keep_it(
+    phantom_copy: Path, tmp_path: Path
+) -> None:
+    settings = {"subjects": (1,), "targets": (), "voxel_dtype": "float32"}
+    made_up = pack_alone(make_config(phantom_copy, tmp_path / "a", pictures="all", **settings))
+    export(ShardReader(tmp_path / "a"), tmp_path / "me2")
+    again = pack_alone(make_config(tmp_path / "me2", tmp_path / "b", reader="mindeye2", **settings))
+    assert (made_up.is_simulated, again.is_simulated) == (True, True)
+    (phantom_copy / PHANTOM_RECORD).unlink()  # as if these were a scanner's files, few as they are
+    (tmp_path / "me2" / EXPORT_RECORD).unlink()
+    assert pack_alone(make_config(phantom_copy, tmp_path / "c", **settings)).is_simulated is False
+    real = pack_alone(make_config(tmp_path / "me2", tmp_path / "d", reader="mindeye2", **settings))
+    assert real.is_simulated is False

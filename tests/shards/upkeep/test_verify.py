@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 
 from nd_dist.errors import DataError
 from shards.format.codec import image_shard_path, trial_shard_path
-from shards.format.index import Index
+from shards.format.index import Index, index_id, json_bytes
+from shards.format.tables import ABSENT, table_bytes
 from shards.reading.reader import ShardReader, trial_row_key
 from shards.reading.records import ShardFiles
 from shards.reading.selection import StreamConfig
@@ -140,6 +144,36 @@ def test_a_table_that_points_to_another_sample_is_found_although_all_hashes_agre
     problems = verify(config.shards_dir)
     assert {problem.shard for problem in problems} == {trial_shard_path(1, 2)}
     assert len({problem.sample for problem in problems}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("raw", lambda table: table[:-1], "164 rows instead of 165"),
+        ("trials", lambda table: table[:-1], "164 trials instead of 165|165 rows instead of 164"),
+        ("z", lambda table: table[:-3], "rows instead of"),
+        ("trials", lambda table: with_column(table, "subject", 9), r"trials of subjects \[9\]"),
+        ("trials", lambda table: with_column(table, "shard", 10**6), "1 rows name a shard"),
+        ("z", lambda table: with_column(table, "shard", 0), "1 rows name a shard that is none of z"),
+        ("z", lambda table: table["offset"], "another layout"),
+    ],
+)
+def test_tables_that_contradict_the_index_or_each_other_are_told_although_all_hashes_agree(
+    packed_copy: Path, name: str, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
+    index = Index.read(packed_copy)
+    content = index.model_dump(mode="json", exclude={"id"})
+    table = table_bytes(changed := change(index.table(name).copy()))
+    (packed_copy / content["tables"][name]["path"]).write_bytes(table)
+    sha256 = hashlib.sha256(table).hexdigest()
+    content["tables"][name] |= {"rows": len(changed), "bytes": len(table), "sha256": sha256}
+    (packed_copy / "index.json").write_bytes(json_bytes({**content, "id": index_id(content)}))
+    assert any(re.search(told, problem.what) for problem in verify(packed_copy))
+
+
+def with_column(table: np.ndarray, name: str, value: int) -> np.ndarray:
+    table[name][np.flatnonzero(table["shard"] != ABSENT)[0]] = value
+    return table
 
 
 def test_trials_that_are_not_normalized_are_found(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +24,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
-from benchmarks.support.gpu_budget import H100, Cost
+from benchmarks.support.gpu_budget import Cost, kernel_s
 
 aten = torch.ops.aten
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,7 +83,6 @@ class PretendedGpu(TorchDispatchMode):
         self.alive_bytes = self.peak_bytes = 0
         self.counts = Counts()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
-        self._one_thread = threading.RLock()
         self._storages: dict[int, object] = {}
 
     # -- operations --------------------------------------------------------------------------------------------------
@@ -111,7 +108,7 @@ class PretendedGpu(TorchDispatchMode):
             self._moved(args[1], args[0], bool(args[2]) if len(args) > 2 else False)
             return args[0].fill_(_constant(args[0].dtype))
         call = args, kwargs
-        with self._one_thread, self._fakes:
+        with self._fakes:
             if not all(isinstance(tensor, FakeTensor) for tensor in given):
                 call = tree_map_only(torch.Tensor, _shape_of, call)
             out = func(*call[0], **call[1])
@@ -147,10 +144,7 @@ class PretendedGpu(TorchDispatchMode):
         self.counts.kernels += 1
         self.counts.irreproducible.update([name] if name in IRREPRODUCIBLE else ())
         self.counts.float64 += any(tensor.dtype == torch.float64 for tensor in made)
-        count = flop_registry.get(func._overloadpacket)
-        flops = 0 if count is None else int(count(*call[0], **call[1], out_val=out))
-        dtype = str(made[0].dtype).removeprefix("torch.")
-        self.counts.gpu_s += H100.seconds(flops, dtype, sum(map(_bytes, [*given, *fresh])))
+        self.counts.gpu_s += kernel_s(func, call, out, given, fresh)
 
     def _moved(self, source: torch.Tensor, target: torch.Tensor, is_asynchronous: bool) -> None:
         """Count a copy between host and GPU; only one of pinned memory leaves the host free."""
@@ -160,7 +154,7 @@ class PretendedGpu(TorchDispatchMode):
         else:
             self.counts.to_device_bytes += _bytes(source)
             waits = not (is_asynchronous and source.is_pinned())
-        if waits:
+        if waits and _bytes(source):
             self.counts.waits[place()] += 1
 
     def _as_seen_from_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -178,8 +172,7 @@ class PretendedGpu(TorchDispatchMode):
         if name != "barrier" and not all(map(is_there, _tensors((*args, *(kwargs or {}).values())))):
             self.counts.cpu_collectives.append(f"{name} {place()}")
         work = FakeWork().boxed()
-        returned = {"allreduce": args[0], "broadcast": args[0], "allgather": args[0], "_allgather_base": args[0]}
-        return (returned[name], work) if name in returned else work
+        return (args[0], work) if len(func._schema.returns) > 1 else work
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -277,16 +270,14 @@ def _constant(dtype: torch.dtype) -> bool | float | int:
     return 0.5 if dtype.is_floating_point else 1
 
 
-class _Following(TorchDispatchMode):
-    """The same GPU in another thread: modes are a thread's own."""
-
-    def __init__(self, gpu: PretendedGpu) -> None:
-        super().__init__()
-        self._gpu = gpu
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
-        return self._gpu.__torch_dispatch__(func, types, args, kwargs)
+def _submitted(_pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+    """Stand in for ``ThreadPoolExecutor.submit``: fake tensors are for one thread, so the work is done at once."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work(*args, **kwargs))
+    except Exception as error:  # noqa: BLE001 - whoever asks for the result meets it there
+        future.set_exception(error)
+    return future
 
 
 class _Attention(TorchFunctionMode):
@@ -377,24 +368,16 @@ def pretended_gpu(memory_gb: float = 80.0) -> Iterator[PretendedGpu]:
         "reset_peak_memory_stats": lambda device=None: gpu.reset_peak(),
         "set_per_process_memory_fraction": lambda fraction, device=None: setattr(gpu, "fraction", fraction),
         "get_per_process_memory_fraction": lambda device=None: gpu.fraction,
+        "Event": lambda **_: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: gpu.counts.waits.update([place()]),
     }
-
-    def submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def there() -> Any:
-            with _Following(gpu), _Attention():
-                return work(*args, **kwargs)
-
-        return real_submit(pool, there)
-
-    real_submit = ThreadPoolExecutor.submit
     only_lift = torch._C._only_lift_cpu_tensors()
     with contextlib.ExitStack() as stack:
         for name, answer in says.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _moved))
-        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", submit))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", _submitted))
         stack.callback(torch._C._set_only_lift_cpu_tensors, only_lift)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is made on the host, then moved
         stack.enter_context(gpu)

@@ -8,7 +8,7 @@ import torch
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.scoring.groups import group_metrics, read_groups
-from nd_dist.evaluation.scoring.score import EACH, WINS, Statistics, scored_arrays
+from nd_dist.metrics.scores import EACH, WINS, Statistics, scored_arrays
 
 STATISTICS = Statistics(200, 0)
 IMAGES = [3, 5, 8, 13, 21, 34]
@@ -30,6 +30,7 @@ def test_a_group_scores_as_if_its_images_were_all() -> None:
     alone = scored_arrays(
         {EACH + "pixcorr": arrays[EACH + "pixcorr"][rows], WINS + "clip": arrays[WINS + "clip"][rows][:, rows]},
         2,
+        "real",
         STATISTICS,
     )
     assert found == {name: item.as_json() for name, item in alone.items()}
@@ -39,7 +40,7 @@ def test_a_group_scores_as_if_its_images_were_all() -> None:
 def test_the_group_of_all_images_has_the_metrics_of_all_images() -> None:
     arrays = made_up_arrays()
     found = group_metrics(arrays, IMAGES, {"all": tuple(IMAGES)}, 2, STATISTICS)["all"]
-    assert found == {name: item.as_json() for name, item in scored_arrays(arrays, 2, STATISTICS).items()}
+    assert found == {name: item.as_json() for name, item in scored_arrays(arrays, 2, "real", STATISTICS).items()}
 
 
 def test_images_that_were_not_evaluated_are_left_out_and_one_image_has_no_distractor() -> None:

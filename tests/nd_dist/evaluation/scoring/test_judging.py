@@ -144,3 +144,17 @@ def test_a_disk_that_fills_up_while_the_next_is_computed_is_an_error(tmp_path: P
         publisher.publish(tmp_path / "b", "f", {}, full)
     assert has_result(tmp_path / "a", "f")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_judge_that_gives_no_number_is_named_with_the_image_and_the_repeat(tmp_path: Path) -> None:
+    class Broken(MeanColour):
+        def features(self, pixels_BCHW: Tensor) -> Tensor:
+            features_BD = super().features(pixels_BCHW)
+            features_BD[3, 1] = float("nan")  # of two images with two repeats each: image 1, repeat 1
+            return features_BD
+
+    verdicts = write_images(tmp_path, 2)
+    with pytest.raises(DataError, match=r"(?s)judge colour gives NaN.*1, repeat 1"):
+        list(judge_all(verdicts, protocol_named("nd"), Judges([Broken()])))
+    assert has_result(verdicts[0].folder, verdicts[0].fingerprint)
+    assert not has_result(verdicts[1].folder, verdicts[1].fingerprint), "nothing wrong is kept"

@@ -12,19 +12,12 @@ from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.scoring import score
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import (
-    JudgedImages,
-    Scores,
-    Statistics,
-    compare,
-    resampled_arrays,
-    score_images,
-    scored_arrays,
-)
+from nd_dist.evaluation.scoring.score import JudgedImages, score_images
 from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named
+from nd_dist.metrics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
 
 NUM, REPEATS, WIDTH = 9, 3, 6
 JUDGES: dict[str, score.Score] = {"clip": "two_way", "swav": "distance"}
@@ -52,7 +45,8 @@ def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedI
 
 
 def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
-    return scored_arrays(dict(score_images(judged, JUDGES, protocol)), summed, Statistics(100, 0))[name].value
+    arrays = dict(score_images(judged, JUDGES, protocol))
+    return scored_arrays(arrays, summed, protocol.distractors, Statistics(100))[name].value
 
 
 def test_all_repeats_count_in_the_default_protocol(tmp_path: Path) -> None:
@@ -90,7 +84,8 @@ def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, mo
 
 def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
-    metrics = scored_arrays(dict(score_images(judged, JUDGES, protocol_named("nd"))), REPEATS, Statistics(100, 0))
+    arrays = dict(score_images(judged, JUDGES, protocol_named("nd")))
+    metrics = scored_arrays(arrays, REPEATS, "real", Statistics(100))
     assert {name: item.higher_is_better for name, item in metrics.items()} == {
         "pixcorr": True, "repeat_pixcorr": True, "clip": True, "swav": False,
     }  # fmt: skip
@@ -99,11 +94,12 @@ def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:
 def test_a_point_compared_with_itself_differs_by_nothing(tmp_path: Path) -> None:
     judged, _, _ = judged_images(tmp_path)
     arrays = dict(score_images(judged, JUDGES, protocol_named("nd")))
-    scored = scored_arrays(arrays, REPEATS, Statistics(100, 0))
-    scores = Scores({name: item.as_json() for name, item in scored.items()}, resampled_arrays(scored))
-    assert compare(scores, scores)
+    scored = scored_arrays(arrays, REPEATS, "real", Statistics(100))
+    kept = {key: array.numpy() for key, array in kept_arrays(scored).items()}
+    scores = Scores({name: item.as_json() for name, item in scored.items()}, tuple(range(NUM)), kept)
+    assert set(compare(scores, scores)) == {"pixcorr", "repeat_pixcorr", "clip", "swav"}
     for found in compare(scores, scores).values():
-        assert (found.value, found.ci_low, found.ci_high, found.p, found.n) == (0.0, 0.0, 0.0, 1.0, NUM)
+        assert (found.value, found.n) == (0.0, NUM)
 
 
 class Targets(ImageTargets):
@@ -116,10 +112,16 @@ class Targets(ImageTargets):
 
 
 def test_retrieval_is_three_hundred_way_with_enough_images_and_all_way_with_few() -> None:
-    exact = retrieval_metrics(Targets(0.0), Targets(0.0), "g12", list(range(310)), Statistics(100, 0))
+    exact, drawn = retrieval_metrics(Targets(0.0), Targets(0.0), "g12", list(range(310)), Statistics(100))
+    assert {key: len(array) for key, array in drawn.items()} == {
+        "draws.image_retrieval": 30,
+        "draws.brain_retrieval": 30,
+    }
     assert {item["value"] for item in exact.values()} == {1.0}
     assert {(item["candidates"], item["draws"]) for item in exact.values()} == {(300, 30)}
-    few = retrieval_metrics(Targets(1.0), Targets(0.0), "g12", list(range(20)), Statistics(100, 0))
-    assert {(item["candidates"], item["draws"], item["n"]) for item in few.values()} == {(20, 1, 20)}
+    few, _ = retrieval_metrics(Targets(1.0), Targets(0.0), "g12", list(range(20)), Statistics(100))
+    assert {(item["candidates"], item["draws"], item["n"], item["chance"]) for item in few.values()} == {
+        (20, 1, 20, 0.05)
+    }
     for item in few.values():
         assert item["ci_low"] <= item["value"] <= item["ci_high"]

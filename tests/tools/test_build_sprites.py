@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from nd_dist.files import read_json
-from shards.phantom import build_sprites
-from shards.phantom.build_sprites import SPRITE_SIZE, Selection, build, shrink
 from shards.phantom.sprites import DATA_DIR, sprites
+from tools import build_sprites
+from tools.build_sprites import SPRITE_SIZE, Selection, build, shrink
 
 
 def picture(color: tuple[int, int, int], box: tuple[int, int, int, int]) -> bytes:

@@ -1,7 +1,7 @@
-"""Builds ``data/sprites.npz`` and ``data/sprites.json`` from two npm archives; a maintainer runs it once.
+"""Builds the sprites of ``shards/phantom/data`` (npz and json) from two npm archives; a maintainer runs it once.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && npm pack emojibase-data@17.0.0
-    python -m shards.phantom.build_sprites lobehub-fluent-emoji-3d-1.1.0.tgz emojibase-data-17.0.0.tgz
+    python -m tools.build_sprites lobehub-fluent-emoji-3d-1.1.0.tgz emojibase-data-17.0.0.tgz
 
 The first archive holds the pictures (256x256 RGBA), the second names and groups them. ``data/selection.json`` says
 what is kept: things of the world, but no signs, symbols, clocks, flags, faces, hands and people, no weapons, no second

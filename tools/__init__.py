@@ -1,0 +1,1 @@
+"""Programs that a maintainer runs once, to make data that the packages ship."""
