@@ -81,6 +81,20 @@ class Config(Section):
             raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
         return self
 
+    @model_validator(mode="after")
+    def _decoder_and_training_agree(self) -> Config:
+        """Refuse a start that the network cannot have, and a ridge regression without its stage."""
+        decoder, training = self.decoder, self.training
+        is_affine = decoder.kind == "neuraldiffuser" and decoder.mixer == "official"
+        if training.start == "ridge" and not is_affine:
+            raise ValueError(
+                "training.start=ridge needs decoder.kind=neuraldiffuser and decoder.mixer=official, "
+                f"not {decoder.kind} and {decoder.mixer}"
+            )
+        if decoder.kind == "ridge" and 2 not in training.stages:
+            raise ValueError("decoder.kind=ridge is fitted in stage 2, which training.stages leaves out")
+        return self
+
     @property
     def shards_folder(self) -> Path:
         """Folder that is packed into.

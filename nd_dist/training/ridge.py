@@ -71,6 +71,65 @@ class Penalty:
     error: float
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a fit takes, counted from its sizes.
+
+    Args:
+        num_images: Images that are fitted to.
+        num_voxels: Voxels of the subject.
+        num_numbers: Numbers of all targets together.
+        largest: Numbers of the largest target.
+    """
+
+    num_images: int
+    num_voxels: int
+    num_numbers: int
+    largest: int
+
+    @classmethod
+    def of(cls, num_images: int, num_voxels: int, specs: Sequence[TargetSpec]) -> Cost:
+        """Return the cost of fitting these targets."""
+        sizes = [spec.numel for spec in specs]
+        return cls(num_images, num_voxels, sum(sizes), max(sizes))
+
+    @property
+    def rank(self) -> int:
+        """Directions of the basis, at most."""
+        return min(self.num_images - 1, self.num_voxels)
+
+    @property
+    def operations(self) -> int:
+        """Floating point operations of all ranks together."""
+        gram = min(self.num_images, self.num_voxels)
+        return 2 * self.num_images * (self.num_voxels * gram + self.rank * self.num_numbers) + 10 * gram**3
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory where a rank computes: voxels twice and the decomposition of their Gram matrix, then a block."""
+        gram = min(self.num_images, self.num_voxels)
+        basis = 8 * (2 * self.num_images * self.num_voxels + 3 * gram**2)
+        return max(basis, 8 * (self.num_images + 2 * min(self.largest, BLOCK)) * max(self.num_images, self.rank))
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of a rank beside that: one target of all images."""
+        return 4 * self.num_images * self.largest
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the model folder."""
+        return 4 * self.rank * (self.num_numbers + self.num_voxels)
+
+    def describe(self) -> str:
+        """Return the cost in words."""
+        return (
+            f"ridge regression: {self.num_images} images, {self.num_voxels} voxels, {self.num_numbers} numbers; about "
+            f"{self.operations / 1e12:.2g} TFLOP, a rank holds {self.device_bytes / 1e9:.2g} GB where it computes and "
+            f"{self.host_bytes / 1e9:.2g} GB of a target, the model takes {self.disk_bytes / 1e9:.2g} GB on disk"
+        )
+
+
 def fit(
     config: Config,
     world: World,
@@ -180,16 +239,7 @@ def _say_cost(events: EventLog, num_images: int, num_voxels: int, specs: Sequenc
         raise DataError(
             "A ridge regression needs more training images.", expected=f"at least {MIN_IMAGES}", found=num_images
         )
-    rank, numbers = min(num_images - 1, num_voxels), sum(spec.numel for spec in specs)
-    gram = min(num_images, num_voxels)
-    work = 2 * num_images * num_voxels * gram + 10 * gram**3 + 2 * num_images * rank * numbers
-    memory = 8 * (2 * num_images * num_voxels + 3 * gram**2) + num_images * max(4 * s.numel for s in specs)
-    events.write(
-        "notice",
-        message=f"ridge regression: {num_images} images, {num_voxels} voxels, {numbers} numbers of {len(specs)} "
-        f"targets; about {work / 1e12:.3g} TFLOP, {memory / 1e9:.2g} GB of memory on a rank, "
-        f"{4 * rank * (numbers + num_voxels) / 1e9:.2g} GB on disk",
-    )
+    events.write("notice", message=Cost.of(num_images, num_voxels, specs).describe())
 
 
 def _write_basis(

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nd_dist.errors import ConfigError
 from nd_dist.models.backbone import Backbone
 from nd_dist.models.decoder import SHARED, Decoder
 from nd_dist.models.heads import TokenHead
@@ -29,6 +28,8 @@ from nd_dist.training.source import StageRequest, TrainingSource
 
 MAX_ROWS = 8192
 """Predictions, of all subjects together, from which the shared space is made."""
+RANK_SHARE = 1e-12
+"""Directions of less than this share of the largest one's variance carry rounding."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ class _Head:
 
 def start_at_ridge(
     decoder: Decoder, source: TrainingSource, request: StageRequest, device: torch.device, has_space: bool
-) -> None:
-    """Replace the weights of the decoder's affine parts by those of a ridge regression.
+) -> list[str]:
+    """Replace the weights of the decoder's affine parts by those of a ridge regression; return the targets' names.
+
+    A decoder of z alone has no affine part and stays as it is.
 
     Args:
         decoder: On the CPU; its voxel encoders are new.
@@ -71,18 +74,9 @@ def start_at_ridge(
         has_space: Whether the heads are trained already, and only encoders are to be fitted.
 
     Raises:
-        ConfigError: the decoder has no affine part.
         DataError: voxels or targets are not finite.
     """
     spaces = _spaces(decoder)
-    if not spaces:
-        raise ConfigError(
-            "Nothing of this decoder can start at a ridge regression.",
-            where="training.start=ridge",
-            expected="decoder.kind=neuraldiffuser, decoder.mixer=official, and a target c or g",
-            found=f"decoder.kind={decoder.config.kind}, decoder.mixer={decoder.config.mixer}, "
-            f"targets {[spec.name for spec in decoder.targets]}",
-        )
     subjects = {
         s: _regress(s, source, request, [h for heads in spaces.values() for h in heads], device)
         for s in request.subjects
@@ -94,15 +88,14 @@ def start_at_ridge(
         assert isinstance(encoder, RidgeEncoder)
         for number, subject in subjects.items():
             _fit_encoder(encoder.subjects[str(number)], heads, subject, source)
+    return [head.name for heads in spaces.values() for head in heads]
 
 
 def _spaces(decoder: Decoder) -> dict[str, list[_Head]]:
     """Return encoder -> the affine heads on its space."""
     spaces: dict[str, list[_Head]] = {}
     for name, head in decoder.heads.items():
-        if not isinstance(head, TokenHead) or decoder.config.mixer != "official":
-            continue
-        if isinstance(head.backbone, Backbone):
+        if isinstance(head, TokenHead) and isinstance(head.backbone, Backbone):
             key = SHARED if decoder.config.heads == "joint" else name
             linear = head.backbone.linear
             with torch.no_grad():
@@ -127,31 +120,35 @@ def _regress(
 
 def _make_space(heads: Sequence[_Head], subjects: Sequence[_Subject], source: TrainingSource) -> None:
     """Give the heads the directions in which predictions vary most, every target counting alike."""
-    share = max(1, MAX_ROWS // len(subjects))
-    predicted: dict[str, torch.Tensor] = {}
     gram_NN: torch.Tensor | float = 0.0
     for head in heads:
-        rows, means = [], []
-        for subject in subjects:
-            weight_RD, mean_D = subject.target(head, source)
-            chosen = slice(None, None, -(-len(subject.image_ids) // share))
-            rows.append((subject.basis.left_NR[chosen] * subject.basis.values_R) @ weight_RD)
-            means.append(mean_D)
-        rows_ND = torch.cat(rows)
-        rows_ND /= rows_ND.square().sum().sqrt().clamp(min=1e-12)
-        gram_NN = gram_NN + rows_ND @ rows_ND.T
-        predicted[head.name] = rows_ND
-        with torch.no_grad():
-            head.linear.bias.copy_(torch.stack(means).mean(dim=0))
+        rows_ND, _ = _predictions(head, subjects, source)
+        gram_NN = gram_NN + rows_ND @ rows_ND.T / rows_ND.square().sum().clamp(min=1e-12)
     assert isinstance(gram_NN, torch.Tensor)
     squares, vectors = torch.linalg.eigh(gram_NN)
-    width = min(heads[0].linear.in_features, int((squares > 1e-12 * squares[-1]).sum()))
+    width = min(heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
     left_NH = vectors.flip(1)[:, :width]
-    for head in heads:
-        map_HD = left_NH.T @ predicted[head.name] * len(left_NH) ** 0.5  # places in the space have deviation 1 or so
+    for head in heads:  # made again, because the predictions of all targets do not fit into memory together
+        rows_ND, mean_D = _predictions(head, subjects, source)
+        map_HD = left_NH.T @ rows_ND / len(left_NH) ** 0.5  # places in the space have deviation 1 or so
+        shift_D = head.shift[:width].to(map_HD) @ map_HD
         with torch.no_grad():
             head.linear.weight.zero_()
             head.linear.weight[:, :width] = map_HD.T.to(head.linear.weight)
+            head.linear.bias.copy_(mean_D - shift_D)
+
+
+def _predictions(
+    head: _Head, subjects: Sequence[_Subject], source: TrainingSource
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return centred predictions (N, D) of a target for pictures of all subjects, and the mean (D,) of its means."""
+    share, rows, means = max(1, MAX_ROWS // len(subjects)), [], []
+    for subject in subjects:
+        weight_RD, mean_D = subject.target(head, source)
+        chosen = slice(None, None, -(-len(subject.image_ids) // share))
+        rows.append((subject.basis.left_NR[chosen] * subject.basis.values_R) @ weight_RD)
+        means.append(mean_D)
+    return torch.cat(rows), torch.stack(means).mean(dim=0)
 
 
 def _fit_encoder(linear: nn.Module, heads: Sequence[_Head], subject: _Subject, source: TrainingSource) -> None:

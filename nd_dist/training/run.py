@@ -140,7 +140,8 @@ def _run_stage(
     _LOGGER.info("stage %d: parameters %s", stage, parameters)
     folder = stage_dir(config.run_dir, stage)
     if training.start == "ridge" and not on_main(lambda: read_pointer(folder)):
-        on_main(partial(start_at_ridge, decoder, source, request, device, has_space=start_dir is not None))
+        started = on_main(partial(start_at_ridge, decoder, source, request, device, has_space=start_dir is not None))
+        events.write("ridge_start", stage=stage, targets=started)
     layers = shard_large_layers(decoder, request.num_rows, world, device) if training.shard_layers else {}
     share_weights(decoder, world, device)
     if training.compile:
