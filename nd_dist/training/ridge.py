@@ -156,15 +156,18 @@ def fit(
     basis = _read_basis(folder, device)
     penalties: dict[str, Penalty] = {}
     files: dict[str, FileRecord] = {}
+    dealt, total = 0, sum(map(num_blocks, specs))
     for spec in specs:
         target = Target(spec.name, source, image_ids, basis.weight_N)
         penalty = on_main(partial(_penalty, folder, target, basis, config.decoder.ridge_penalty))
         penalties[spec.name] = penalty
-        for index in range(world.rank, num_blocks(spec), world.size):
+        for index in range((world.rank - dealt) % world.size, num_blocks(spec), world.size):
             if should_stop():
                 raise Requeue("Fitting was stopped on request; the same command goes on from here.")
             files[block_name(spec.name, index)] = _fit_block(folder, target, index, basis, penalty)
+        dealt += num_blocks(spec)
         events.write("ridge_target", target=spec.name, penalty=penalty.value, loo_error=penalty.error)
+        events.write("progress", task="ridge", done=dealt, total=total)
     for part in gather_objects(files):
         files |= part
     on_main(partial(_finish, folder, facts, source.num_voxels[subject], subject, specs, penalties, files))
@@ -239,7 +242,8 @@ def _say_cost(events: EventLog, num_images: int, num_voxels: int, specs: Sequenc
         raise DataError(
             "A ridge regression needs more training images.", expected=f"at least {MIN_IMAGES}", found=num_images
         )
-    events.write("notice", message=Cost.of(num_images, num_voxels, specs).describe())
+    cost = Cost.of(num_images, num_voxels, specs)
+    events.write("ridge_cost", images=num_images, operations=cost.operations, disk_bytes=cost.disk_bytes)
 
 
 def _write_basis(
