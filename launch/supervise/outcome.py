@@ -19,10 +19,10 @@ from nd_dist.events import log_path
 _BY_CODE: dict[int, type[NdDistError]] = {2: ConfigError, 3: DataError, 5: Requeue}
 NAMED_CODES = (2, 3)  # errors that nd_dist itself names: configuration, data, world, checkpoint
 STORAGE = StorageError.__name__
-# what a rank meets when *another* one is gone: gloo's, NCCL's and the rendezvous' words
+# what a rank meets when *another* one is gone or failed: gloo's, NCCL's, the rendezvous' and our own words
 ECHO = re.compile(
     r"closed by peer|[Cc]onnection (reset|refused|closed|was likely closed)|[Tt]imed? ?out|Broken pipe|NCCL|"
-    r"DistBackendError|DistNetworkError|remote process exited"
+    r"DistBackendError|DistNetworkError|remote process exited|^Another rank could not"
 )
 LOG_TAIL_LINES = 20
 LAUNCHER_LOG = "launcher.log"
