@@ -15,7 +15,7 @@ from rich.text import Text
 from launch.console import aligned, make_console
 from launch.plans.choose import LEASED
 from launch.supervise.heartbeat import Wanted, asked_of_launcher, describe_launcher, running_launch
-from launch.supervise.outcome import ECHO
+from launch.supervise.outcome import is_echo
 from nd_dist.errors import DataError
 from nd_dist.events import read_events
 
@@ -120,7 +120,7 @@ def _error(failures: Sequence[Event]) -> str:
     real = [event for event in failures if event.get("kind") != "Requeue"]
     if not real:
         return ""
-    causes = [event for event in real if not ECHO.search(str(event.get("message", "")))]
+    causes = [event for event in real if not is_echo(event)]
     first = min(causes or real, key=lambda event: float(event["time"]))
     text = str(first.get("cause") or first.get("message")).splitlines()[0]
     return f"rank {first['rank']} on {first['host']}: {text}"
