@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from nd_dist.checkpoint import FileRecord, read_tensors, write_tensors
+from nd_dist.compute.device import rank_device
 from nd_dist.config import Config
-from nd_dist.device import rank_device
 from nd_dist.errors import DataError, Requeue
 from nd_dist.events import EventLog
 from nd_dist.files import hash_json, read_json, write_json
