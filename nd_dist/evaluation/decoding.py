@@ -114,7 +114,8 @@ def _statistics_task(bench: Bench, point: Point, subject: int) -> Task:
             for name in predicted:
                 wanted.setdefault(name, Moments()).add(Summary.of(job.source.targets(name, ids)))
             yield
-        found, facts = statistics_of(predicted, wanted), {"image_ids": list(image_ids)}
+        found = statistics_of(predicted, wanted, job.config_at(point).evaluation.calibrated_by)
+        facts = {"image_ids": list(image_ids)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / STATISTICS, found))
 
     return Task(f"statistics_{folder.parent.name}", lambda: bench.has(folder, fingerprint), work)

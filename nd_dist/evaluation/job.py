@@ -264,13 +264,15 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
     description = job.decoder_dir / "config.json"
     if not description.is_file():
         raise CheckpointError("There is no trained decoder.", where=str(job.decoder_dir), todo="run `nd train`")
-    calibrated = list(job.config_at(point).evaluation.calibrated)
+    evaluation = job.config_at(point).evaluation
+    calibrated = list(evaluation.calibrated)
     return {
         **({"calibrated": calibrated} if calibrated != ["initial"] else {}),
+        **({"calibrated_by": evaluation.calibrated_by} if evaluation.calibrated_by != "element" else {}),
         "embeddings": "decoded",
         "decoder": hash_json(read_json(description)),
         "z_calibration": rule,
-        "two_repeats": job.config_at(point).evaluation.two_repeats,
+        "two_repeats": evaluation.two_repeats,
         "split": job.split,
         "seed": job.config_at(point).seed,
     }

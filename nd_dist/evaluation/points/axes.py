@@ -15,10 +15,17 @@ KEYS = (
     "guidance_model",
     "evaluation.embeddings",
     "evaluation.z_calibration",
+    "evaluation.calibrated_by",
     "evaluation.two_repeats",
 )
 OWN_AXES = {"sampler.kappa": "sweep.kappa", "sampler.eta": "sweep.eta", "evaluation.subjects": "evaluation.subjects"}
-DECODING = ("seed", "evaluation.z_calibration", "evaluation.two_repeats", "evaluation.embeddings")
+DECODING = (
+    "seed",
+    "evaluation.z_calibration",
+    "evaluation.calibrated_by",
+    "evaluation.two_repeats",
+    "evaluation.embeddings",
+)
 
 
 def config_at(config: Config, point: Point) -> Config:
