@@ -100,7 +100,7 @@ def test_calibration_on_the_test_set_gives_every_element_the_training_targets_mo
     assert rows.std(axis=0, dtype=np.float64) == pytest.approx(wanted.std(0), abs=1e-5)
 
 
-def test_one_factor_for_a_target_gives_it_the_training_targets_variance_and_keeps_its_directions(
+def test_one_factor_for_a_target_keeps_directions_and_gives_the_variance_of_training_targets(
     tmp_path: Path,
 ) -> None:
     rows = decoded(tmp_path, "test_set", by="target")[0].rows("z", IDS).astype(np.float64)
