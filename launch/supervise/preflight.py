@@ -215,6 +215,8 @@ def check_metrics(evaluation: EvaluationConfig) -> None:
     protocol_named(evaluation.protocol)
     if evaluation.image_groups is not None:
         read_groups(evaluation.image_groups)
+    if (classes := evaluation.image_classes) is not None and not classes.is_dir():
+        read_groups(classes)
     judges = evaluation.judges_dir
     if judges is not None and not judges.is_dir():
         raise ConfigError(

@@ -44,6 +44,7 @@ class Job:
         absent: What cannot be computed here -> why (controls without training pictures, say).
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
+        image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
         departures: What these data are otherwise than the published ones, one sentence each.
@@ -61,6 +62,7 @@ class Job:
     absent: Mapping[str, str] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
+    image_classes: Groups = field(default_factory=dict)
     content_id: str = ""
     is_simulated: bool | None = None
     departures: tuple[str, ...] = ()
@@ -222,6 +224,7 @@ def fingerprints(job: Job) -> Fingerprints:
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
+            **({"image_classes": hash_json(job.image_classes)} if job.image_classes else {}),
         },
         variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},

@@ -3,8 +3,7 @@
 A ridge classifier learns classes from true embeddings of training pictures; what it reads from decoded ones says how
 much of the kind the decoder kept. Correlation hardly sees that: little of an embedding's variance is between classes.
 
-Legend: N pictures, D feature values, K classes. Labels (N, K) are true where a class is in a picture; one class a
-picture is scored by ``accuracy``, several by ``average_precision``.
+Legend: N pictures, D feature values, K classes. Labels (N, K) are true where a class is in a picture.
 """
 
 from __future__ import annotations
@@ -45,21 +44,6 @@ class Probe:
         return np.asarray((_rows(features_ND) - self.mean_D) @ self.slope_DK + self.share_K)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How well classes were read.
-
-    Args:
-        value: Accuracy, or average precision averaged over classes, in [0, 1].
-        chance: What knowing nothing of the pictures gives.
-        each: Hits (N,) of the pictures, or the average precision of each class that is in one of them.
-    """
-
-    value: float
-    chance: float
-    each: Float64
-
-
 def fit_probe(features_ND: Features, labels_NK: Labels) -> Probe:
     """Return the classifier of training pictures, its penalty chosen by the leave-one-out squared error.
 
@@ -96,49 +80,36 @@ def fit_probe(features_ND: Features, labels_NK: Labels) -> Probe:
     return Probe(mean_D, slope_DK, share_K, penalty)
 
 
-def accuracy(probe: Probe, features_ND: Features, labels_NK: Labels) -> Kind:
-    """Return how often the class of the highest score is in the picture.
+def each_picture(scores_NK: Float64, labels_NK: Labels) -> Float64:
+    """Return (N,) in [0, 1]: how well the scores tell the classes of each picture.
 
-    Chance names the class that most training pictures have, whatever it looks at.
-    """
-    labels = np.asarray(labels_NK, dtype=bool)
-    hits_N = labels[np.arange(len(labels)), probe.scores(features_ND).argmax(axis=1)]
-    return Kind(float(hits_N.mean()), float(labels[:, probe.share_K.argmax()].mean()), hits_N.astype(np.float64))
-
-
-def average_precision(probe: Probe, features_ND: Features, labels_NK: Labels) -> Kind:
-    """Return the average precision of the classes that are in some of the pictures, and its mean.
-
-    Pictures of equal scores count as one threshold, as in scikit-learn and torchmetrics. Chance is the exact
-    expectation over all orders of the pictures, which is a little more than the share of pictures of a class.
+    Where every picture has one class: 1 if the highest score is its own, else 0 (the mean is the accuracy). Where
+    pictures have several: the average precision of a picture's classes among all, those of equal scores sharing the
+    last of their places (the mean is the label ranking average precision, as in scikit-learn). A picture without a
+    class adds the mean of the others. Chance is what ``probe.share_K`` as everybody's scores gets.
 
     Raises:
-        ValueError: no class is in any picture.
+        ValueError: no picture has a class.
     """
-    labels, scores = np.asarray(labels_NK, dtype=bool), probe.scores(features_ND)
-    present = np.flatnonzero(labels.any(axis=0))
-    if not len(present):
-        raise ValueError("average precision needs a class that is in a picture")
-    each = np.array([_precision(scores[:, k], labels[:, k]) for k in present])
-    expected = [_expected_precision(len(labels), int(labels[:, k].sum())) for k in present]
-    return Kind(float(each.mean()), float(np.mean(expected)), each)
+    labels = np.asarray(labels_NK, dtype=bool)
+    scores, has_class = np.broadcast_to(scores_NK, labels.shape), labels.any(axis=1)
+    if not has_class.any():
+        raise ValueError("no picture has one of the classes")
+    if (labels[has_class].sum(axis=1) == 1).all():
+        each_N = labels[np.arange(len(labels)), scores.argmax(axis=1)].astype(np.float64)
+    else:
+        each_N = np.zeros(len(labels))
+        each_N[has_class] = [_precision(scores[row], labels[row]) for row in np.flatnonzero(has_class)]
+    each_N[~has_class] = each_N[has_class].mean()
+    return each_N
 
 
-def _precision(scores_N: Float64, has_N: Labels) -> float:
-    """Return the average precision of one class: over its pictures, the precision of all that score no less."""
-    own = scores_N[has_N]
-    above = len(scores_N) - np.searchsorted(np.sort(scores_N), own)
+def _precision(scores_K: Float64, has_K: Labels) -> float:
+    """Return the mean over a picture's classes of the precision among all classes that score no less."""
+    own = scores_K[has_K]
+    above = len(scores_K) - np.searchsorted(np.sort(scores_K), own)
     own_above = len(own) - np.searchsorted(np.sort(own), own)
     return float((own_above / above).mean())
-
-
-def _expected_precision(num: int, own: int) -> float:
-    """Return the mean average precision over all orders of ``num`` pictures, ``own`` of which have the class.
-
-    At place r, precision is (1 + (r - 1) (own - 1) / (num - 1)) / r on average; a picture is at each place alike.
-    """
-    harmonic = float((1 / np.arange(1, num + 1)).sum()) / num
-    return harmonic + (1 - harmonic) * (own - 1) / max(num - 1, 1)
 
 
 def _rows(features_ND: Features) -> Float64:
