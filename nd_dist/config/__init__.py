@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
-from nd_dist.config.base import Count, Dtype, Scalar, Section
+from nd_dist.config.base import Count, Dtype, Scalar, Section, Value
 from nd_dist.config.data import DataConfig, FrozenConfig, PhantomConfig, RemoteConfig
 from nd_dist.config.evaluation import EvaluationConfig, SamplerConfig, ScoreConfig, SweepConfig
 from nd_dist.config.launch import LaunchConfig, SlurmConfig
@@ -35,6 +35,7 @@ __all__ = [
     "SlurmConfig",
     "SweepConfig",
     "TrainingConfig",
+    "Value",
 ]
 
 
@@ -123,7 +124,7 @@ class Config(Section):
             found |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
         return found
 
-    def replaced(self, settings: Mapping[str, Scalar]) -> Config:
+    def replaced(self, settings: Mapping[str, Value]) -> Config:
         """Return this configuration with other values of some dotted keys, checked again.
 
         Raises:

@@ -12,6 +12,7 @@ Count = Annotated[int, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SubjectId = Annotated[int, Field(ge=1)]
 Scalar = bool | int | float | str
+Value = Scalar | tuple[float, ...]
 
 
 class Section(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nd_dist.config.base import Count, Dtype, Fraction, Positive, Scalar, Section, SubjectId
+from nd_dist.config.base import Count, Dtype, Fraction, Positive, Scalar, Section, SubjectId, Value
 
 
 class SamplerConfig(Section):
@@ -73,6 +73,9 @@ class EvaluationConfig(Section):
     """Also reconstruct without guidance (kappa 0), for comparison."""
     controls: bool = False
     """Also run the controls: shuffled decoder inputs (chance), the nearest training image, true targets (ceiling)."""
+    points: tuple[dict[str, Value], ...] = ()
+    """Points to reconstruct at in the place of the recipe's own: settings in which each differs from the recipe, e.g.
+    [{sampler.kappa: 0}, {evaluation.embeddings: ground_truth}]; {control: nearest} is a control."""
     judges_dir: Path | None = None
     """Folder of the field's metric networks (docs/evaluation.md); none: those beside the model, or pixel metrics."""
     protocol: str = "nd"

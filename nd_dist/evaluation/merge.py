@@ -26,7 +26,7 @@ from nd_dist.metrics.scores import Scores, Statistics
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")
 OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
-    "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.batch_size",
+    "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.points", "evaluation.batch_size",
     "evaluation.num_images", "score.originals", "score.reconstructions", "score.brain_features",
     "score.image_features", "evaluation.image_groups", "evaluation.image_classes",
     "evaluation.judges_dir", "training.target_subject", "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",

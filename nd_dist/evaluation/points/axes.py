@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
-from nd_dist.evaluation.points.units import Point, grid_settings
+from nd_dist.evaluation.points.units import CONTROLS, Point, config_points, grid_settings
 
 SECTIONS = ("sampler.", "frozen.")
 KEYS = (
@@ -54,7 +57,7 @@ def decoding_settings(point: Point) -> Point:
 
 
 def check_axes(config: Config) -> None:
-    """Refuse axes that an evaluation cannot vary, and values that no configuration may have.
+    """Refuse axes and points that an evaluation cannot vary, and values that no configuration may have.
 
     Raises:
         ConfigError: names the key and what to do instead.
@@ -63,12 +66,28 @@ def check_axes(config: Config) -> None:
     for key in config.sweep.all_axes():
         if key in OWN_AXES:
             raise ConfigError("This axis has a setting of its own.", where=f"sweep.axes: {key}", todo=OWN_AXES[key])
-        if key not in known or not (key in KEYS or key.startswith(SECTIONS)):
-            raise ConfigError(
-                "A sweep cannot vary this key: it does not decide how a trained decoder's pictures are made.",
-                where=f"sweep.axes: {key}",
-                expected=f"a key of {', '.join(SECTIONS)} or one of {', '.join(KEYS)}",
-                todo="train once for each value in a run_dir= of its own, sweep there, and join them with `nd merge`",
-            )
+        _check_key(key, f"sweep.axes: {key}", known)
     for settings in grid_settings(config):
         config_at(config, Point(0.0, 0.0, settings))
+    for point in config_points(config):
+        for key, _ in point.settings:
+            _check_key(key, f"evaluation.points: {key}", known)
+        if not point.is_plain and point.control not in CONTROLS:
+            raise ConfigError(
+                "There is no such control.",
+                where="evaluation.points",
+                expected=", ".join(CONTROLS),
+                found=point.control,
+            )
+        config_at(config, point)
+
+
+def _check_key(key: str, where: str, known: Mapping[str, Any]) -> None:
+    """Refuse a key that does not decide how a trained decoder's pictures are made."""
+    if key not in known or not (key in KEYS or key.startswith(SECTIONS)):
+        raise ConfigError(
+            "An evaluation cannot vary this key: it does not decide how a trained decoder's pictures are made.",
+            where=where,
+            expected=f"a key of {', '.join(SECTIONS)} or one of {', '.join(KEYS)}",
+            todo="train once for each value in a run_dir= of its own, evaluate there, and join them with `nd merge`",
+        )

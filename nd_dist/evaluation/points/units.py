@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nd_dist.config import Config, Scalar
+from nd_dist.config import Config, Scalar, Value
 from nd_dist.files import canonical_json, hash_json
 
 UNGUIDED = "unguided"
 ORIGINAL = "original"
 MAX_NAME = 120
+OF_POINT = ("sampler.kappa", "sampler.eta", "control")  # what a point says by fields of its own
 SEED = "seed"  # the axis that repeats an experiment: averaged over, not chosen from
 
 Control = Literal["none", "shuffled", "nearest", "ceiling"]
@@ -41,7 +42,7 @@ class Point:
 
     kappa: float
     eta: float
-    settings: tuple[tuple[str, Scalar], ...] = ()
+    settings: tuple[tuple[str, Value], ...] = ()
     control: Control = "none"
 
     @property
@@ -55,7 +56,7 @@ class Point:
         return self.control == "none"
 
     @property
-    def seed(self) -> Scalar:
+    def seed(self) -> Value:
         """Its own seed; empty where it has the recipe's."""
         return dict(self.settings).get(SEED, "")
 
@@ -69,7 +70,7 @@ class Point:
         """The point apart from its seed."""
         return dataclasses.replace(self, settings=tuple(pair for pair in self.settings if pair[0] != SEED))
 
-    def with_seed(self, seed: Scalar) -> Point:
+    def with_seed(self, seed: Value) -> Point:
         """Return the point with another seed, or with words for a mean over seeds."""
         return dataclasses.replace(self, settings=tuple(sorted([*self.without_seed.settings, (SEED, seed)])))
 
@@ -106,11 +107,16 @@ class Point:
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Point:
         """Return the point that ``describe`` described (further keys are ignored)."""
-        settings = tuple(sorted(entry.get("settings", {}).items()))
+        settings = tuple(sorted((key, _hashable(value)) for key, value in entry.get("settings", {}).items()))
         return cls(float(entry["kappa"]), float(entry["eta"]), settings, entry.get("control", "none"))
 
 
-def _file_word(value: Scalar) -> str:
+def _hashable(value: Any) -> Any:  # Any: a setting's value as JSON has it
+    """Return a value of JSON as settings of points hold it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _file_word(value: Value) -> str:
     """Return a setting's value as a part of a file name."""
     text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
     return re.sub(r"[^A-Za-z0-9.+-]", "-", text)
@@ -180,10 +186,22 @@ def recipe_point(config: Config) -> Point:
 
 
 def config_points(config: Config) -> tuple[Point, ...]:
-    """Return the points of `nd evaluate`: the configured one, and without guidance before it where asked for."""
+    """Return the points of `nd evaluate`: those that are listed, or the recipe's and the same without guidance."""
+    if config.evaluation.points:
+        return distinct_points(listed_point(config, words) for words in config.evaluation.points)
     guided = recipe_point(config)
     without = Point(0.0, 0.0)
     return (without, guided) if config.evaluation.baseline and guided.is_guided else (guided,)
+
+
+def listed_point(config: Config, words: Mapping[str, Any]) -> Point:
+    """Return the point of settings in which it differs from the recipe."""
+    plain = config.flat()
+    kappa, eta = (float(words.get(key, plain[key])) for key in ("sampler.kappa", "sampler.eta"))
+    own = [(key, value) for key, value in words.items() if _hashable(plain.get(key)) != value]
+    settings = tuple(sorted((key, value) for key, value in own if key not in OF_POINT))
+    point = Point(kappa, eta, settings, words.get("control", "none"))
+    return point if point.is_guided else dataclasses.replace(point, kappa=0.0, eta=0.0)
 
 
 def control_points(config: Config) -> tuple[Point, ...]:

@@ -1,5 +1,6 @@
 """Points, groups and the choice of a point: pure values."""
 
+import json
 from typing import Any
 
 import pytest
@@ -92,6 +93,27 @@ def test_the_points_of_a_recipe() -> None:
     assert grid_points(config) == (Point(0.0, 0.0), Point(1.0, 0.2), Point(1.0, 1.0))
     without = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"baseline": False})})
     assert config_points(without) == (Point(300.0, 0.5),)
+
+
+def test_points_that_are_listed_stand_in_the_place_of_the_recipes_own() -> None:
+    layers = (0.0, 1.2, 1.0, 1.0, 1.0, 1.0)
+    listed = (
+        {},
+        {"sampler.kappa": 0},
+        {"sampler.eta": 0.0, "sampler.cfg_scale": 7.5},
+        {"control": "nearest"},
+        {"sampler.layer_scale": layers, "evaluation.embeddings": "ground_truth"},
+    )
+    config = Config().replaced({"evaluation.points": listed, "evaluation.baseline": True})
+    settings = (("evaluation.embeddings", "ground_truth"), ("sampler.layer_scale", layers))
+    points = (Point(3e5, 0.2), Point(0.0, 0.0), Point(0.0, 0.0, control="nearest"), Point(3e5, 0.2, settings))
+    assert config_points(config) == points, "the third is the second: no guidance, and the recipe's own scale"
+    assert Point.of(json.loads(json.dumps(points[-1].describe()))) == points[-1]
+    assert len({point.name for point in points}) == 4
+    check_axes(config)
+    for wrong in ({"training.steps": 1}, {"control": "farthest"}, {"sampler.strength": 2.0}):
+        with pytest.raises(ConfigError):
+            check_axes(Config().replaced({"evaluation.points": ({}, wrong)}))
 
 
 def test_names_are_those_of_nsd() -> None:
