@@ -96,7 +96,7 @@ def each_picture(scores_NK: Float64, labels_NK: Labels) -> Float64:
     if not has_class.any():
         raise ValueError("no picture has one of the classes")
     if (labels[has_class].sum(axis=1) == 1).all():
-        each_N = labels[np.arange(len(labels)), scores.argmax(axis=1)].astype(np.float64)
+        each_N: Float64 = labels[np.arange(len(labels)), scores.argmax(axis=1)].astype(np.float64)
     else:
         each_N = np.zeros(len(labels))
         each_N[has_class] = [_precision(scores[row], labels[row]) for row in np.flatnonzero(has_class)]
