@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,12 +12,13 @@ from launch.ranks.rank import Rank, refuse_to_run
 from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
-from nd_dist.evaluation.points.units import Point, config_points, control_points
+from nd_dist.evaluation.points.units import Point, config_points, control_points, recipe_point
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.scoring.groups import read_groups
 from nd_dist.evaluation.scoring.kinds import SEEN
 from nd_dist.schema import Split
+from nd_dist.training.records import model_dir, ridge_dir
 from shards.format.codec import PICTURES
 from shards.format.index import Index
 from shards.format.tables import ABSENT
@@ -37,11 +39,15 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         reason = "the shards hold no pictures of training images (data.pictures=all packs them)"
         absent = dict.fromkeys(needing, reason)
         points = tuple(point for point in points if point.control != "nearest")
+    ridge = model_dir(ridge_dir(config.run_dir), "last")
+    if config.fits_ridge_beside and (ridge / "config.json").is_file() and any(not point.is_plain for point in points):
+        points = (*points, dataclasses.replace(recipe_point(config), control="ridge"))
     return Job(
         config=config,
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
+        ridge_dir=ridge,
         networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},

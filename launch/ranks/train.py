@@ -19,6 +19,7 @@ from shards.format.codec import stores_of
 from shards.reading.reader import ShardReader
 from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
+from shards.sources.classes import read_classes
 
 
 class ShardSource:
@@ -31,7 +32,7 @@ class ShardSource:
 
     def __init__(self, config: Config, world: World) -> None:
         self._reader = ShardReader(config.shards_dir, config.remote)
-        self._world, self._training = world, config.training
+        self._config, self._world, self._training = config, world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
 
@@ -75,6 +76,11 @@ class ShardSource:
         """Return a target (N, *shape) of images."""
         (store,) = stores_of([name], self._training.int8_targets)
         return self._reader.targets(store, image_ids)
+
+    def image_classes(self) -> Mapping[str, Sequence[int]]:
+        """Return class -> ids of the images that show it; empty where the recipe's file is not at hand."""
+        path = self._config.evaluation.image_classes
+        return read_classes(self._config.nsd_root, path) if path is not None and path.exists() else {}
 
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         """Return ``heldout`` or ``test``, and the ascending ids of such images that a subject saw."""

@@ -97,6 +97,13 @@ class Config(Section):
         return self
 
     @property
+    def fits_ridge_beside(self) -> bool:
+        """Whether a ridge regression is fitted and evaluated beside the network, as a control."""
+        is_target = self.evaluated_subjects == (self.training.target_subject,)
+        is_asked = self.evaluation.controls and self.evaluation.embeddings == "decoded"
+        return is_asked and is_target and self.decoder.kind != "ridge" and 2 in self.training.stages
+
+    @property
     def shards_folder(self) -> Path:
         """Folder that is packed into.
 

@@ -37,6 +37,7 @@ class Job:
         source: Voxels, targets and pictures.
         decoder_dir: Folder of the trained decoder; not looked at with ``embeddings=ground_truth``.
         networks: The frozen networks.
+        ridge_dir: Folder of the ridge regression that the control ``ridge`` decodes with.
         split: Whose images: ``test`` for reporting, ``train`` for choosing a guidance point.
         stale_s: Seconds without a sign of life after which a rank's work is taken over.
         heldout: Subject -> training images that the decoder was not trained on, for split ``train``; a subject that is
@@ -56,6 +57,7 @@ class Job:
     source: Source
     decoder_dir: Path
     networks: Networks
+    ridge_dir: Path = Path()
     split: Split = "test"
     stale_s: float = STALE_S
     heldout: Mapping[int, Sequence[int]] = field(default_factory=dict)
@@ -125,6 +127,10 @@ class Job:
     def decodings(self) -> list[Point]:
         """Return what has to be decoded, each once: points reduced to the settings that matter for it."""
         return list(dict.fromkeys(decoding_settings(point) for point in self.points if self.is_decoded(point)))
+
+    def decoder_of(self, point: Point) -> Path:
+        """Return the folder of the decoder that a point's targets come from."""
+        return self.ridge_dir if point.control == "ridge" else self.decoder_dir
 
     def z_calibration(self, point: Point) -> str:
         """Return how z is calibrated; a few training images are no statistic, so there it is the whole training's."""
@@ -264,9 +270,9 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
             expected="at least two images for test_set",
             todo="use evaluation.z_calibration=stored",
         )
-    description = job.decoder_dir / "config.json"
+    description = job.decoder_of(point) / "config.json"
     if not description.is_file():
-        raise CheckpointError("There is no trained decoder.", where=str(job.decoder_dir), todo="run `nd train`")
+        raise CheckpointError("There is no trained decoder.", where=str(description.parent), todo="run `nd train`")
     evaluation = job.config_at(point).evaluation
     calibrated = list(evaluation.calibrated)
     return {

@@ -8,6 +8,7 @@ Legend: N pictures, D feature values, K classes. Labels (N, K) are true where a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,11 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 Features = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.bool_]
+Classes = Mapping[str, Sequence[int]]
+"""Class -> ids of the images that show it."""
+
+PROBE_IMAGES = 2000
+"""Training pictures that a probe learns from, at most."""
 
 MULTIPLES = tuple(np.logspace(-4, 3, 29).tolist())
 """Penalties that are tried, as multiples of the mean squared singular value of the features."""
@@ -80,6 +86,18 @@ def fit_probe(features_ND: Features, labels_NK: Labels) -> Probe:
     return Probe(mean_D, slope_DK, share_K, penalty)
 
 
+def labels_of(classes: Classes, image_ids: Sequence[int]) -> Labels:
+    """Return (N, K): which class is in which image."""
+    return np.stack([np.isin(image_ids, members) for members in classes.values()], axis=1)
+
+
+def probe_images(classes: Classes, image_ids: Sequence[int]) -> list[int]:
+    """Return the images of some, evenly spaced and no more than a probe needs, that show one of the classes."""
+    known = {image_id for members in classes.values() for image_id in members}
+    ids = [image_id for image_id in image_ids if image_id in known]
+    return ids[:: max(1, -(-len(ids) // PROBE_IMAGES))]
+
+
 def each_picture(scores_NK: Float64, labels_NK: Labels) -> Float64:
     """Return (N,) in [0, 1]: how well the scores tell the classes of each picture.
 
@@ -96,7 +114,7 @@ def each_picture(scores_NK: Float64, labels_NK: Labels) -> Float64:
     if not has_class.any():
         raise ValueError("no picture has one of the classes")
     if (labels[has_class].sum(axis=1) == 1).all():
-        each_N = labels[np.arange(len(labels)), scores.argmax(axis=1)].astype(np.float64)
+        each_N: Float64 = labels[np.arange(len(labels)), scores.argmax(axis=1)].astype(np.float64)
     else:
         each_N = np.zeros(len(labels))
         each_N[has_class] = [_precision(scores[row], labels[row]) for row in np.flatnonzero(has_class)]

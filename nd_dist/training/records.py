@@ -41,6 +41,11 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
     return run_dir / "checkpoints" / f"stage{stage}"
 
 
+def ridge_dir(run_dir: Path) -> Path:
+    """Return the folder of the ridge regression that is fitted beside a network, as a control."""
+    return run_dir / "checkpoints" / "ridge"
+
+
 def training_fingerprint(
     config: Config, data: Mapping[str, object], stage: int, start: str = SCRATCH, ranks: int = 1
 ) -> dict[str, object]:

@@ -30,7 +30,7 @@ from nd_dist.files import hash_json, read_json, write_json
 from nd_dist.models.ridge import BASIS, BLOCK, KIND, block_name, num_blocks, write_description
 from nd_dist.schema import TargetSpec
 from nd_dist.training.ranks import gather_objects, on_main
-from nd_dist.training.records import MODEL, check_fingerprint, read_done, stage_dir, write_done
+from nd_dist.training.records import MODEL, check_fingerprint, read_done, write_done
 from nd_dist.training.source import StageRequest, TrainingSource, stage_specs
 from nd_dist.world import World
 
@@ -138,15 +138,18 @@ def fit(
     should_stop: Callable[[], bool],
     facts: dict[str, object],
     request: StageRequest,
-) -> None:
-    """Fit all targets and leave the model where a trained decoder lies. Every rank calls it; again, it goes on.
+    folder: Path,
+) -> float:
+    """Fit all targets and leave the model in a folder, as a trained decoder's; return the leave-one-out error.
+
+    Every rank calls it; called again, it goes on.
 
     Raises:
         DataError: voxels or targets are not finite, or there are fewer than three images.
         CheckpointError: the run folder holds another recipe's work.
         Requeue: stopped on demand; what is fitted stays.
     """
-    (subject,), folder = request.subjects, stage_dir(config.run_dir, STAGE)
+    (subject,) = request.subjects
     image_ids = source.fit_images(subject, request.sessions)
     specs = stage_specs(config, source)
     device = rank_device(world)
@@ -171,7 +174,7 @@ def fit(
     for part in gather_objects(files):
         files |= part
     on_main(partial(_finish, folder, facts, source.num_voxels[subject], subject, specs, penalties, files))
-    events.write("stage_done", stage=STAGE, step=0, loss=float(np.mean([p.error for p in penalties.values()])))
+    return float(np.mean([penalty.error for penalty in penalties.values()]))
 
 
 def ridge_facts(config: Config, content_id: str) -> dict[str, object]:

@@ -36,6 +36,7 @@ from nd_dist.training.records import (
     SCRATCH,
     check_fingerprint,
     read_done,
+    ridge_dir,
     stage_dir,
     training_fingerprint,
     write_best,
@@ -78,8 +79,10 @@ def train(
     """
     for stage in config.training.stages:
         try:
-            run_stage = _fit_stage if config.decoder.kind == "ridge" else _run_stage
-            run_stage(stage, config, world, source, events, should_stop)
+            if config.decoder.kind != "ridge":
+                _run_stage(stage, config, world, source, events, should_stop)
+            if stage == ridge.STAGE and (config.decoder.kind == "ridge" or config.fits_ridge_beside):
+                _fit_ridge(config, world, source, events, should_stop)
         except torch.OutOfMemoryError as error:
             raise RankFailure(
                 "The GPU has too little memory for this training.",
@@ -91,26 +94,26 @@ def train(
             ) from error
 
 
-def _fit_stage(
-    stage: int,
-    config: Config,
-    world: World,
-    source: TrainingSource,
-    events: EventLog,
-    should_stop: Callable[[], bool],
+def _fit_ridge(
+    config: Config, world: World, source: TrainingSource, events: EventLog, should_stop: Callable[[], bool]
 ) -> None:
-    """Fit a ridge regression in the place of stage 2; stage 1 has nothing to give to it."""
+    """Fit a ridge regression, as the decoder in the place of stage 2 or as a control beside it."""
     connect(world, config.launch.timeout_s)
-    if stage != ridge.STAGE:
-        events.write("stage_skipped", stage=stage, reason="a ridge regression is fitted to the target subject alone")
-        return
-    request = stage_request(config, stage, world.size)
+    is_control = config.decoder.kind != "ridge"
+    folder = ridge_dir(config.run_dir) if is_control else stage_dir(config.run_dir, ridge.STAGE)
+    request = stage_request(config, ridge.STAGE, world.size)
     facts = on_main(lambda: ridge.ridge_facts(config, source.content_id(request)))
-    if on_main(lambda: bool(_finished(stage_dir(config.run_dir, stage), facts))):
-        events.write("stage_skipped", stage=stage, reason="finished with the same recipe")
+    is_finished = on_main(lambda: bool(_finished(folder, facts)))
+    if is_control:
+        if not is_finished:
+            ridge.fit(config, world, source, events, should_stop, facts, request, folder)
         return
-    events.write("stage_start", stage=stage, subjects=list(request.subjects), start=SCRATCH)
-    ridge.fit(config, world, source, events, should_stop, facts, request)
+    if is_finished:
+        events.write("stage_skipped", stage=ridge.STAGE, reason="finished with the same recipe")
+        return
+    events.write("stage_start", stage=ridge.STAGE, subjects=list(request.subjects), start=SCRATCH)
+    error = ridge.fit(config, world, source, events, should_stop, facts, request, folder)
+    events.write("stage_done", stage=ridge.STAGE, step=0, loss=error)
 
 
 def _run_stage(

@@ -105,6 +105,10 @@ class TrainingSource(Protocol):
         """Return a target (N, *shape) of images."""
         ...
 
+    def image_classes(self) -> Mapping[str, Sequence[int]]:
+        """Return class -> ids of the images that show it; empty where nothing is known."""
+        ...
+
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         """Return where a subject's validation images come from, ``heldout`` or ``test``, and their ascending ids."""
         ...

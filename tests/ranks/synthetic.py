@@ -70,6 +70,9 @@ class SyntheticSource:
     def image_targets(self, name: str, image_ids: Sequence[int]) -> np.ndarray:
         return self.target(name, np.array(image_ids)).numpy()
 
+    def image_classes(self) -> dict[str, list[int]]:
+        return {}
+
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         return "test", list(range(NUM_IMAGES, NUM_IMAGES + NUM_TEST))
 

@@ -53,7 +53,7 @@ def config_at(config: Config, point: Point) -> Config:
 def decoding_settings(point: Point) -> Point:
     """Return the part of a point that decides what the decoder predicts: points that share it share predictions."""
     settings = tuple(pair for pair in point.settings if pair[0] in DECODING)
-    return Point(0.0, 0.0, settings)
+    return Point(0.0, 0.0, settings, "ridge" if point.control == "ridge" else "none")
 
 
 def check_axes(config: Config) -> None:

@@ -14,18 +14,15 @@ import numpy.typing as npt
 
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.reconstruction.source import Source
-from nd_dist.evaluation.scoring.groups import Groups
 from nd_dist.evaluation.scoring.judging import features_of
 from nd_dist.evaluation.scoring.score import FeatureRows, JudgedImages, used_repeats
 from nd_dist.frozen.judges import Judge
-from nd_dist.metrics.kind import Float64, Labels, Probe, each_picture, fit_probe
+from nd_dist.metrics.kind import Classes, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.metrics.protocols import Protocol
 from nd_dist.pixels import pictures_to_pixels
 from nd_dist.schema import SEMANTIC
 
 DECODED, SEEN = "kind", "kind_seen"
-PROBE_IMAGES = 2000
-"""Training pictures of a subject that a probe learns from, at most: evenly spaced ones."""
 CHUNK = 64
 
 
@@ -40,7 +37,7 @@ class Kinds:
         protocol: What is done to pictures before judges see them.
     """
 
-    classes: Groups
+    classes: Classes
     source: Source
     judge: Judge | None
     protocol: Protocol
@@ -51,33 +48,25 @@ class Kinds:
         if not self.classes:
             return {}
         if (DECODED, subject) not in self._probes:
-            ids = self._training_images(subject)
-            self._probes[DECODED, subject] = fit_probe(self.source.targets(SEMANTIC, ids), self._labels(ids))
+            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            self._probes[DECODED, subject] = fit_probe(
+                self.source.targets(SEMANTIC, ids), labels_of(self.classes, ids)
+            )
         scores_NK = self._probes[DECODED, subject].scores(targets.rows(SEMANTIC, image_ids))
-        return {DECODED: each_picture(scores_NK, self._labels(image_ids))}
+        return {DECODED: each_picture(scores_NK, labels_of(self.classes, image_ids))}
 
     def seen(self, judged: JudgedImages, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of the judge's features of reconstructions: metric -> (N,), mean over repeats."""
         if not self.classes or self.judge is None:
             return {}
         if (SEEN, subject) not in self._probes:
-            ids = self._training_images(subject)
+            ids = probe_images(self.classes, self.source.images(subject, "train"))
             features_ND = np.concatenate(list(self._features(self.judge, ids)))
-            self._probes[SEEN, subject] = fit_probe(features_ND, self._labels(ids))
-        probe, labels_NK = self._probes[SEEN, subject], self._labels(image_ids)
+            self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
+        probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
         repeats = [FeatureRows(judged.recons, self.judge.name, r) for r in used_repeats(judged, self.protocol)]
         each_RN = [each_picture(probe.scores(rows[:]), labels_NK) for rows in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
-
-    def _training_images(self, subject: int) -> list[int]:
-        """Return training images of a subject that show one of the classes."""
-        known = {image_id for members in self.classes.values() for image_id in members}
-        ids = [image_id for image_id in self.source.images(subject, "train") if image_id in known]
-        return ids[:: max(1, -(-len(ids) // PROBE_IMAGES))]
-
-    def _labels(self, image_ids: Sequence[int]) -> Labels:
-        """Return (N, K): which class is in which image."""
-        return np.stack([np.isin(image_ids, members) for members in self.classes.values()], axis=1)
 
     def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the judge's features of training pictures (B, D), in chunks."""

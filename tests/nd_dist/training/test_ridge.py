@@ -15,6 +15,7 @@ from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError, Requeue
 from nd_dist.models.ridge import RidgeDecoder, block_name, load_decoder
 from nd_dist.training import ridge
+from nd_dist.training.records import ridge_dir
 from tests.nd_dist.training.one_rank import names, run
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import NUM_IMAGES, SHAPES, SyntheticSource
@@ -179,6 +180,19 @@ def test_constant_voxels_and_targets_of_zeros_have_their_mean_as_the_prediction(
         one, two = torch.zeros(2, 40), torch.zeros(2, 40)
         two[:, :38] = 1.0  # what never varied in training says nothing
         torch.testing.assert_close(decoder.predict(one, 1, [0, 0])["c"], decoder.predict(two, 1, [0, 0])["c"])
+
+
+def test_a_regression_is_fitted_beside_a_network_whose_report_has_controls(tmp_path: Path) -> None:
+    network = {"decoder.kind": "neuraldiffuser", "training.stages": [2], "evaluation.controls": True}
+    config = recipe(tmp_path / "network", **network)
+    run(config)
+    beside = RidgeDecoder.load(ridge_dir(config.run_dir) / "model")
+    alone = recipe(tmp_path / "alone")
+    run(alone)
+    assert beside.penalties == RidgeDecoder.load(model_dir(alone)).penalties
+    before = (ridge_dir(config.run_dir) / "done.json").stat().st_mtime_ns
+    run(config)
+    assert (ridge_dir(config.run_dir) / "done.json").stat().st_mtime_ns == before
 
 
 def test_another_recipe_does_not_continue_a_fit(tmp_path: Path) -> None:
