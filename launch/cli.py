@@ -25,8 +25,10 @@ from launch.options import (
     RunDir,
     Subjects,
     Submitted,
+    epilog_of,
     launching,
 )
+from launch.study.cli import study_app
 
 Command = TypeVar("Command", bound=Callable[..., None])
 app = typer.Typer(
@@ -38,11 +40,12 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and recipes: keys, show, recipes, schema.")
 app.add_typer(config_app, name="config")
+app.add_typer(study_app, name="study")
 
 
 def _command(*examples: str, of: typer.Typer = app) -> Callable[[Command], Command]:
     """Return what makes a function a command whose help ends with examples."""
-    return of.command(epilog="\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]))
+    return of.command(epilog=epilog_of(*examples))
 
 
 def _version(wanted: bool) -> None:

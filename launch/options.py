@@ -116,6 +116,11 @@ class LaunchWords:
         (dry_run_command if self.dry_run else launch_command)(command, config, self.options)
 
 
+def epilog_of(*examples: str) -> str:
+    """Return the examples at the end of a command's help."""
+    return "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples])
+
+
 def launching(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose first argument, ``words``, is filled from the fields of ``LaunchWords`` by typer."""
     shared = inspect.signature(LaunchWords, eval_str=True).parameters.values()

@@ -1,6 +1,6 @@
 """The budget of GPU paths: what each may cost, counted on a pretended GPU, and what that predicts for a real one.
 
-The table is ``benchmarks/gpu_budget.json``: docs/gpu.md prints it, ``tests/fake_gpu`` holds every path to it, and
+The table is ``launch/study/gpu_budget.json``: docs/gpu.md prints it, ``tests/fake_gpu`` holds every path to it, and
 ``benchmarks.gpu_check`` puts measured times beside its predictions.
 """
 
@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-TABLE = Path(__file__).parents[1] / "gpu_budget.json"
+from launch import study
+
+TABLE = Path(study.__file__).with_name("gpu_budget.json")
 
 
 @dataclass(frozen=True)

@@ -49,18 +49,27 @@ def submit_command(
             console.print(f"# {line}" if dry_run else f"  note: {line}")
     if dry_run:
         return
-    if shutil.which("sbatch") is None:
-        raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")
+    require_sbatch()
     numbers: list[str] = []
     for job in jobs:
         write_text(job.config_path, config_yaml(config))
         if is_array and job.command == "sweep":
             _link_checkpoints(config)
-        numbers.append(_submit(job, numbers))
+        numbers.append(submit(job, f"{job.after}:{numbers[-1]}" if job.after else "", numbers))
         waits = f", {job.after} the one before" if job.after else ""
         console.print(f"  submitted job {numbers[-1]} ({job.name}{waits}) -> {job.script_path}")
     if note:
         console.print(f"  note: {note}")
+
+
+def require_sbatch() -> None:
+    """Refuse to submit where that is not possible.
+
+    Raises:
+        ConfigError: there is no sbatch.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")
 
 
 def plan_jobs(commands: Sequence[str], config: Config, is_array: bool, grid: GridRequest | None) -> list[Submission]:
@@ -137,12 +146,21 @@ def _link_checkpoints(config: Config) -> None:
             (part / "checkpoints").symlink_to("../../checkpoints")
 
 
-def _submit(job: Submission, before: Sequence[str]) -> str:
-    """Submit one job after the last of those before it; return its number."""
+def submit(job: Submission, dependency: str, before: Sequence[str]) -> str:
+    """Submit one job; return its number.
+
+    Args:
+        job: The job.
+        dependency: What it waits for, as sbatch is told; empty: nothing.
+        before: Numbers of the jobs that were submitted with it.
+
+    Raises:
+        RankFailure: sbatch refused it.
+    """
     write_text(job.script_path, sbatch_text(job))
     words = ["sbatch", "--parsable"]
-    if job.after:
-        words += [f"--dependency={job.after}:{before[-1]}", "--kill-on-invalid-dep=yes"]
+    if dependency:
+        words += [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
     answer = subprocess.run(
         [*words, str(job.script_path)], capture_output=True, text=True, timeout=SBATCH_WITHIN_S, check=False
     )

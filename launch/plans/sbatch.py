@@ -22,8 +22,8 @@ class Submission:
 
     Args:
         name: Names the job, its script and its logs: ``train``, ``train-stage2``.
-        command: ``pack``, ``train``, ``evaluate`` or ``sweep``.
-        config_path: The written recipe.
+        command: ``pack``, ``train``, ``evaluate``, ``sweep``, or ``study run``.
+        config_path: The written recipe, or study.
         python: Interpreter on the nodes.
         root: Folder that holds the packages, for PYTHONPATH.
         slurm: What is asked for.
@@ -58,8 +58,8 @@ def sbatch_text(submission: Submission) -> str:
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(submission))]
     lines += submission.slurm.setup
     lines.append(f"export PYTHONPATH={shlex.quote(str(submission.root))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    words = [submission.python, "-m", "launch.cli", submission.command, str(submission.config_path), *submission.words]
-    command = shlex.join(words)
+    head = [submission.python, "-m", "launch.cli", *submission.command.split()]
+    command = shlex.join([*head, str(submission.config_path), *submission.words])
     if submission.tasks:
         cases = (f"  {number}) set -- {shlex.join(words)} ;;" for number, words in enumerate(submission.tasks))
         lines += ["case $SLURM_ARRAY_TASK_ID in", *cases, "esac"]

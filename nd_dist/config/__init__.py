@@ -131,7 +131,7 @@ class Config(Section):
             found |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
         return found
 
-    def replaced(self, settings: Mapping[str, Value]) -> Config:
+    def replaced(self, settings: Mapping[str, Any]) -> Config:  # Any: values of every kind
         """Return this configuration with other values of some dotted keys, checked again.
 
         Raises:

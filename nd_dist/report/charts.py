@@ -50,7 +50,7 @@ def sweep_charts(findings: Findings) -> list[Chart]:
         if {KAPPA, ETA} <= set(swept):
             chosen = [row for row in known if _agree(places[row.point], places[main.point], (KAPPA, ETA))]
             values = {row.point: float(row.metrics[metric.name]["value"]) for row in chosen}
-            charts.append(_map(metric, whose, values, findings.chosen))
+            charts.append(guidance_map(metric, whose, values, findings.chosen))
         for axis in swept:
             if axis in (KAPPA, ETA) and {KAPPA, ETA} <= set(swept):
                 continue
@@ -96,10 +96,11 @@ def selection_map(findings: Findings) -> Chart | None:
     if len(guided) < 2:
         return None
     metric = metric_of(selection["metric"], bool(selection["higher_is_better"]))
-    return _map(metric, " on training images, where the point is chosen", guided, findings.chosen)
+    return guidance_map(metric, " on training images, where the point is chosen", guided, findings.chosen)
 
 
-def _map(metric: Metric, whose: str, values: Mapping[Point, float], chosen: Point | None) -> Chart:
+def guidance_map(metric: Metric, whose: str, values: Mapping[Point, float], chosen: Point | None) -> Chart:
+    """Return values of a metric over kappa and eta, the best one framed."""
     kappas = sorted({point.kappa for point in values}, reverse=True)
     etas = sorted({point.eta for point in values})
     best = (max if metric.higher_is_better else min)(values.values())

@@ -45,12 +45,12 @@ def galleries(findings: Findings) -> list[Gallery]:
     most = max(4, MAX_PICTURE_ROWS // len(findings.subjects))
     found = []
     for subject in findings.subjects:
-        notes = dict.fromkeys(_spread(findings.image_ids(subject), most), "")
+        notes = dict.fromkeys(spread(findings.image_ids(subject), most), "")
         found.append(Gallery(findings.subject_label(subject), _cases(findings, subject, notes, MAX_REPEATS)))
     return found
 
 
-def _spread(ids: list[int], most: int) -> list[int]:
+def spread(ids: list[int], most: int) -> list[int]:
     """Return at most ``most`` of the images, evenly spread."""
     count = min(most, len(ids))
     return [ids[position * len(ids) // count] for position in range(count)]
@@ -148,7 +148,7 @@ def picture_grids(findings: Findings) -> list[PictureGrid]:
         return data_uri(paths[0], GRID_SIDE) if paths else ""
 
     grids = []
-    for image_id in _spread(findings.image_ids(subject), MAX_GRIDS):
+    for image_id in spread(findings.image_ids(subject), MAX_GRIDS):
         without = [("without guidance", [picture(unguided, image_id)])] if unguided else []
         case = Case(image_id, data_uri(findings.original(image_id), GRID_SIDE), without)
         cells = [[picture(by_place.get((kappa, eta)), image_id) for eta in etas] for kappa in kappas]

@@ -27,7 +27,7 @@ from nd_dist.report.tables import (
     published_table,
 )
 
-PAGES = ("report.html.j2", "images.html.j2", "parts.html.j2", "style.css.j2")
+PAGES = ("report.html.j2", "images.html.j2", "study.html.j2", "parts.html.j2", "style.css.j2")
 IMAGES = "images.html"
 
 
@@ -49,7 +49,7 @@ def write_report(run_dir: Path, beside: Path | None = None, partial: dict[str, A
         write_text(run_dir / "metrics.csv", csv_table(findings))
         write_text(run_dir / "metrics.md", markdown_table(findings))
         write_text(run_dir / "metrics.tex", latex_table(findings))
-        write_text(run_dir / IMAGES, _page(IMAGES, galleries=all_images(findings), run=run_dir.name))
+        write_text(run_dir / IMAGES, render_page(IMAGES, galleries=all_images(findings), run=run_dir.name))
     write_text(run_dir / name, page)
     return run_dir / name
 
@@ -57,7 +57,7 @@ def write_report(run_dir: Path, beside: Path | None = None, partial: dict[str, A
 def render(findings: Findings, beside: Findings | None = None) -> str:
     """Return the page."""
     metrics = findings.metrics
-    return _page(
+    return render_page(
         "report.html",
         simulated=bool(metrics.get("simulated")),
         is_given=findings.is_given,
@@ -93,7 +93,8 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
     )
 
 
-def _page(name: str, **values: Any) -> str:  # Any: whatever a page shows
+def render_page(name: str, **values: Any) -> str:  # Any: whatever a page shows
+    """Return a page of this package with its values filled in."""
     folder = resources.files("nd_dist.report").joinpath("page")
     texts = {page: folder.joinpath(page).read_text(encoding="utf-8") for page in PAGES}
     environment = Environment(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def _scale(findings: Findings, subject: int, metric: Metric, values: Sequence[fl
     return Markup(scale(f"{metric.label}: {ends}", places)), ends
 
 
-def verdict(metric: Metric, difference: dict[str, Any]) -> str:
+def verdict(metric: Metric, difference: Mapping[str, Any]) -> str:
     """Return better, worse or unclear: unclear where the difference is not significant (corrected p above .05).
 
     Agreement of repeats is never called better: shuffled inputs have it too.
@@ -151,14 +151,14 @@ def metric_tables(findings: Findings) -> list[MetricTable]:
         main, guided = findings.main_rows(subject), findings.guided(subject)
         rows = [_point_row(row, metrics, "main" if row is guided else "point") for row in main]
         if guided is not None and (differences := findings.differences(guided)):
-            rows.append(TableRow("difference", _difference_cells(metrics, differences), "difference"))
+            rows.append(TableRow("difference", difference_cells(metrics, differences), "difference"))
         rows += [_point_row(row, metrics, "control") for row in findings.controls_of(subject)]
         others = []
         for row in findings.rows_of(subject):
             if row not in main:
                 others.append(_point_row(row, metrics, "point"))
                 if differences := findings.differences(row, RECIPE):
-                    cells = _difference_cells(metrics, differences)
+                    cells = difference_cells(metrics, differences)
                     others.append(TableRow("− the recipe's point", cells, "difference"))
         tables.append(MetricTable(findings.subject_label(subject), metrics, rows, others))
     return tables
@@ -196,7 +196,10 @@ def beside_table(first: Findings, second: Findings) -> MetricTable:
     return MetricTable(f"{first.run_dir.name} beside {second.run_dir.name}{note}", metrics, rows)
 
 
-def _difference_cells(metrics: list[Metric], differences: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+def difference_cells(
+    metrics: list[Metric], differences: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """Return the cells of a paired difference: value, p value, verdict."""
     cells = []
     for metric in metrics:
         found = differences.get(metric.name)
@@ -206,14 +209,16 @@ def _difference_cells(metrics: list[Metric], differences: dict[str, dict[str, An
 
 
 def _point_row(row: Row, metrics: list[Metric], kind: str) -> TableRow:
-    cells = []
-    for metric in metrics:
-        item = row.metrics.get(metric.name)
-        cells.append((metric.number(item["value"]), _interval(metric, item), "") if item else ("–", "", ""))
-    return TableRow(row.label, cells, kind)
+    return TableRow(row.label, point_cells(row.metrics, metrics), kind)
 
 
-def _interval(metric: Metric, item: dict[str, Any]) -> str:
+def point_cells(found: Mapping[str, Mapping[str, Any]], metrics: list[Metric]) -> list[tuple[str, str, str]]:
+    """Return the cells of a point: value, interval, no verdict."""
+    items = ((metric, found.get(metric.name)) for metric in metrics)
+    return [(m.number(item["value"]), _interval(m, item), "") if item else ("–", "", "") for m, item in items]
+
+
+def _interval(metric: Metric, item: Mapping[str, Any]) -> str:
     """Return the small print of a value: its interval, and chance where that depends on the number of candidates."""
     words = [] if item["ci_low"] is None else [f"{metric.number(item['ci_low'])} – {metric.number(item['ci_high'])}"]
     words += [f"chance {metric.number(item['chance'])}"] if "chance" in item else []

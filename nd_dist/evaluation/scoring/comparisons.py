@@ -77,10 +77,10 @@ def comparisons(scores: Mapping[Key, Scores], recipe: Point) -> list[dict[str, A
         reference = scores.get((subject, own_recipe))
         if reference is not None and point != own_recipe and (point.is_guided or not point.is_plain):
             pairs.append((subject, point, RECIPE, own, reference))
-    return _tested(pairs)
+    return tested(pairs)
 
 
-def _tested(pairs: list[Pair]) -> list[dict[str, Any]]:
+def tested(pairs: list[Pair]) -> list[dict[str, Any]]:
     """Return comparisons with a p value each, corrected over the points of one subject, reference and metric.
 
     A metric whose images add nothing of their own (KID's interval comes from sets) has a difference without p.

@@ -1,0 +1,1 @@
+"""A study: the trainings and evaluations of a paper as one file, and its tables."""

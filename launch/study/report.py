@@ -1,0 +1,46 @@
+"""`nd study report`: hands the tables of a study file, with the run folders of their rows, to ``nd_dist.report``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launch.console import make_console
+from launch.study.plan import Stage, plan_study
+from launch.study.run import DONE, states_of
+from launch.study.study import Study, Table
+from nd_dist.report.findings import point_label
+from nd_dist.report.study import RowSource, TableSource
+from nd_dist.report.study_page import write_study_report
+
+
+def report_study(study: Study) -> None:
+    """Write the tables and the page of a study from what is evaluated by now, and say where they are.
+
+    Raises:
+        DataError: nothing is evaluated yet, or runs do not belong together.
+    """
+    plan = plan_study(study)
+    states = states_of(study, plan)
+    lacking = [f"{name}: {state}" for name, state in states.items() if state != DONE]
+    tables = [
+        TableSource(table.title, tuple(_rows(table, study, plan)), table.against, table.published, table.note)
+        for table in study.tables
+    ]
+    console = make_console()
+    title = f"Study {study.study_dir.name}: reconstructions of seen pictures from fMRI"
+    for path in write_study_report(study.study_dir, title, tables, study.departures, lacking):
+        console.print(f"  report: {path}")
+    if lacking:
+        console.print(f"  note: {len(lacking)} stage(s) are not done; their rows say so")
+
+
+def _rows(table: Table, study: Study, plan: Sequence[Stage]) -> Iterator[RowSource]:
+    """Yield a table's rows: one for each run, several for a run that is a grid."""
+    for label, name in table.rows.items():
+        decoder, run = study.decoder_of(name), study.runs[name]
+        stages = [stage for stage in plan if (stage.kind, stage.decoder) == ("evaluate", decoder)]
+        folders = {(stage.subject, stage.seed): stage.config.run_dir for stage in stages}
+        points = run.points(stages[0].config)
+        for point in points:
+            own = label if len(points) == 1 else f"{label}, {point_label(point)}"
+            yield RowSource(own, point, folders)

@@ -1,0 +1,193 @@
+"""What a study file says: decoders to train, runs to evaluate with them, tables to make. Reads one YAML file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from launch.keys import nearest
+from launch.recipe import load_recipe, load_settings
+from launch.study.cli import STUDIES_DIR
+from nd_dist.config import Config, Value
+from nd_dist.config.base import Count, Section, SubjectId
+from nd_dist.errors import ConfigError
+from nd_dist.evaluation.points.axes import check_axes
+from nd_dist.evaluation.points.units import Point, distinct_points, listed_point
+from nd_dist.metrics.published import PUBLISHED
+
+Settings = dict[str, Any]  # Any: values of every kind, by dotted key of a recipe
+
+
+class DecoderEntry(Section):
+    """A decoder that is trained for every subject and seed."""
+
+    settings: Settings = Field(default_factory=dict)
+    """Settings in which its training differs from the study's."""
+    stage1_of: str = ""
+    """Decoder whose stage 1 it starts from, so that stage 1 is trained once; empty: its own."""
+
+
+class Run(Section):
+    """One way to reconstruct."""
+
+    decoder: str = ""
+    """Name of its decoder; empty: the first."""
+    settings: dict[str, Value] = Field(default_factory=dict)
+    """Settings in which its pictures are made otherwise, e.g. {sampler.kappa: 0}; {control: nearest} is a control."""
+    grid: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    """Settings that take several values each: the run is all their combinations."""
+
+    def points(self, config: Config) -> tuple[Point, ...]:
+        """Return its points, given its decoder's recipe."""
+        axes = [[(key, value) for value in values] for key, values in self.grid.items()]
+        return distinct_points(listed_point(config, {**self.settings, **dict(on)}) for on in itertools.product(*axes))
+
+
+class Table(Section):
+    """A table of runs: a row for each, the protocol's metrics as columns."""
+
+    title: str
+    rows: dict[str, str]
+    """Label -> run."""
+    against: str = ""
+    """Label of the row that all others are tested against; empty: none."""
+    published: tuple[str, ...] = ()
+    """Methods whose published rows stand beside it."""
+    note: str = ""
+    """A sentence below the title."""
+
+
+class Study(Section):
+    """A study. Words of a command line set its fields; all other words are settings of every recipe in it."""
+
+    study_dir: Path = Path("runs/study")
+    """Folder of the study: every run, the state of its stages, its report."""
+    recipe: str = "paper"
+    """Recipe that everything starts from."""
+    settings: Settings = Field(default_factory=dict)
+    """Settings of the whole study."""
+    words: tuple[str, ...] = ()
+    """Settings that were given on the command line, which hold everywhere."""
+    phantom_data: bool = False
+    """Whether `nd phantom` writes the data before they are packed."""
+    subjects: tuple[SubjectId, ...] = (1,)
+    """Subjects to average over."""
+    seeds: tuple[Count, ...] = (0,)
+    """Seeds to average over; every one is a training and an evaluation of its own."""
+    decoders: dict[str, DecoderEntry] = Field(default_factory=dict)
+    runs: dict[str, Run] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    departures: tuple[str, ...] = ()
+    """Where the study does otherwise than the published one, a sentence each."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Study:
+        """Refuse names of decoders, runs, rows and methods that there are not."""
+        methods = {item.method for item in PUBLISHED}
+        earlier: list[str] = []
+        for name, decoder in self.decoders.items():
+            _require(f"decoders.{name}.stage1_of", [decoder.stage1_of] if decoder.stage1_of else [], earlier)
+            earlier.append(name)
+        for name, run in self.runs.items():
+            _require(f"runs.{name}.decoder", [run.decoder] if run.decoder else [], self.decoders)
+        for number, table in enumerate(self.tables):
+            _require(f"tables.{number}.rows", table.rows.values(), self.runs)
+            _require(f"tables.{number}.against", [table.against] if table.against else [], table.rows)
+            _require(f"tables.{number}.published", table.published, methods)
+        if self.runs and not self.decoders:
+            raise ValueError("there are runs but no decoder")
+        return self
+
+    def decoder_of(self, run: str) -> str:
+        """Return the name of a run's decoder."""
+        return self.runs[run].decoder or next(iter(self.decoders))
+
+
+def _require(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{where}: there is no {name!r}; {nearest(name, known) or f'known: {known}'}")
+
+
+def study_names() -> list[str]:
+    """Return the names of the studies that come with the package."""
+    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
+
+
+def study_path(study: str) -> Path:
+    """Return the file of a study given by name or path.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    for path in (STUDIES_DIR / f"{study}.yaml", Path(study)):
+        if path.is_file():
+            return path
+    raise ConfigError(
+        "There is no such study.",
+        where=study,
+        expected=f"a path of a YAML file, or one of {', '.join(study_names())}",
+        todo=nearest(study, study_names()),
+    )
+
+
+def load_study(study: str, words: Sequence[str] = ()) -> Study:
+    """Return a study with ``key=value`` words; those that name no field of it become settings of all its recipes.
+
+    Raises:
+        ConfigError: see ``load_settings``.
+    """
+    own = [word for word in words if word.partition("=")[0].partition(".")[0] in Study.model_fields]
+    others = [word for word in words if word not in own]
+    found = load_settings(Study, study_path(study), own)
+    return found.model_copy(update={"words": (*found.words, *others)})
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def decoder_recipe(study: Study, name: str) -> Config:
+    """Return the recipe that trains a decoder.
+
+    Raises:
+        ConfigError: a setting is wrong, or a subject is not among the data's.
+    """
+    settings = {**study.settings, **study.decoders[name].settings}
+    subject = f"training.target_subject={study.subjects[0]}"
+    config = load_recipe(study.recipe, [*_words(settings), subject, *study.words], "evaluate")
+    return config.replaced({"evaluation.controls": False, "evaluation.subjects": None})
+
+
+def decoder_points(study: Study, name: str, config: Config) -> tuple[Point, ...]:
+    """Return what is evaluated of a decoder: the points of all its runs, each once.
+
+    Raises:
+        ConfigError: a run differs in a setting that an evaluation cannot vary.
+    """
+    runs = [run for key, run in study.runs.items() if study.decoder_of(key) == name]
+    points = distinct_points(point for run in runs for point in run.points(config))
+    check_axes(with_points(config, points))
+    return points
+
+
+def with_points(config: Config, points: Sequence[Point]) -> Config:
+    """Return a recipe that evaluates points and nothing else."""
+    listed = tuple(
+        {
+            "sampler.kappa": point.kappa,
+            "sampler.eta": point.eta,
+            **dict(point.settings),
+            **({} if point.is_plain else {"control": point.control}),
+        }
+        for point in points
+    )
+    return config.replaced({"evaluation.points": listed})
