@@ -218,7 +218,8 @@ _NOTES = """\
 How it was counted: operations of each path at the published sizes, on a pretended GPU, at the rates that docs/gpu.md
 assumes of an H100; another kind of GPU by its peak in bfloat16. No GPU has confirmed these hours:
 `python -m benchmarks.gpu_check` measures the same paths on yours. Weights are part of the memory,
-libraries' workspaces are not. Not counted: reading betas and writing shards (hours of a disk), judging pictures, validation, the queue.
+libraries' workspaces are not. Not counted: reading betas and writing shards (hours of a disk), judging pictures,
+validation, the queue.
 Targets g cost at most what c does, and count as c."""
 _OTHER_NETWORKS = "Hours, memory, disk and files are counted for the published networks only; these are others."
 

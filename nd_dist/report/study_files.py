@@ -85,7 +85,7 @@ def markdown_tables(tables: list[StudyTable], is_simulated: bool) -> str:
     lines = [f"{SIMULATED if is_simulated else ''}95 % intervals over images in brackets."]
     for table in tables:
         lines += ["", f"## {table.source.title}", *(["", table.source.note] if table.source.note else []), ""]
-        heads = [f"{metric.label} {metric.arrow}" for metric in table.metrics]
+        heads = [f"{metric.label}{metric.unit_suffix} {metric.arrow}" for metric in table.metrics]
         lines += [f"| | subject | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
         for subject in subjects_of(table):
             for row in table.rows:
@@ -93,9 +93,9 @@ def markdown_tables(tables: list[StudyTable], is_simulated: bool) -> str:
                 if subject == ALL_SUBJECTS and row.differences:
                     changes = [change_text(metric, row.differences.get(metric.name)) for metric in table.metrics]
                     lines.append(f"| − {table.source.against} | mean | {' | '.join(changes)} |")
-        for item in published_rows(table):
-            label = f"{item.method} (published: {item.source}; protocol: {item.protocol})"
-            lines.append(f"| {label} | {item.subjects} | {' | '.join(published_cells(table, item))} |")
+            for item in published_rows(table) if subject == ALL_SUBJECTS else ():
+                label = f"published: {item.method} ({item.source}; protocol: {item.protocol})"
+                lines.append(f"| {label} | {item.subjects} | {' | '.join(published_cells(table, item))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +111,7 @@ def value_text(metric: Metric, item: Mapping[str, Any] | None) -> str:
     if item is None:
         return "–"
     ends = "" if item["ci_low"] is None else f" [{metric.number(item['ci_low'])}, {metric.number(item['ci_high'])}]"
-    return metric.text(item["value"]) + ends
+    return metric.number(item["value"]) + ends
 
 
 def change_text(metric: Metric, item: Mapping[str, Any] | None) -> str:
