@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from launch import study
-
-TABLE = Path(study.__file__).with_name("gpu_budget.json")
+from launch.study.costs import BUDGET
 
 
 @dataclass(frozen=True)
@@ -112,14 +109,14 @@ class Cost:
 
 def read_budget() -> dict[str, Cost]:
     """Return path -> what it may cost."""
-    content = json.loads(TABLE.read_text(encoding="utf-8"))
+    content = json.loads(BUDGET.read_text(encoding="utf-8"))
     return {path: Cost(**cost) for path, cost in content["paths"].items()}
 
 
 def write_budget(costs: Mapping[str, Cost]) -> None:
     """Write the table."""
     content = {"torch": torch.__version__, "paths": {path: asdict(cost) for path, cost in costs.items()}}
-    TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    BUDGET.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def table_lines(costs: Mapping[str, Cost]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from launch.options import DryRun, Hostfile, LauncherName, Overrides, Ranks, epilog_of
+from launch.study import STUDIES_DIR
 
-STUDIES_DIR = Path(__file__).parents[1] / "studies"
 study_app = typer.Typer(no_args_is_help=True, help="A whole paper as one file: plan, run, status, report.")
 
 

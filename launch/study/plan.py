@@ -47,7 +47,7 @@ class Stage:
     @property
     def group(self) -> str:
         """What it has in common with the stages of other subjects and seeds."""
-        return f"{self.kind} {self.config.shards_dir if self.kind == 'pack' else self.decoder}"
+        return f"{self.kind} {self.decoder}"
 
     @property
     def name(self) -> str:
@@ -97,8 +97,10 @@ def plan_study(study: Study) -> tuple[Stage, ...]:
     """Return the stages of a study, each after those that it needs.
 
     Raises:
-        ConfigError: a recipe is wrong, or one folder of shards is to be packed in two ways.
+        ConfigError: a recipe is wrong, there is no run, or one folder of shards is to be packed in two ways.
     """
+    if not study.runs:
+        raise ConfigError("The study has no run.", where=str(study.study_dir), todo="docs/study.md shows a study file")
     packs: dict[str, Stage] = {}
     own: list[Stage] = []
     for decoder, entry in study.decoders.items():

@@ -6,13 +6,13 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from launch.keys import nearest
 from launch.recipe import load_recipe, load_settings
-from launch.study.cli import STUDIES_DIR
+from launch.study import STUDIES_DIR
 from nd_dist.config import Config, Value
 from nd_dist.config.base import Count, Section, SubjectId
 from nd_dist.errors import ConfigError
@@ -75,9 +75,9 @@ class Study(Section):
     """Settings that were given on the command line, which hold everywhere."""
     phantom_data: bool = False
     """Whether `nd phantom` writes the data before they are packed."""
-    subjects: tuple[SubjectId, ...] = (1,)
+    subjects: Annotated[tuple[SubjectId, ...], Field(min_length=1)] = (1,)
     """Subjects to average over."""
-    seeds: tuple[Count, ...] = (0,)
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Seeds to average over; every one is a training and an evaluation of its own."""
     decoders: dict[str, DecoderEntry] = Field(default_factory=dict)
     runs: dict[str, Run] = Field(default_factory=dict)
@@ -162,8 +162,8 @@ def decoder_recipe(study: Study, name: str) -> Config:
         ConfigError: a setting is wrong, or a subject is not among the data's.
     """
     settings = {**study.settings, **study.decoders[name].settings}
-    subject = f"training.target_subject={study.subjects[0]}"
-    config = load_recipe(study.recipe, [*_words(settings), subject, *study.words], "evaluate")
+    whose = [f"training.target_subject={study.subjects[0]}", f"evaluation.subjects={list(study.subjects)}"]
+    config = load_recipe(study.recipe, [*_words(settings), *study.words, *whose], "evaluate")
     return config.replaced({"evaluation.controls": False, "evaluation.subjects": None})
 
 

@@ -61,6 +61,10 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest_ones(tmp_path: Pat
         tiny(tmp_path, tables=[{"title": "T", "rows": {}, "published": ["MindEye3"]}])
     with pytest.raises(ConfigError, match=r"stage1_of: there is no 'later'"):
         tiny(tmp_path, decoders={"first": {"stage1_of": "later"}, "later": {}})
+    with pytest.raises(ConfigError, match=r"subjects \[9\] are not in data.subjects"):
+        plan_study(tiny(tmp_path, "subjects=[1,9]"))
+    with pytest.raises(ConfigError, match="The study has no run"):
+        plan_study(tiny(tmp_path, runs={}, tables=[]))
     with pytest.raises(ConfigError, match="did you mean paper"):
         load_study("papr")
     with pytest.raises(ConfigError, match=r"training.stepz.*did you mean training.steps"):
@@ -69,7 +73,7 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest_ones(tmp_path: Pat
         plan_study(tiny(tmp_path, runs={"longer": {"settings": {"training.zero_stage": 2}}}, tables=[]))
     with pytest.raises(ConfigError, match="pack one folder of shards in different ways"):
         other = {"settings": {"data.normalization": "mindeye1"}}
-        plan_study(tiny(tmp_path, decoders={"a": {}, "b": other}, tables=[], runs={}))
+        plan_study(tiny(tmp_path, decoders={"a": {}, "b": other}, tables=[], runs={"r": {}}))
 
 
 def test_more_seeds_and_subjects_leave_the_stages_that_there_are_as_they_are(tmp_path: Path) -> None:
@@ -152,9 +156,11 @@ def test_jobs_wait_for_the_job_or_the_task_that_they_need(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     study = tiny(tmp_path)
     submit_study(study, False)
-    waits = re.findall(r"(?:--dependency=(\S+) .*)?/(\S+)\.sbatch", (tmp_path / "calls").read_text())
+    waits = re.findall(
+        r"^--parsable (?:--dependency=(\S+) )?.*/(\S+)\.sbatch$", (tmp_path / "calls").read_text(), re.MULTILINE
+    )
     assert waits == [
-        ("", "pack-" + waits[0][1].removeprefix("pack-")),
+        ("", "pack-network"),
         ("afterok:101", "train-network-seed-0"),
         ("aftercorr:102", "evaluate-network-seed-0"),
         ("afterok:101,aftercorr:102", "train-one-session-seed-0"),
