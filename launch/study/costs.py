@@ -40,7 +40,8 @@ ROWS, REPEATS, BATCH = 42, 5, 64  # of the budget's paths
 SHARED = 1000  # pictures that every subject of NSD is shown
 PICTURE_BYTES, RECONSTRUCTION_BYTES = 330e3, 450e3  # of a PNG at 425 and at 512 pixels: assumed
 FEATURE_BYTES = 0.8e6  # of the field's judges for one picture
-STATE_BYTES = 16  # of a parameter in a checkpoint: weights, gradients' moments, in float32
+STATE_BYTES, MODEL_BYTES = 14, 8  # of a parameter: in a checkpoint; in the last and the best model
+STAGE_FILES = 15  # of a training's stage
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,24 @@ class Cost:
 
     Args:
         work: Training steps, pictures to pack, or pictures to make.
-        seconds, memory_gb: None where the networks are not the published ones.
-        disk_gb, files: What is left.
+        seconds, memory_gb, disk_gb, files: What it takes and leaves; 0 where the networks are not the published ones.
     """
 
     work: int
-    seconds: float | None = None
-    memory_gb: float | None = None
-    disk_gb: float | None = None
-    files: int | None = None
+    seconds: float = 0.0
+    memory_gb: float = 0.0
+    disk_gb: float = 0.0
+    files: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Return the cost of both; memory is the larger one."""
-        memory = None if self.memory_gb is None else max(self.memory_gb, other.memory_gb or 0.0)
+        """Return the cost of both; of the memory the larger one."""
         return Cost(
             self.work + other.work,
-            _sum(self.seconds, other.seconds),
-            memory,
-            _sum(self.disk_gb, other.disk_gb),
-            None if self.files is None or other.files is None else self.files + other.files,
+            self.seconds + other.seconds,
+            max(self.memory_gb, other.memory_gb),
+            self.disk_gb + other.disk_gb,
+            self.files + other.files,
         )
-
-
-def _sum(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first + second
 
 
 def _budget(path: str, key: str = "gpu_ms") -> float:
@@ -151,7 +146,7 @@ def _pack_cost(config: Config, counts: dict[int, KnownCounts]) -> Cost:
 
 
 def _training_cost(stage: Stage, counts: dict[int, KnownCounts]) -> Cost:
-    config, total = stage.config, Cost(0, 0.0, 0.0, 0.0, 0)
+    config, total = stage.config, Cost(0)
     is_single = config.decoder.heads == "single"
     stages = [number for number in config.training.stages if number == 2 or stage.stage1_of is None]
     for targets in [(name,) for name in config.training.targets] if is_single else [config.training.targets]:
@@ -163,19 +158,17 @@ def _training_cost(stage: Stage, counts: dict[int, KnownCounts]) -> Cost:
                 continue
             subjects = [s for s in counts if (s == stage.subject) == (number == 2)]
             rows = samples * len(subjects)
-            seconds = sum(_step_ms(name) for name in targets) / 1e3 * max(1.0, rows / ROWS) * steps
+            seconds = sum(_step(name) for name in targets) / 1e3 * max(1.0, rows / ROWS) * steps
             size = _num_parameters(config, {s: counts[s].voxels for s in subjects}, targets)
-            disk = size * (4 + STATE_BYTES * config.training.keep_checkpoints) / 1e9
-            total += Cost(steps, seconds, max(_step_peak(name) for name in targets), disk, 12)
-    return total if is_published(config) else Cost(total.work)
+            copies = 2 if is_single and number == max(stages) else 1  # the decoder of all targets holds one more
+            disk = size * (MODEL_BYTES * copies + STATE_BYTES * config.training.keep_checkpoints) / 1e9
+            total += Cost(steps, seconds, max(_step(name, "peak_gb") for name in targets), disk, STAGE_FILES)
+    return total
 
 
-def _step_ms(target: str) -> float:
-    return _budget("train z, 42 rows" if target == INITIAL else "train c, MixCo, 42 rows")
-
-
-def _step_peak(target: str) -> float:
-    return _budget("train z, 42 rows" if target == INITIAL else "train c, MixCo, 42 rows", "peak_gb")
+def _step(target: str, key: str = "gpu_ms") -> float:
+    """Return what a training step of a target takes; targets g count as c."""
+    return _budget("train z, 42 rows" if target == INITIAL else "train c, MixCo, 42 rows", key)
 
 
 def _num_parameters(config: Config, num_voxels: dict[int, int], targets: Sequence[str]) -> int:
@@ -252,7 +245,7 @@ def print_costs(study: Study, gpu: str, gpus: int) -> None:
     table.add_row("all", str(len(plan)), "", "", *_cells(whole, kind)[1:])
     console.print(table, soft_wrap=False)
     console.print(_shared(study, plan))
-    if whole.seconds is None or whole.memory_gb is None:
+    if not whole.seconds:
         console.print(_OTHER_NETWORKS)
         return
     span = duration(whole.seconds * kind.slower / gpus)
@@ -273,8 +266,14 @@ def _shared(study: Study, plan: Sequence[Stage]) -> str:
 
 
 def _cells(cost: Cost, gpu: Gpu) -> list[str]:
-    """Return the cells of a row: work, hours, memory, disk, files."""
-    hours = "–" if cost.seconds is None else f"{cost.seconds * gpu.slower / SECONDS_PER_HOUR:,.1f}"
-    memory = "–" if cost.memory_gb is None else f"{cost.memory_gb:.0f} GB"
-    disk = "–" if cost.disk_gb is None else f"{cost.disk_gb:,.0f} GB"
-    return [f"{cost.work:,}", hours, memory, disk, "–" if cost.files is None else f"{cost.files:,}"]
+    """Return the cells of a row: work, hours, memory, disk, files; a dash where nothing was counted."""
+    if not cost.seconds:
+        return [f"{cost.work:,}", *"––––"]
+    hours = cost.seconds * gpu.slower / SECONDS_PER_HOUR
+    return [
+        f"{cost.work:,}",
+        f"{hours:,.1f}",
+        f"{cost.memory_gb:.0f} GB",
+        f"{cost.disk_gb:,.0f} GB",
+        f"{cost.files:,}",
+    ]
