@@ -178,7 +178,8 @@ def _maps(table: StudyTable) -> list[Chart]:
     """Return heat maps over kappa and eta of the means over subjects, where rows span both."""
     guided = [row for row in table.rows if row.source.point.is_guided and not row.source.point.settings]
     points = {row.source.point for row in guided}
-    if min(len({point.kappa for point in points}), len({point.eta for point in points})) < 2:
+    kappas, etas = {point.kappa for point in points}, {point.eta for point in points}
+    if min(len(kappas), len(etas)) < 2 or len(points) < len(kappas) * len(etas):
         return []
     charts = []
     for metric in [each for each in table.metrics if each.kind in ("low-level", "high-level")][:NUM_MAPS]:
