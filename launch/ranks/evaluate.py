@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,16 +12,19 @@ from launch.ranks.rank import Rank, refuse_to_run
 from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
-from nd_dist.evaluation.points.units import Point, config_points, control_points
+from nd_dist.evaluation.points.units import Point, config_points, control_points, recipe_point
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.scoring.groups import read_groups
+from nd_dist.evaluation.scoring.kinds import SEEN
 from nd_dist.schema import Split
+from nd_dist.training.records import model_dir, ridge_dir
 from shards.format.codec import PICTURES
 from shards.format.index import Index
 from shards.format.tables import ABSENT
 from shards.reading.reader import ShardReader
 from shards.reading.selection import is_heldout
+from shards.sources.classes import read_classes
 
 
 def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Job:
@@ -28,20 +32,28 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
     config = rank.config
     reader = ShardReader(config.shards_dir, config.remote)
     sources = {name: feature.source for name, feature in reader.index.features.items()}
-    absent, groups = {}, config.evaluation.image_groups
-    if any(point.control == "nearest" for point in points) and not _has_training_pictures(config, reader):
-        absent["control nearest"] = "the shards hold no pictures of training images (data.pictures=all packs them)"
+    absent, groups, classes = {}, config.evaluation.image_groups, config.evaluation.image_classes
+    needing = ["control nearest"] if any(point.control == "nearest" for point in points) else []
+    needing += [SEEN] if classes else []
+    if needing and not _has_training_pictures(config, reader):
+        reason = "the shards hold no pictures of training images (data.pictures=all packs them)"
+        absent = dict.fromkeys(needing, reason)
         points = tuple(point for point in points if point.control != "nearest")
+    ridge = model_dir(ridge_dir(config.run_dir), "last")
+    if config.fits_ridge_beside and (ridge / "config.json").is_file() and any(not point.is_plain for point in points):
+        points = (*points, dataclasses.replace(recipe_point(config), control="ridge"))
     return Job(
         config=config,
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
+        ridge_dir=ridge,
         networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
         image_groups=read_groups(groups) if split == "test" and groups is not None else {},
+        image_classes=read_classes(config.nsd_root, classes) if split == "test" and classes is not None else {},
         content_id=_content_id(config, reader.index),
         is_simulated=reader.index.is_simulated,
         departures=tuple(_departures(config, reader.index)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from launch.ranks.rank import Rank, refuse_to_run
@@ -18,6 +19,7 @@ from shards.format.codec import stores_of
 from shards.reading.reader import ShardReader
 from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
+from shards.sources.classes import read_classes
 
 
 class ShardSource:
@@ -30,7 +32,7 @@ class ShardSource:
 
     def __init__(self, config: Config, world: World) -> None:
         self._reader = ShardReader(config.shards_dir, config.remote)
-        self._world, self._training = world, config.training
+        self._config, self._world, self._training = config, world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
 
@@ -57,6 +59,28 @@ class ShardSource:
             pictures=request.pictures,
         )
         return TrialStream(self._reader, config)
+
+    def fit_images(self, subject: int, sessions: Sequence[int] | None) -> list[int]:
+        """Return the ascending ids of the images that a subject is trained on, held-out images left out."""
+        image_ids = np.array(self._reader.images(subject, "train", sessions))
+        fraction = self._training.heldout_fraction
+        return [int(image_id) for image_id in image_ids[~is_heldout(image_ids, fraction)]]
+
+    def mean_voxels(
+        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Return the mean voxels (N, V) of a subject's trials of images, and how many trials each is the mean of."""
+        return self._reader.voxels_and_repeats(subject, image_ids, sessions)
+
+    def image_targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return a target (N, *shape) of images."""
+        (store,) = stores_of([name], self._training.int8_targets)
+        return self._reader.targets(store, image_ids)
+
+    def image_classes(self) -> Mapping[str, Sequence[int]]:
+        """Return class -> ids of the images that show it; empty where the recipe's file is not at hand."""
+        path = self._config.evaluation.image_classes
+        return read_classes(self._config.nsd_root, path) if path is not None and path.exists() else {}
 
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         """Return ``heldout`` or ``test``, and the ascending ids of such images that a subject saw."""

@@ -55,6 +55,8 @@ def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> 
     """
     if command != "train":
         return []
+    if config.decoder.kind == "ridge":
+        return [_ridge_cost(config)]
     from launch.supervise.memory import gpu_bytes, memory_note, needed_bytes
     from nd_dist.training.source import stage_request
     from shards.format.index import Index
@@ -74,6 +76,31 @@ def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> 
         specs = [spec for spec in index.target_specs if spec.name in training.targets]
         notes.append(memory_note(needed_bytes(config, index.num_voxels, specs, ranks), available, config, ranks))
     return notes
+
+
+def _ridge_cost(config: Config) -> str:
+    """Return what a ridge regression takes, in words; images are counted by the index, before any is read.
+
+    Raises:
+        ConfigError: this machine's GPUs are too small.
+    """
+    from launch.supervise.memory import gpu_bytes
+    from nd_dist.training.ridge import Cost
+    from shards.format.index import Index
+
+    index, training = Index.read(config.shards_dir, config.remote), config.training
+    subject, specs = index.subjects[training.target_subject], index.target_specs
+    share = 1.0 if training.sessions is None else min(1.0, len(training.sessions) / subject.sessions)
+    num_images = round((subject.images - subject.test_images) * share * (1.0 - training.heldout_fraction))
+    cost = Cost.of(num_images, subject.voxels, [spec for spec in specs if spec.name in training.targets])
+    if 0 < (available := gpu_bytes()) < cost.device_bytes:
+        raise ConfigError(
+            "A ridge regression needs more memory than a GPU has.",
+            expected=f"{cost.device_bytes / 1e9:.1f} GB",
+            found=f"{available / 1e9:.1f} GB",
+            todo="fit it on the CPU, with no GPU in sight (CUDA_VISIBLE_DEVICES=)",
+        )
+    return cost.describe()
 
 
 def require_starters(plan: LaunchPlan) -> None:
@@ -139,7 +166,8 @@ def _check_training(config: Config, index: Index) -> None:
     _check_targets(config, index, stores_of(names, config.training.int8_targets))
     if config.training.teacher is not None and "z" in names:
         _check_teacher(config.training.teacher, index)
-    if 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:
+    is_network = config.decoder.kind != "ridge"  # a ridge regression skips stage 1
+    if is_network and 1 in config.training.stages and set(config.data.subjects) == {config.training.target_subject}:
         raise ConfigError(
             "Stage 1 trains on all subjects but the target, and there is no other.",
             where="data.subjects",
@@ -187,6 +215,8 @@ def check_metrics(evaluation: EvaluationConfig) -> None:
     protocol_named(evaluation.protocol)
     if evaluation.image_groups is not None:
         read_groups(evaluation.image_groups)
+    if (classes := evaluation.image_classes) is not None and not classes.is_dir():
+        read_groups(classes)
     judges = evaluation.judges_dir
     if judges is not None and not judges.is_dir():
         raise ConfigError(

@@ -81,6 +81,27 @@ class Config(Section):
             raise ValueError(f"subjects {missing} are not in data.subjects {list(self.data.subjects)}")
         return self
 
+    @model_validator(mode="after")
+    def _decoder_and_training_agree(self) -> Config:
+        """Refuse a start that the network cannot have, and a ridge regression without its stage."""
+        decoder, training = self.decoder, self.training
+        is_affine = decoder.kind == "neuraldiffuser" and decoder.mixer == "official"
+        if training.start == "ridge" and not is_affine:
+            raise ValueError(
+                "training.start=ridge needs decoder.kind=neuraldiffuser and decoder.mixer=official, "
+                f"not {decoder.kind} and {decoder.mixer}"
+            )
+        if decoder.kind == "ridge" and 2 not in training.stages:
+            raise ValueError("decoder.kind=ridge is fitted in stage 2, which training.stages leaves out")
+        return self
+
+    @property
+    def fits_ridge_beside(self) -> bool:
+        """Whether a ridge regression is fitted and evaluated beside the network, as a control."""
+        is_target = self.evaluated_subjects == (self.training.target_subject,)
+        is_asked = self.evaluation.controls and self.evaluation.embeddings == "decoded"
+        return is_asked and is_target and self.decoder.kind != "ridge" and 2 in self.training.stages
+
     @property
     def shards_folder(self) -> Path:
         """Folder that is packed into.

@@ -85,8 +85,14 @@ class EvaluationConfig(Section):
     calibrated: tuple[Literal["initial", "guidance", "semantic"], ...] = ("initial",)
     """Kinds of targets whose predictions the rule `z_calibration` re-standardises; published: z (initial) alone.
     Without a prior (`decoder.prior_depth=0`) predictions of guidance features are means with too small a spread."""
+    calibrated_by: Literal["element", "target"] = "element"
+    """What that rule scales: every element by a factor of its own (as published), or a target by one factor, which
+    keeps the kind of thing that a caption's embedding says (docs/evaluation.md)."""
     image_groups: Path | None = None
     """JSON file that names groups of test images (name -> 0-based image ids) to be reported apart as well."""
+    image_classes: Path | None = None
+    """JSON file that names the classes of images (name -> 0-based ids, training images too), or the folder of COCO's
+    instances_*.json: how much of the kind of thing is decoded is then reported as well."""
     batch_size: Positive = 4
     """Images in one work unit; on a GPU they ride in one forward batch, with all repeats."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000

@@ -12,8 +12,15 @@ from nd_dist.schema import TARGETS
 
 
 class DecoderConfig(Section):
-    """The trainable network: voxel encoders, backbone, heads, prior."""
+    """What decodes voxels: voxel encoders, backbone, heads and prior of NeuralDiffuser, or a regression."""
 
+    kind: Literal["neuraldiffuser", "tokens", "ridge"] = "neuraldiffuser"
+    """neuraldiffuser: the published network; tokens: brain tokens and attention instead of its affine backbone; ridge:
+    ridge regression of every target, in closed form (of this section only `ridge_penalty` is then looked at)."""
+    brain_tokens: Positive = 16
+    """kind=tokens: into how many tokens the shared space is cut; their width is `hidden_size` divided by it."""
+    ridge_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Penalty of the ridge regression; none chooses one for every target by its leave-one-out error."""
     heads: Literal["joint", "single"] = "joint"
     """joint: one shared space with all heads; single: every target has its own network (as published)."""
     hidden_size: Positive = 4096
@@ -56,6 +63,9 @@ class TrainingConfig(Section):
     """Stage 1 trains on all other subjects of `data.subjects`, stage 2 on this one."""
     stages: Annotated[tuple[Literal[1, 2], ...], Field(min_length=1)] = (1, 2)
     """Stages to run, in order; stage 2 starts from stage 1's model where there is one."""
+    start: Literal["random", "ridge"] = "random"
+    """Where the network starts: random: as published; ridge: at the ridge regression of c and g that its affine parts
+    can express, voxel encoders in stage 2 too (needs `decoder.mixer: official`)."""
     targets: tuple[str, ...] = TARGETS
     """Targets to train heads for."""
     sessions: tuple[Positive, ...] | None = None

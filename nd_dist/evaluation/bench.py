@@ -14,6 +14,7 @@ from nd_dist.evaluation.reconstruction.costs import StepCost, cost_class
 from nd_dist.evaluation.reconstruction.decode import ImageTargets, StoredTargets, TrueTargets
 from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.scoring.judging import Judges
+from nd_dist.evaluation.scoring.kinds import SEEN, Kinds
 from nd_dist.fanout.results import has_result
 from nd_dist.metrics.scores import Statistics
 
@@ -41,6 +42,13 @@ class Bench:
     def judges(self) -> Judges:
         """The metric networks."""
         return Judges(self.job.networks.judges(), self.job.networks.pair_judges())
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Probes for the classes of pictures; the judge that is read is the last one of two-way identification."""
+        judges = [judge for judge in self.judges.features if judge.score == "two_way"]
+        judge = judges[-1] if judges and SEEN not in self.job.absent else None
+        return Kinds(self.job.image_classes, self.job.source, judge, self.job.protocol)
 
     @property
     def statistics(self) -> Statistics:

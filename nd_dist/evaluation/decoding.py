@@ -58,9 +58,10 @@ def _batches(bench: Bench) -> Iterator[_Batch]:
 
 
 def decode_tasks(bench: Bench) -> list[Task]:
-    """Return one task per batch; the decoder lives as long as the tasks do."""
-    predictor = bench.job.networks.decoder(bench.job.decoder_dir)
-    return [_decode_task(bench, predictor, batch) for batch in _batches(bench)]
+    """Return one task per batch; the decoders live as long as the tasks do."""
+    job = bench.job
+    predictors = {folder: job.networks.decoder(folder) for folder in {job.decoder_of(p) for p in job.decodings()}}
+    return [_decode_task(bench, predictors[job.decoder_of(batch.point)], batch) for batch in _batches(bench)]
 
 
 def _decode_task(bench: Bench, predictor: Predictor, batch: _Batch) -> Task:
@@ -114,7 +115,8 @@ def _statistics_task(bench: Bench, point: Point, subject: int) -> Task:
             for name in predicted:
                 wanted.setdefault(name, Moments()).add(Summary.of(job.source.targets(name, ids)))
             yield
-        found, facts = statistics_of(predicted, wanted), {"image_ids": list(image_ids)}
+        found = statistics_of(predicted, wanted, job.config_at(point).evaluation.calibrated_by)
+        facts = {"image_ids": list(image_ids)}
         publish(folder, fingerprint, facts, lambda staging: write_staged(staging / STATISTICS, found))
 
     return Task(f"statistics_{folder.parent.name}", lambda: bench.has(folder, fingerprint), work)

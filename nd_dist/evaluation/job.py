@@ -37,6 +37,7 @@ class Job:
         source: Voxels, targets and pictures.
         decoder_dir: Folder of the trained decoder; not looked at with ``embeddings=ground_truth``.
         networks: The frozen networks.
+        ridge_dir: Folder of the ridge regression that the control ``ridge`` decodes with.
         split: Whose images: ``test`` for reporting, ``train`` for choosing a guidance point.
         stale_s: Seconds without a sign of life after which a rank's work is taken over.
         heldout: Subject -> training images that the decoder was not trained on, for split ``train``; a subject that is
@@ -44,6 +45,7 @@ class Job:
         absent: What cannot be computed here -> why (controls without training pictures, say).
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
+        image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
         departures: What these data are otherwise than the published ones, one sentence each.
@@ -55,12 +57,14 @@ class Job:
     source: Source
     decoder_dir: Path
     networks: Networks
+    ridge_dir: Path = Path()
     split: Split = "test"
     stale_s: float = STALE_S
     heldout: Mapping[int, Sequence[int]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
+    image_classes: Groups = field(default_factory=dict)
     content_id: str = ""
     is_simulated: bool | None = None
     departures: tuple[str, ...] = ()
@@ -123,6 +127,10 @@ class Job:
     def decodings(self) -> list[Point]:
         """Return what has to be decoded, each once: points reduced to the settings that matter for it."""
         return list(dict.fromkeys(decoding_settings(point) for point in self.points if self.is_decoded(point)))
+
+    def decoder_of(self, point: Point) -> Path:
+        """Return the folder of the decoder that a point's targets come from."""
+        return self.ridge_dir if point.control == "ridge" else self.decoder_dir
 
     def z_calibration(self, point: Point) -> str:
         """Return how z is calibrated; a few training images are no statistic, so there it is the whole training's."""
@@ -222,6 +230,7 @@ def fingerprints(job: Job) -> Fingerprints:
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
+            **({"image_classes": hash_json(job.image_classes)} if job.image_classes else {}),
         },
         variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
@@ -261,16 +270,18 @@ def _decoding(job: Job, point: Point) -> dict[str, Any]:
             expected="at least two images for test_set",
             todo="use evaluation.z_calibration=stored",
         )
-    description = job.decoder_dir / "config.json"
+    description = job.decoder_of(point) / "config.json"
     if not description.is_file():
-        raise CheckpointError("There is no trained decoder.", where=str(job.decoder_dir), todo="run `nd train`")
-    calibrated = list(job.config_at(point).evaluation.calibrated)
+        raise CheckpointError("There is no trained decoder.", where=str(description.parent), todo="run `nd train`")
+    evaluation = job.config_at(point).evaluation
+    calibrated = list(evaluation.calibrated)
     return {
         **({"calibrated": calibrated} if calibrated != ["initial"] else {}),
+        **({"calibrated_by": evaluation.calibrated_by} if evaluation.calibrated_by != "element" else {}),
         "embeddings": "decoded",
         "decoder": hash_json(read_json(description)),
         "z_calibration": rule,
-        "two_repeats": job.config_at(point).evaluation.two_repeats,
+        "two_repeats": evaluation.two_repeats,
         "split": job.split,
         "seed": job.config_at(point).seed,
     }

@@ -28,8 +28,9 @@ OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
     "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.batch_size",
     "evaluation.num_images", "score.originals", "score.reconstructions", "score.brain_features",
-    "score.image_features", "evaluation.image_groups", "evaluation.judges_dir", "training.target_subject",
-    "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
+    "score.image_features", "evaluation.image_groups", "evaluation.image_classes", "evaluation.judges_dir",
+    "training.target_subject", "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.validate_every",
 )  # fmt: skip
 
 

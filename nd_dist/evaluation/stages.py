@@ -254,8 +254,13 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
         for key, array in score_images(judged, scores, job.protocol):
             arrays[key] = array
             yield
+        kinds = dict(bench.kinds.seen(judged, subject, ids))
+        yield
         if point.control == "nearest":  # copies of one picture agree by construction
             arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
+        else:
+            kinds |= bench.kinds.decoded(bench.targets(point, subject), subject, ids)
+        arrays |= {EACH + name: torch.from_numpy(each_N) for name, each_N in kinds.items()}
         scored = scored_arrays(arrays, bench.summed_repeats, job.protocol.distractors, bench.statistics)
         yield
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)

@@ -93,6 +93,8 @@ METRICS: dict[str, Metric] = {
         _two_way("residual", "Residual", "a small residual classifier", "Inception"),
         _two_way("mixer", "Mixer", "a small MLP-mixer classifier", "CLIP"),
         _distance("depthwise", "Depthwise", "a small depthwise classifier", "EffNet-B and SwAV"),
+        Metric("kind_seen", "Kind, seen", "high-level", True, True, None, "Is the kind of thing seen in the picture?"),
+        Metric("kind", "Kind, decoded", "retrieval", True, True, None, "Is the kind of thing in the decoded caption?"),
         Metric(
             "image_retrieval", "Image retrieval", "retrieval", True, True, None, "Given the brain, find its picture."
         ),

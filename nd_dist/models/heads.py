@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nd_dist.config import DecoderConfig
 from nd_dist.errors import ConfigError
 from nd_dist.models.backbone import Backbone, Mixer
+from nd_dist.models.brain_tokens import TokenBackbone
 from nd_dist.models.draws import Draws, dropout
 from nd_dist.models.prior import DiffusionPrior
 from nd_dist.models.upsampler import Upsampler
@@ -57,8 +58,7 @@ class TokenHead(nn.Module):
         if len(spec.shape) != 2:
             raise ConfigError("A token target needs (tokens, width).", where=spec.name, found=spec.shape)
         num_tokens, width = spec.shape
-        mixer = Mixer(config.hidden_size, config.num_blocks, config.mixer, config.backbone_dropout, spec.name, seq_len)
-        self.backbone = Backbone(mixer, config.hidden_size, (num_tokens, width), seq_len)
+        self.backbone = _backbone(config, spec.name, (num_tokens, width), seq_len)
         projection = [(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)) for _ in range(3)]  # "clip_voxels"
         self.contrastive = nn.Sequential(*(layer for group in projection for layer in group))
         self.prior = DiffusionPrior.from_config(config, spec) if config.prior_depth else None
@@ -87,6 +87,14 @@ class TokenHead(nn.Module):
             drawn = drawn._replace(keep_condition_B=kept, keep_target_B=kept)
         predicted_BLD: torch.Tensor = self.prior(backbone_BLD, target_BLD, drawn)
         return predicted_BLD
+
+
+def _backbone(config: DecoderConfig, name: str, tokens: tuple[int, int], seq_len: int) -> Backbone | TokenBackbone:
+    """Return what maps the shared space to a target's tokens, as ``config.kind`` says."""
+    if config.kind == "tokens":
+        return TokenBackbone(config, tokens, name)
+    mixer = Mixer(config.hidden_size, config.num_blocks, config.mixer, config.backbone_dropout, name, seq_len)
+    return Backbone(mixer, config.hidden_size, tokens, seq_len)
 
 
 class ResidualBlock(nn.Module):

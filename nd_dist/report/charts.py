@@ -142,6 +142,7 @@ def training_curves(findings: Findings) -> list[Chart]:
     kinds = [
         ("loss", findings.losses()),
         ("validation loss", findings.validations("loss")),
+        ("validation, kind of thing in decoded captions", findings.validations("kind")),
         ("validation, image retrieval, top 1", findings.validations("top1_image_given_voxels")),
         ("validation, brain retrieval, top 1", findings.validations("top1_voxels_given_image")),
     ]

@@ -101,7 +101,7 @@ def provenance_facts(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Targets",
             f"{decoding.get('embeddings', 'unknown')}; calibration: {decoding.get('z_calibration', 'none')} "
-            f"({', '.join(decoding.get('calibrated', ['initial']))})",
+            f"({', '.join(decoding.get('calibrated', ['initial']))}; by {decoding.get('calibrated_by', 'element')})",
         ),
         ("Decoder", decoding.get("decoder", "none")),
         *(

@@ -52,9 +52,9 @@ def write_figures(run_dir: Path, out_dir: Path) -> list[Path]:
 
 
 def strip(findings: Findings) -> Image.Image:
-    """Return one line per image: what was seen, then the repeats without guidance, then those with it."""
+    """Return one line per image: what was seen, the repeats without guidance, with it, and by ridge regression."""
     subject = findings.subjects[0]
-    rows = findings.main_rows(subject)
+    rows = findings.pictured_rows(subject)
     ids = findings.image_ids(subject)[:NUM_STRIP_IMAGES]
     columns = [["seen"], *([_ascii(row)] for row in rows)]
     lines: list[list[list[Tile]]] = []
@@ -96,7 +96,11 @@ def guidance_grid(findings: Findings) -> Image.Image | None:
 def _ascii(row: Row) -> str:
     """Return a point in words that every font has."""
     point = row.point
-    return f"with guidance (kappa {point.kappa:g}, eta {point.eta:g})" if point.is_guided else row.label
+    return (
+        f"with guidance (kappa {point.kappa:g}, eta {point.eta:g})"
+        if point.is_guided and point.is_plain
+        else row.label
+    )
 
 
 def _sheet(lines: Sequence[Sequence[Sequence[Tile]]], widths: Sequence[int]) -> Image.Image:

@@ -50,6 +50,7 @@ class Row:
 CONTROL_LABELS = {
     "shuffled": "chance: shuffled inputs",
     "nearest": "nearest training image",
+    "ridge": "ridge regression as the decoder",
     "ceiling": "ceiling: true embeddings",
 }
 
@@ -201,6 +202,10 @@ class Findings:
     def main_rows(self, subject: int) -> list[Row]:
         """Return the rows that stand first in a table: without guidance, and the main guided point."""
         return [row for row in (self.unguided(subject), self.guided(subject)) if row is not None]
+
+    def pictured_rows(self, subject: int) -> list[Row]:
+        """Return the rows whose pictures are shown: the main ones, and a ridge regression's beside them."""
+        return self.main_rows(subject) + [row for row in self.controls_of(subject) if row.point.control == "ridge"]
 
     def differences(self, row: Row, against: str = NO_GUIDANCE) -> dict[str, dict[str, Any]]:
         """Return the paired differences of a point, by metric; empty where there is no such comparison."""

@@ -94,9 +94,12 @@ def all_images(findings: Findings) -> list[Gallery]:
 def _cases(
     findings: Findings, subject: int, notes: dict[int, str], most: int, show: Callable[[Path], str] = data_uri
 ) -> list[Case]:
-    rows = findings.main_rows(subject)
+    rows = findings.pictured_rows(subject)
     labels = [
-        row.label if findings.is_given else ("without guidance", "with guidance")[row.point.is_guided] for row in rows
+        ("without guidance", "with guidance")[row.point.is_guided]
+        if row.point.is_plain and not findings.is_given
+        else row.label
+        for row in rows
     ]
     return [
         Case(

@@ -41,6 +41,11 @@ def stage_dir(run_dir: Path, stage: int) -> Path:
     return run_dir / "checkpoints" / f"stage{stage}"
 
 
+def ridge_dir(run_dir: Path) -> Path:
+    """Return the folder of the ridge regression that is fitted beside a network, as a control."""
+    return run_dir / "checkpoints" / "ridge"
+
+
 def training_fingerprint(
     config: Config, data: Mapping[str, object], stage: int, start: str = SCRATCH, ranks: int = 1
 ) -> dict[str, object]:
@@ -58,12 +63,16 @@ def training_fingerprint(
     if training["early_stop"]:
         kept.update({key: training[key] for key in _STOPPING})
     kept["steps"], kept["samples_per_subject"] = config.training.schedule(stage)
+    if training["start"] == "random":
+        del kept["start"]  # as before there was a choice
     if training["teacher"] is None:
         del kept["latent_negatives"]  # they are the teacher's
     if stage == 1:
         del kept["sessions"]  # stage 1 uses all sessions of the other subjects
     facts: dict[str, object] = {f"training.{key}": value for key, value in kept.items()}
-    facts.update({f"decoder.{key}": value for key, value in config.decoder.model_dump(mode="json").items()})
+    unused = {"ridge_penalty"} if config.decoder.kind == "tokens" else {"ridge_penalty", "kind", "brain_tokens"}
+    decoder = config.decoder.model_dump(mode="json", exclude=unused)
+    facts.update({f"decoder.{key}": value for key, value in decoder.items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
     if training["rows_per_rank"] is not None:
         facts["launch.ranks"] = ranks

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nd_dist.checkpoint import read_pointer
 from nd_dist.compute.device import rank_device
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, RankFailure
@@ -19,6 +20,7 @@ from nd_dist.models.decoder import Decoder
 from nd_dist.models.heads import latent_downscale
 from nd_dist.schema import INITIAL
 from nd_dist.seeds import unit_seed
+from nd_dist.training import ridge
 from nd_dist.training.checkpoints import StageCheckpoints
 from nd_dist.training.engine.engine import Engine, connect, open_monitor
 from nd_dist.training.engine.saving import full_state
@@ -34,11 +36,13 @@ from nd_dist.training.records import (
     SCRATCH,
     check_fingerprint,
     read_done,
+    ridge_dir,
     stage_dir,
     training_fingerprint,
     write_best,
     write_done,
 )
+from nd_dist.training.ridge_start import start_at_ridge
 from nd_dist.training.schedule import OneCycle
 from nd_dist.training.source import StageRequest, TrainingSource, stage_length, stage_request, stage_specs
 from nd_dist.training.validation import Validation
@@ -75,7 +79,10 @@ def train(
     """
     for stage in config.training.stages:
         try:
-            _run_stage(stage, config, world, source, events, should_stop)
+            if config.decoder.kind != "ridge":
+                _run_stage(stage, config, world, source, events, should_stop)
+            if stage == ridge.STAGE and (config.decoder.kind == "ridge" or config.fits_ridge_beside):
+                _fit_ridge(config, world, source, events, should_stop)
         except torch.OutOfMemoryError as error:
             raise RankFailure(
                 "The GPU has too little memory for this training.",
@@ -85,6 +92,28 @@ def train(
                 "training.gradient_accumulation=2 with half of training.samples_per_subject "
                 "(`nd train ... --dry-run` counts what is needed)",
             ) from error
+
+
+def _fit_ridge(
+    config: Config, world: World, source: TrainingSource, events: EventLog, should_stop: Callable[[], bool]
+) -> None:
+    """Fit a ridge regression, as the decoder in the place of stage 2 or as a control beside it."""
+    connect(world, config.launch.timeout_s)
+    is_control = config.decoder.kind != "ridge"
+    folder = ridge_dir(config.run_dir) if is_control else stage_dir(config.run_dir, ridge.STAGE)
+    request = stage_request(config, ridge.STAGE, world.size)
+    facts = on_main(lambda: ridge.ridge_facts(config, source.content_id(request)))
+    is_finished = on_main(lambda: bool(_finished(folder, facts)))
+    if is_control:
+        if not is_finished:
+            ridge.fit(config, world, source, events, should_stop, facts, request, folder)
+        return
+    if is_finished:
+        events.write("stage_skipped", stage=ridge.STAGE, reason="finished with the same recipe")
+        return
+    events.write("stage_start", stage=ridge.STAGE, subjects=list(request.subjects), start=SCRATCH)
+    error = ridge.fit(config, world, source, events, should_stop, facts, request, folder)
+    events.write("stage_done", stage=ridge.STAGE, step=0, loss=error)
 
 
 def _run_stage(
@@ -112,6 +141,10 @@ def _run_stage(
     parameters = parameter_table(decoder)
     events.write("model", stage=stage, parameters=parameters)
     _LOGGER.info("stage %d: parameters %s", stage, parameters)
+    folder = stage_dir(config.run_dir, stage)
+    if training.start == "ridge" and not on_main(lambda: read_pointer(folder)):
+        started = on_main(partial(start_at_ridge, decoder, source, request, device, has_space=start_dir is not None))
+        events.write("ridge_start", stage=stage, targets=started)
     layers = shard_large_layers(decoder, request.num_rows, world, device) if training.shard_layers else {}
     share_weights(decoder, world, device)
     if training.compile:
@@ -122,7 +155,6 @@ def _run_stage(
     events.write("sharded_layers", stage=stage, layers=list(layers))
 
     # What looks at it and keeps it
-    folder = stage_dir(config.run_dir, stage)
     checkpoints = StageCheckpoints(folder, engine, facts, events, config.launch.stop_grace_s)
     validation = Validation(source, request.subjects[0], training, world, gather)
     if not validation.image_ids:

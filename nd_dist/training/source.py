@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from nd_dist.config import Config
@@ -87,6 +89,24 @@ class TrainingSource(Protocol):
 
     def open_stream(self, request: StageRequest) -> Stream:
         """Return this rank's stream of a stage."""
+        ...
+
+    def fit_images(self, subject: int, sessions: Sequence[int] | None) -> list[int]:
+        """Return the ascending ids of the images that a subject is trained on, held-out images left out."""
+        ...
+
+    def mean_voxels(
+        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Return the mean voxels (N, V) of a subject's trials of images, and how many trials each is the mean of."""
+        ...
+
+    def image_targets(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return a target (N, *shape) of images."""
+        ...
+
+    def image_classes(self) -> Mapping[str, Sequence[int]]:
+        """Return class -> ids of the images that show it; empty where nothing is known."""
         ...
 
     def validation_images(self, subject: int) -> tuple[str, list[int]]:

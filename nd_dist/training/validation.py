@@ -3,20 +3,23 @@
 Which images: training images that were held out, where the recipe holds some out, else test images, as published.
 
 Legend of shape suffixes: N images of all ranks, B images of this rank, R repeats, V voxels, L tokens, D width or
-flattened width.
+flattened width, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
 
 from nd_dist.config import TrainingConfig
+from nd_dist.metrics.kind import Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.models.decoder import Decoder, HeadOutput
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead
+from nd_dist.schema import SEMANTIC
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.objectives import TOTAL, unit_rows
 from nd_dist.training.ranks import Gather, GlobalRows
@@ -48,6 +51,13 @@ class Validation:
         self._world, self._gather = world, gather
         self.split, image_ids = source.validation_images(subject)
         self.image_ids = image_ids[: training.validation_images]
+        self._classes = source.image_classes() if SEMANTIC in training.targets else {}
+
+    @cached_property
+    def _probe(self) -> Probe:
+        """What reads classes from c, learnt from true c of the subject's training images."""
+        ids = probe_images(self._classes, self._source.fit_images(self._subject, None))
+        return fit_probe(self._source.image_targets(SEMANTIC, ids), labels_of(self._classes, ids))
 
     @torch.no_grad()
     def __call__(self, decoder: Decoder) -> dict[str, float]:
@@ -73,7 +83,14 @@ class Validation:
             target = targets[name].to(device=weight.device, dtype=torch.float32)
             for term, values_B in _head_rows(decoder, name, [output[name] for output in outputs], target, own).items():
                 found[f"{name}/{term}"] = rows(values_B)
+            if self._reads_kind(decoder, name):
+                found[f"{name}/backbone"] = rows(_backbone([output[name] for output in outputs]).flatten(1))
         return found
+
+    def _reads_kind(self, decoder: Decoder, name: str) -> bool:
+        """Return whether a head's tokens are the prediction of c itself, and classes are known."""
+        head = decoder.heads[name]
+        return bool(self._classes) and name == SEMANTIC and isinstance(head, TokenHead) and head.prior is None
 
     def _numbers(self, rows: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Return the means and retrieval of all images."""
@@ -87,6 +104,10 @@ class Validation:
             predicted_ND, target_ND = rows[f"{name}/predicted"], rows[f"{name}/target"]
             scores_NN = predicted_ND @ target_ND.T
             prior = found[f"{name}/prior"] = float(rows[f"{name}/prior"].mean())
+            if f"{name}/backbone" in rows:
+                scores_NK = self._probe.scores(rows[f"{name}/backbone"].cpu().numpy())
+                each_N = each_picture(scores_NK, labels_of(self._classes, self.image_ids))
+                found[f"{name}/kind"] = float(each_N.mean())
             contrastive = float(losses.soft_clip(predicted_ND, target_ND, TEMPERATURE))
             found[f"{name}/contrastive"] = contrastive
             found[f"{name}/top1_image_given_voxels"] = float(losses.top1(scores_NN))
@@ -105,7 +126,7 @@ def _head_rows(
         return {"l1": (latent_BCHW - target).abs().flatten(1).mean(dim=1) / losses.LATENT_SCALE}
     head = decoder.heads[name]
     assert isinstance(head, TokenHead)
-    backbone_BLD = _mean(outputs, lambda output: output.backbone_BLD).to(first.backbone_BLD.dtype)
+    backbone_BLD = _backbone(outputs).to(first.backbone_BLD.dtype)
     draws = Draws(0, 0, torch.tensor(image_ids, device=target.device))  # an image's own time and noise, every time
     predicted_BLD = head.denoised(backbone_BLD, target, draws, has_drops=False)
     return {
@@ -113,6 +134,11 @@ def _head_rows(
         "predicted": unit_rows(_mean(outputs, lambda output: output.contrastive_BLD)),
         "target": unit_rows(target),
     }
+
+
+def _backbone(outputs: Sequence[HeadOutput]) -> torch.Tensor:
+    """Return the backbone's tokens (B, L, D), mean over repeats."""
+    return _mean(outputs, lambda output: output.backbone_BLD)
 
 
 def _mean(outputs: Sequence[HeadOutput], part: Callable[..., torch.Tensor]) -> torch.Tensor:

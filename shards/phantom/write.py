@@ -32,7 +32,7 @@ BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
 ROI = "nsdgeneral"
 EARLY_ROI, HIGHER_ROI = "prf-visualrois", "streams"
 VOXEL_MM = 1.8
-GROUPS = "image_groups.json"
+GROUPS, CLASSES = "image_groups.json", "image_classes.json"
 GROUP_NAMES = {"combination": "held-out combinations", "object": "held-out objects"}
 FORMAT = 1
 CHUNK = 128  # pictures whose features are computed at a time
@@ -92,6 +92,7 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
     _write_stimuli(layout.stimuli, pictures_NHWC)
     _write_tables(layout, out_dir / "captions", design, world, seed)
     write_json(out_dir / GROUPS, image_groups(world))
+    write_json(out_dir / CLASSES, image_classes(world))
     features = _features(world, pictures_NHWC)
     num_voxels = {}
     for subject in range(1, config.num_subjects + 1):
@@ -120,6 +121,14 @@ def image_groups(world: PictureWorld) -> dict[str, list[int]]:
         name: [image_id for image_id in world.shared_ids if world.scene(image_id).held_out == kind]
         for kind, name in GROUP_NAMES.items()
     }
+
+
+def image_classes(world: PictureWorld) -> dict[str, list[int]]:
+    """Return super-class -> images whose main thing is of it."""
+    found: dict[str, list[int]] = {}
+    for image_id in range(world.num_images):
+        found.setdefault(world.scene(image_id).things[0].super_class, []).append(image_id)
+    return dict(sorted(found.items()))
 
 
 def _begin(out_dir: Path, settings: Mapping[str, object]) -> bool:

@@ -26,7 +26,7 @@ TINY = [
     "training.steps=[24,4]", "training.samples_per_subject=[4,8]", "training.checkpoint_every=8",
     "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4", "evaluation.controls=false",
     "evaluation.num_repeats=1", "evaluation.batch_size=1", "evaluation.bootstrap=100", "evaluation.baseline=false",
-    "evaluation.image_groups=null",
+    "evaluation.image_groups=null", "evaluation.image_classes=null",
     "sweep.num_images=2", "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]",
     f"launch.timeout_s={2 * HANG_S}", f"launch.stop_grace_s={HANG_S}",
 ]  # fmt: skip

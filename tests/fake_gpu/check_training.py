@@ -141,6 +141,9 @@ class TestImages:
     specs: tuple[TargetSpec, ...] = ()
     __test__ = False
 
+    def image_classes(self) -> dict[str, list[int]]:
+        return {}
+
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         return "test", list(range(25))
 

@@ -29,7 +29,8 @@ TINY = [
     "training.steps=[4,4]", "training.samples_per_subject=[2,4]", "training.checkpoint_every=2",
     "sampler.num_steps=2", "sampler.kappa=10", "evaluation.num_images=2", "evaluation.num_repeats=1",
     "evaluation.controls=false", "evaluation.baseline=false", "evaluation.image_groups=null",
-    "evaluation.bootstrap=100", "sweep.kappa=[10]", "sweep.eta=[1.0]", "sweep.num_images=2",
+    "evaluation.image_classes=null", "evaluation.bootstrap=100", "sweep.kappa=[10]",
+    "sweep.eta=[1.0]", "sweep.num_images=2",
 ]  # fmt: skip
 SHELL = {name: value for name, value in os.environ.items() if not is_foreign(name)}
 

@@ -141,6 +141,7 @@ def test_what_differs_from_the_defaults_is_a_recipe_of_the_same_configuration(tm
 def test_the_demos_report_held_out_objects_apart_wherever_their_world_lies(recipe: str) -> None:
     config = load_recipe(recipe, ["nsd_root=elsewhere/nsd"])
     assert config.evaluation.image_groups == Path("elsewhere/nsd/image_groups.json")
+    assert config.evaluation.image_classes == Path("elsewhere/nsd/image_classes.json")
     assert config.training.heldout_fraction > 0, "the sweep chooses on pictures that training left out"
 
 

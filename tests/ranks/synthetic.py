@@ -56,6 +56,23 @@ class SyntheticSource:
     def open_stream(self, request: StageRequest) -> SyntheticStream:
         return SyntheticStream(self, request)
 
+    def fit_images(self, subject: int, sessions: Sequence[int] | None) -> list[int]:
+        return list(range(NUM_IMAGES))
+
+    def mean_voxels(
+        self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None
+    ) -> tuple[np.ndarray, list[int]]:
+        counts = [1 + image_id % 3 for image_id in image_ids]
+        noise = np.stack([normal(self.num_voxels[subject], words=("fit", subject, int(i))) for i in image_ids])
+        scale = 0.3 / np.sqrt(np.array(counts, dtype=np.float32))[:, None]
+        return self.clean_voxels(subject, np.array(image_ids)) + scale * noise, counts
+
+    def image_targets(self, name: str, image_ids: Sequence[int]) -> np.ndarray:
+        return self.target(name, np.array(image_ids)).numpy()
+
+    def image_classes(self) -> dict[str, list[int]]:
+        return {}
+
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         return "test", list(range(NUM_IMAGES, NUM_IMAGES + NUM_TEST))
 

@@ -15,10 +15,17 @@ KEYS = (
     "guidance_model",
     "evaluation.embeddings",
     "evaluation.z_calibration",
+    "evaluation.calibrated_by",
     "evaluation.two_repeats",
 )
 OWN_AXES = {"sampler.kappa": "sweep.kappa", "sampler.eta": "sweep.eta", "evaluation.subjects": "evaluation.subjects"}
-DECODING = ("seed", "evaluation.z_calibration", "evaluation.two_repeats", "evaluation.embeddings")
+DECODING = (
+    "seed",
+    "evaluation.z_calibration",
+    "evaluation.calibrated_by",
+    "evaluation.two_repeats",
+    "evaluation.embeddings",
+)
 
 
 def config_at(config: Config, point: Point) -> Config:
@@ -43,7 +50,7 @@ def config_at(config: Config, point: Point) -> Config:
 def decoding_settings(point: Point) -> Point:
     """Return the part of a point that decides what the decoder predicts: points that share it share predictions."""
     settings = tuple(pair for pair in point.settings if pair[0] in DECODING)
-    return Point(0.0, 0.0, settings)
+    return Point(0.0, 0.0, settings, "ridge" if point.control == "ridge" else "none")
 
 
 def check_axes(config: Config) -> None:

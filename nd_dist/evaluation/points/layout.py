@@ -98,8 +98,8 @@ class Layout:
     def score_folders(self, point: Point, subject: int) -> list[Path]:
         """Return where all scores of a point and subject lie: those of its pictures, and of retrieval if there are."""
         own = self.score(point, subject)
-        retrieval = [self.joined_retrieval(point, subject), self.retrieval(point, subject)] if point.is_plain else []
-        return [own, *[folder for folder in retrieval if folder.is_dir()][:1]]
+        retrieval = [self.joined_retrieval(point, subject), self.retrieval(point, subject)]
+        return [own, *[folder for folder in retrieval if folder.is_dir() and point.has_own_decoding][:1]]
 
     def joined_retrieval(self, point: Point, subject: int) -> Path:
         """Retrieval scores of one point of a joined run, whose points may have decoders of their own."""

@@ -20,10 +20,11 @@ ORIGINAL = "original"
 MAX_NAME = 120
 SEED = "seed"  # the axis that repeats an experiment: averaged over, not chosen from
 
-Control = Literal["none", "shuffled", "nearest", "ceiling"]
+Control = Literal["none", "shuffled", "nearest", "ridge", "ceiling"]
 CONTROLS: dict[Control, str] = {
     "shuffled": "decoder inputs shuffled across images",
     "nearest": "nearest training image as the reconstruction",
+    "ridge": "a ridge regression as the decoder",
     "ceiling": "ground-truth embeddings",
 }
 
@@ -53,6 +54,11 @@ class Point:
     def is_plain(self) -> bool:
         """Whether it is no control."""
         return self.control == "none"
+
+    @property
+    def has_own_decoding(self) -> bool:
+        """Whether what it is made from was decoded from the image's own voxels, and retrieval says something of it."""
+        return self.control in ("none", "ridge")
 
     @property
     def seed(self) -> Scalar:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from nd_dist.compute.chunks import AdaptiveChunks
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.models.decoder import Decoder
+from nd_dist.models.ridge import RidgeDecoder, load_decoder
 from nd_dist.seeds import unit_seed
 
 BATCH = 32  # fixed: a prediction's bits may depend on the batch it rides in, so this is not an option
@@ -32,6 +33,7 @@ STATISTICS_FOLDER = "statistics"
 STANDARD = (".mean", ".std", ".wanted_mean", ".wanted_std")  # of a target, over all batches
 
 Float64 = npt.NDArray[np.float64]
+CalibratedBy = Literal["element", "target"]
 
 
 class ImageTargets(Protocol):
@@ -133,8 +135,8 @@ class DecoderFolder:
         self._chunks = AdaptiveChunks("decoding", BATCH)
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder.load(self._folder).to(self._device).eval()
+    def _decoder(self) -> Decoder | RidgeDecoder:
+        return load_decoder(self._folder).to(self._device).eval()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,17 +211,25 @@ class Moments:
         self.mean = self.mean + delta * more.num / total
         self._num = total
 
-    @property
-    def std(self) -> Float64:
-        """Population standard deviation."""
-        return np.asarray(np.sqrt(self._squares / max(1, self._num)))
+    def std(self, by: CalibratedBy = "element") -> Float64:
+        """Return the population standard deviation of every element, or the root mean square (scalar) of all."""
+        variance = self._squares / max(1, self._num)
+        return np.asarray(np.sqrt(variance if by == "element" else variance.mean()))
 
 
-def statistics_of(predicted: Mapping[str, Moments], wanted: Mapping[str, Moments]) -> dict[str, torch.Tensor]:
-    """Return what standardises some targets, for the file that ``StoredTargets`` reads."""
+def statistics_of(
+    predicted: Mapping[str, Moments], wanted: Mapping[str, Moments], by: CalibratedBy
+) -> dict[str, torch.Tensor]:
+    """Return what standardises some targets, for the file that ``StoredTargets`` reads.
+
+    Args:
+        predicted: Target -> moments of its predictions.
+        wanted: Target -> moments of training targets.
+        by: Whether every element has a factor of its own, as published, or a target has one for all.
+    """
     found: dict[str, torch.Tensor] = {}
-    for name, moments in predicted.items():
-        values = (moments.mean, moments.std, wanted[name].mean, wanted[name].std)
+    for name, own in predicted.items():
+        values = (own.mean, own.std(by), wanted[name].mean, wanted[name].std(by))
         found |= {name + key: torch.from_numpy(value) for key, value in zip(STANDARD, values, strict=True)}
     return found
 
@@ -227,7 +237,7 @@ def statistics_of(predicted: Mapping[str, Moments], wanted: Mapping[str, Moments
 def standardised(
     values: npt.NDArray[np.float32], mean: Float64, std: Float64, wanted_mean: Float64, wanted_std: Float64
 ) -> npt.NDArray[np.float32]:
-    """Return predictions with their mean and deviation replaced by the wanted ones, element by element.
+    """Return predictions with their mean replaced by the wanted one, and their deviation: by element, or one for all.
 
     Source: NeuralDiffuser's released scoring, z' = (z - mean_P) / std_P * std_Y + mean_Y. An element that all
     predictions share (std_P = 0, e.g. a single image) becomes mean_Y.

@@ -20,16 +20,16 @@ Groups = Mapping[str, tuple[int, ...]]
 
 
 def read_groups(path: Path) -> Groups:
-    """Return group name -> image ids of a JSON file, in the file's order.
+    """Return name -> image ids of a JSON file, in the file's order.
 
     Raises:
         DataError: the file is missing, or is not an object of lists of image ids.
     """
     if not path.is_file():
         raise DataError(
-            "The file that names groups of test images is missing.",
+            "The file that names groups or classes of images is missing.",
             where=str(path),
-            todo="correct evaluation.image_groups, or set it to null",
+            todo="correct evaluation.image_groups or evaluation.image_classes, or set it to null",
         )
     content = read_json(path)
     is_groups = isinstance(content, dict) and all(

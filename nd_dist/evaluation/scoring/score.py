@@ -93,7 +93,8 @@ def _reduced(values_R: Sequence[float], protocol: Protocol) -> float:
     return values_R[0] if protocol.repeats == "first" else mean_of(np.asarray(values_R, dtype=np.float64))
 
 
-def _used_repeats(judged: JudgedImages, protocol: Protocol) -> range:
+def used_repeats(judged: JudgedImages, protocol: Protocol) -> range:
+    """Return the repeats that count."""
     return range(1) if protocol.repeats == "first" else range(judged.num_repeats)
 
 
@@ -101,7 +102,7 @@ def _distances(judged: JudgedImages, judge: str, protocol: Protocol) -> Float64:
     """Return the correlation distance of each image, mean over the repeats that count."""
     reals = FeatureRows(judged.originals, judge, 0)
     per_repeat = []
-    for repeat in _used_repeats(judged, protocol):
+    for repeat in used_repeats(judged, protocol):
         recons = FeatureRows(judged.recons, judge, repeat)
         blocks = [slice(start, start + reals.block) for start in range(0, len(judged), reals.block)]
         per_repeat.append(np.concatenate([correlation_distance(reals[rows], recons[rows]) for rows in blocks]))
@@ -113,7 +114,7 @@ def _wins(judged: JudgedImages, judge: str, protocol: Protocol) -> npt.NDArray[n
     reals = FeatureRows(judged.originals, judge, 0)
     matrices = (
         correlation_matrix(reals, FeatureRows(judged.recons, judge, repeat), reals.block)
-        for repeat in _used_repeats(judged, protocol)
+        for repeat in used_repeats(judged, protocol)
     )
     if protocol.repeats == "mean_correlation":
         total = np.sum(np.stack(list(matrices)), axis=0) / judged.num_repeats
@@ -164,7 +165,7 @@ def scored_sets(
     if not names or len(judged) < 2:
         return {}
     reals, num = FeatureRows(judged.originals, names[0], 0), len(judged)
-    repeats = [FeatureRows(judged.recons, names[0], repeat) for repeat in _used_repeats(judged, protocol)]
+    repeats = [FeatureRows(judged.recons, names[0], repeat) for repeat in used_repeats(judged, protocol)]
     fid = mean_of(np.array([frechet_distance(reals, recons) for recons in repeats]))
     counts_BN = statistics.counts(num)
     pairs = [

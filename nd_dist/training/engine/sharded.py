@@ -22,7 +22,7 @@ from nd_dist.models.voxels import NormalizedEncoder, RidgeEncoder
 from nd_dist.training.ranks import GlobalRows, all_rows, from_main
 from nd_dist.world import World
 
-_PER_TOKEN = ("prior", "contrastive", "upsampler")
+_PER_TOKEN = ("prior", "contrastive", "upsampler", "attention", "feedforward", "asking", "answer", "to_target")
 """Parts of a head whose layers see every token or pixel: far more rows than samples, so replicas are cheaper."""
 
 

@@ -95,6 +95,28 @@ def test_a_training_that_no_gpu_holds_is_refused_with_what_would_help(shards: Pa
         assert way in caught.value.todo
 
 
+def test_a_ridge_regression_says_its_cost_counts_no_network_and_needs_no_other_subject(shards: Path) -> None:
+    words = ["decoder.kind=ridge", "data.subjects=[1]", "training.heldout_fraction=0.1"]
+    preflight("train", paper(shards, *words))
+    (told,) = advice("train", paper(shards, *words), 64)
+    assert told.startswith("ridge regression: 8100 images, 15724 voxels")
+    (told,) = advice("train", paper(shards, *words, "training.sessions=[1]"), 1)
+    assert told.startswith("ridge regression: 202 images")  # one of 40 sessions
+    told = nd("train", "paper", f"shards_dir={shards}", "run_dir=runs/a", *words, "--dry-run").stdout
+    assert re.search(r"# ridge regression: .* on disk\n# would start", told)
+
+
+def test_a_ridge_regression_that_no_gpu_holds_is_pointed_at_the_cpu(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.supervise.memory.gpu_bytes", lambda: 24 * 10**9)
+    assert advice("train", paper(shards, "decoder.kind=ridge"), 1)
+    monkeypatch.setattr("launch.supervise.memory.gpu_bytes", lambda: 2 * 10**9)
+    with pytest.raises(ConfigError, match="more memory than a GPU has") as caught:
+        advice("train", paper(shards, "decoder.kind=ridge"), 1)
+    assert "CUDA_VISIBLE_DEVICES=" in caught.value.todo
+
+
 def test_the_last_or_the_best_decoder_is_evaluated_and_a_missing_one_is_named(tmp_path: Path, shards: Path) -> None:
     last = paper(shards, f"run_dir={tmp_path}")
     best = paper(shards, f"run_dir={tmp_path}", "evaluation.checkpoint=best")

@@ -63,6 +63,19 @@ def events(run_dir: Path, name: str, rank: int = 0) -> list[dict[str, Any]]:
     return [event for event in read_events(events_path(run_dir, rank)) if event["event"] == name]
 
 
+def test_another_decoder_stands_beside_as_a_control_with_retrieval_of_its_own(world: Path, tmp_path: Path) -> None:
+    write_models(tmp_path, seed=10)
+    job = toy_job(world, "beside", subjects=[1], baseline=False)
+    ridge = dataclasses.replace(job.points[0], control="ridge")
+    run(dataclasses.replace(job, points=(*job.points, ridge), ridge_dir=tmp_path / "decoder"))
+    content = numbers(job.config.run_dir)
+    (own,), (control,) = content["points"], content["controls"]
+    assert control["control"] == "ridge"
+    assert control["metrics"]["pixcorr"] != own["metrics"]["pixcorr"]
+    assert {"image_retrieval", "brain_retrieval"} <= set(control["metrics"])
+    assert [entry["control"] for entry in content["comparisons"]] == ["ridge"]
+
+
 def test_the_metrics_file_has_both_points_with_all_metrics(world: Path) -> None:
     metrics = json.loads((world / "run" / "metrics.json").read_text())
     assert metrics["protocol"] == "nd"

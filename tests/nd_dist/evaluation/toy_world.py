@@ -76,14 +76,14 @@ def toy_picture(image_id: int, size: int = PICTURE_SIZE) -> npt.NDArray[np.uint8
     return np.asarray(np.clip(picture * 255, 0, 255), dtype=np.uint8)
 
 
-def write_models(folder: Path, prior_depth: int = 0) -> None:
+def write_models(folder: Path, prior_depth: int = 0, seed: int = 9) -> None:
     """Write Stable Diffusion, guidance CLIP, judges and a decoder with random weights."""
     write_stable_diffusion(folder / "models" / "stable-diffusion")
     write_clip(folder / "models" / "clip-vision")
     for index, kind in enumerate(phantom_judges.JUDGE_KINDS):
         torch.manual_seed(index)
         phantom_judges.JudgeNetwork(kind, 3, 2).save(folder / "models" / "judges" / kind)
-    torch.manual_seed(9)
+    torch.manual_seed(seed)
     decoder = toy_config(folder).decoder.model_copy(update={"prior_depth": prior_depth, "prior_dim_head": 8})
     specs = [TargetSpec(name, role_of(name), shape) for name, shape in SHAPES.items()]
     Decoder(decoder, NUM_VOXELS, specs).save(folder / "decoder")

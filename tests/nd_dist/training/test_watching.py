@@ -6,17 +6,19 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from nd_dist.config import Config
+from nd_dist.metrics.kind import fit_probe, labels_of
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.objective.losses import soft_clip
 from tests.nd_dist.training.one_rank import Events, losses, run
 from tests.ranks.recipe import small_recipe
-from tests.ranks.synthetic import NUM_TEST, SyntheticSource
+from tests.ranks.synthetic import NUM_IMAGES, NUM_TEST, SyntheticSource
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,32 @@ def test_validation_numbers_are_those_of_outputs_averaged_over_three_repeats(wat
         assert found[f"{name}/top1_image_given_voxels"] == pytest.approx(share)
     total = found["z/l1"] + sum(30 * found[f"{n}/prior"] + found[f"{n}/contrastive"] for n in ("c", "g02"))
     assert found["loss"] == pytest.approx(total, rel=1e-6)
+
+
+class SourceOfTwoKinds(SyntheticSource):
+    """Knows of every image whether its c is above zero on the whole."""
+
+    def image_classes(self) -> dict[str, list[int]]:
+        ids = range(NUM_IMAGES + NUM_TEST)
+        is_high = (self.target("c", np.array(ids)).flatten(1).mean(dim=1) > 0).tolist()
+        return {name: [i for i in ids if is_high[i] == wanted] for name, wanted in (("high", True), ("low", False))}
+
+
+def test_validation_reads_the_kind_from_decoded_captions_where_classes_are_known(tmp_path: Path) -> None:
+    source, config = SourceOfTwoKinds(), small_recipe(tmp_path, stages=(2,), steps=(1, 3), validate_every=3)
+    config = config.replaced({"decoder.prior_depth": 0})
+    found = validations(run(config, source))[3]
+    decoder = Decoder.load(config.run_dir / "checkpoints" / "stage2" / "model")
+    _, test_ids = source.validation_images(1)
+    voxels_BRV, _ = source.validation_trials(1, test_ids, ("c",))
+    with torch.no_grad():
+        backbone = torch.stack([decoder({1: voxels_BRV[:, r]})["c"].backbone_BLD for r in range(3)]).mean(dim=0)
+    classes, ids = source.image_classes(), source.fit_images(1, None)
+    probe = fit_probe(source.image_targets("c", ids), labels_of(classes, ids))
+    is_high = (probe.scores(backbone.numpy()).argmax(axis=1) == 0).tolist()
+    hits = [(image_id in classes["high"]) == high for image_id, high in zip(test_ids, is_high, strict=True)]
+    assert found["c/kind"] == pytest.approx(np.mean(hits))
+    assert "g02/kind" not in found
 
 
 def test_the_best_model_is_the_one_with_the_lowest_validation_loss(watched: tuple[Config, Events]) -> None:

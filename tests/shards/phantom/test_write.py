@@ -13,6 +13,7 @@ from nd_dist.evaluation.scoring.groups import read_groups
 from shards.phantom.design import count_images, make_design
 from shards.phantom.pictures import PictureWorld
 from shards.phantom.write import write_phantom
+from shards.sources.classes import read_classes
 from shards.sources.nsd_layout import NsdLayout
 from shards.sources.open import open_reader
 from tests.shards.support import PHANTOM, SEED, folder_bytes, make_config
@@ -36,6 +37,13 @@ def test_the_groups_of_test_pictures_are_told_to_evaluations(phantom_dir: Path) 
     assert sorted(image_id for ids in groups.values() for image_id in ids) == list(world.shared_ids)
     assert {world.scene(image_id).held_out for image_id in groups["held-out objects"]} == {"object"}
     assert {world.scene(image_id).held_out for image_id in groups["held-out combinations"]} == {"combination"}
+
+
+def test_every_picture_is_in_the_class_of_its_main_thing(phantom_dir: Path) -> None:
+    classes = read_classes(phantom_dir, phantom_dir / "image_classes.json")
+    world = PictureWorld(SEED, count_images(PHANTOM), PHANTOM.num_shared)
+    named = {image_id: name for name, ids in classes.items() for image_id in ids}
+    assert named == {image_id: world.scene(image_id).things[0].super_class for image_id in range(world.num_images)}
 
 
 def test_a_complete_phantom_is_left_alone(phantom_copy: Path) -> None:

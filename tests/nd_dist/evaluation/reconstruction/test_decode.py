@@ -70,9 +70,11 @@ class OnlyDecoder:
         return self._predictor
 
 
-def decoded(folder: Path, rule: str, calibrated: tuple[str, ...] = ("initial",)) -> tuple[StoredTargets, list]:
+def decoded(
+    folder: Path, rule: str, calibrated: tuple[str, ...] = ("initial",), by: str = "element"
+) -> tuple[StoredTargets, list]:
     predictor = LinearPredictor()
-    job = toy_job(folder, z_calibration=rule, calibrated=calibrated)
+    job = toy_job(folder, z_calibration=rule, calibrated=calibrated, calibrated_by=by)
     job = replace(job, source=SemanticSource(NUM), networks=OnlyDecoder(predictor))  # type: ignore[arg-type]
     bench = Bench(job, Fingerprints({"decoding": rule, "shards": "toy"}, {}))
     for task in (*decode_tasks(bench), *statistics_tasks(bench)):
@@ -96,6 +98,18 @@ def test_calibration_on_the_test_set_gives_every_element_the_training_targets_mo
     wanted = SemanticSource(NUM).targets("z", range(50, 50 + NUM)).astype(np.float64)
     assert rows.mean(axis=0, dtype=np.float64) == pytest.approx(wanted.mean(0), abs=1e-5)
     assert rows.std(axis=0, dtype=np.float64) == pytest.approx(wanted.std(0), abs=1e-5)
+
+
+def test_one_factor_for_a_target_keeps_directions_and_gives_the_variance_of_training_targets(
+    tmp_path: Path,
+) -> None:
+    rows = decoded(tmp_path, "test_set", by="target")[0].rows("z", IDS).astype(np.float64)
+    raw = LinearPredictor().predict("z", 1, SemanticSource(NUM).voxels(1, IDS), IDS).astype(np.float64)
+    wanted = SemanticSource(NUM).targets("z", range(50, 50 + NUM)).astype(np.float64)
+    assert rows.mean(axis=0) == pytest.approx(wanted.mean(0), abs=1e-5)
+    assert rows.var(axis=0).mean() == pytest.approx(wanted.var(axis=0).mean(), rel=1e-5)
+    factor = (rows - rows.mean(axis=0)) / (raw - raw.mean(axis=0))
+    assert factor == pytest.approx(factor.flat[0], rel=1e-3)
 
 
 def test_other_targets_are_calibrated_only_where_the_settings_name_them(tmp_path: Path) -> None:
@@ -127,8 +141,8 @@ def test_moments_do_not_depend_on_how_rows_are_cut() -> None:
     whole = Moments([Summary.of(rows)])
     pieces = Moments(Summary.of(part) for part in (rows[:1], rows[1:10], rows[10:]))
     assert whole.mean == pytest.approx(pieces.mean, abs=1e-12)
-    assert whole.std == pytest.approx(rows.astype(np.float64).std(axis=0), abs=1e-12)
-    assert pieces.std == pytest.approx(whole.std, abs=1e-12)
+    assert whole.std() == pytest.approx(rows.astype(np.float64).std(axis=0), abs=1e-12)
+    assert pieces.std() == pytest.approx(whole.std(), abs=1e-12)
 
 
 def test_a_target_that_the_decoder_does_not_have_is_named(tmp_path: Path) -> None:
