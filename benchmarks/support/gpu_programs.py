@@ -24,7 +24,7 @@ from nd_dist.comm import Comm
 from nd_dist.compute.device import use_device
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.errors import Requeue
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.run import train
@@ -122,7 +122,7 @@ def evaluation(setting: Setting) -> dict[str, Any]:
         ran.setdefault(type(network).__name__, set()).update(where)
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    job = replace(job, networks=ModelFolders(job.config, device))
+    job = replace(job, networks=Networks(job.config, device))
     metrics = evaluate(job, Comm(), EventLog(job.config.run_dir, 0, "evaluate"))
     hook.remove()
     elsewhere = sorted(name for name, where in ran.items() if where - {device.type})

@@ -12,7 +12,7 @@ from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.scoring.groups import read_groups
 from nd_dist.schema import Split
@@ -37,7 +37,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         points=points,
         source=reader,
         decoder_dir=decoder_dir(config),
-        networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
+        networks=Networks(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
