@@ -13,7 +13,7 @@ from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points, recipe_point
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.evaluation.scoring.groups import read_groups
 from nd_dist.evaluation.scoring.kinds import SEEN
@@ -48,7 +48,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         source=reader,
         decoder_dir=decoder_dir(config),
         ridge_dir=ridge,
-        networks=ModelFolders(config, rank.use_device(), config.evaluation.judges_dir, sources),
+        networks=Networks(config, rank.use_device(), config.evaluation.judges_dir, sources),
         split=split,
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,

@@ -39,11 +39,12 @@ def load_extractor(config: Config, device: torch.device) -> FrozenExtractor:
         CheckpointError: a model folder is missing or incomplete.
     """
     from nd_dist.compute.device import DTYPES
-    from nd_dist.frozen import clip_vision, stable_diffusion
+    from nd_dist.frozen import stable_diffusion
     from nd_dist.frozen.extractor import FrozenExtractor
+    from nd_dist.frozen.vision_tower import load_guidance_network
 
     dtype, roles = DTYPES[config.frozen.dtype], {role_of(name) for name in config.data.targets}
     parts = [part for role, part in (("semantic", "text_encoder"), ("initial", "vae")) if role in roles]
     sd = stable_diffusion.load(config.model, dtype, device, parts)
-    clip = clip_vision.load(config.guidance_model, dtype=dtype, device=device)
+    clip = load_guidance_network(config, dtype, device)
     return FrozenExtractor(sd, clip, config.frozen, config.seed)

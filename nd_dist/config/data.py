@@ -90,6 +90,9 @@ class FrozenConfig(Section):
     """Pixel statistics before the guidance CLIP (the released code uses ImageNet's with CLIP)."""
     antialias: bool = False
     """Antialiased resize before the guidance CLIP (torchvision's tensor default: off up to 0.16, on from 0.17)."""
+    guidance_layers: tuple[str, ...] = ()
+    """Modules of another guidance network (any vision tower of transformers) whose outputs are the guidance targets
+    g02, g04 .. in this order, six at most; none: the MLP outputs of the first six blocks of a CLIP."""
     batch_size: Positive = 32
     """Pictures per forward pass when targets are extracted."""
     dtype: Dtype = "float32"

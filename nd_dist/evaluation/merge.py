@@ -27,10 +27,10 @@ SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges"
 OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
     "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.batch_size",
-    "evaluation.num_images", "score.originals", "score.reconstructions", "score.brain_features",
-    "score.image_features", "evaluation.image_groups", "evaluation.image_classes", "evaluation.judges_dir",
-    "training.target_subject", "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.validate_every",
+    "evaluation.num_images", "evaluation.image_ids", "evaluation.keep_features", "evaluation.keep_pictures",
+    "score.originals", "score.reconstructions", "score.brain_features", "score.image_features",
+    "evaluation.image_groups", "evaluation.image_classes", "evaluation.judges_dir", "training.target_subject",
+    "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
 )  # fmt: skip
 
 
@@ -139,7 +139,8 @@ def _check_together(first: FinishedRun, other: FinishedRun) -> None:
 def _own_settings(first: FinishedRun, run: FinishedRun) -> dict[str, Scalar]:
     """Return the settings in which a run differs from the first one."""
     base = first.settings()
-    differing = {key: value for key, value in run.settings().items() if base.get(key) != value}
+    # a key that only one of them has is younger than the other run, which had its default
+    differing = {key: value for key, value in run.settings().items() if base.get(key, value) != value}
     plain = (bool, int, float, str)
     return {key: value if isinstance(value, plain) else canonical_json(value) for key, value in differing.items()}
 

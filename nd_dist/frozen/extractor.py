@@ -45,7 +45,7 @@ class FrozenExtractor:
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
         """Names and shapes of the targets: c (L, D), z (C, H, W), one guidance layer (L, D) per tapped block."""
-        guidance = (TargetSpec(name, "guidance", self._clip.feature_shape) for name in self._clip.layer_names)
+        guidance = (TargetSpec(name, "guidance", shape) for name, shape in self._clip.feature_shapes.items())
         return (
             TargetSpec(SEMANTIC, "semantic", self._sd.text_shape),
             TargetSpec(INITIAL, "initial", self._sd.latent_shape),
@@ -70,6 +70,7 @@ class FrozenExtractor:
             "vae_encode": config.vae_encode,
             "vae_seed": self._seed if config.vae_encode == "sample" else None,
             "dtype": str(self._sd.dtype).removeprefix("torch."),
+            **({"guidance_layers": list(config.guidance_layers)} if config.guidance_layers else {}),
         }
 
     def extract(

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
-from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
+from nd_dist.evaluation.points.layout import ARRAYS, PICTURE, Layout, repeat_file
 from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE
-from nd_dist.evaluation.scoring.score import read_arrays
 from nd_dist.events import events_path, read_events
 from nd_dist.fanout.results import read_record
 from nd_dist.files import read_json
@@ -45,6 +45,11 @@ class Row:
     folder: Path
     metrics: dict[str, dict[str, Any]]
     groups: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def whose(self) -> str:
+        """The subject in a column of tables."""
+        return "mean" if self.subject == ALL_SUBJECTS else str(self.subject)
 
 
 CONTROL_LABELS = {
@@ -236,7 +241,7 @@ class Findings:
         """
         folder = Layout(self.run_dir, self.metrics["protocol"]).score(row.shown, row.subject)
         record = read_record(folder)
-        arrays = read_arrays(folder) if record else {}
+        arrays = read_tensors(folder / ARRAYS) if record else {}
         if WINS + metric in arrays:
             won = arrays[WINS + metric].sum(dim=0).double()
             total = float(won.mean()) / row.metrics[metric]["value"] if float(won.sum()) else 1.0

@@ -102,7 +102,7 @@ def _fit_ridge(
     is_control = config.decoder.kind != "ridge"
     folder = ridge_dir(config.run_dir) if is_control else stage_dir(config.run_dir, ridge.STAGE)
     request = stage_request(config, ridge.STAGE, world.size)
-    facts = on_main(lambda: ridge.ridge_facts(config, source.content_id(request)))
+    facts = on_main(lambda: ridge.ridge_facts(config, source.identity(request)))
     is_finished = on_main(lambda: bool(_finished(folder, facts)))
     if is_control:
         if not is_finished:

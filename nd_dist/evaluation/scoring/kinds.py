@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.evaluation.scoring.judging import features_of
-from nd_dist.evaluation.scoring.score import FeatureRows, JudgedImages, used_repeats
+from nd_dist.evaluation.scoring.score import JudgedImages
 from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.kind import Classes, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.metrics.protocols import Protocol
@@ -64,8 +64,8 @@ class Kinds:
             features_ND = np.concatenate(list(self._features(self.judge, ids)))
             self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
-        repeats = [FeatureRows(judged.recons, self.judge.name, r) for r in used_repeats(judged, self.protocol)]
-        each_RN = [each_picture(probe.scores(rows[:]), labels_NK) for rows in repeats]
+        _, repeats = judged.of(self.judge.name, self.protocol)
+        each_RN = [each_picture(probe.scores(made_ND), labels_NK) for made_ND in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
 
     def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:

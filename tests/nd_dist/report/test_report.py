@@ -21,11 +21,11 @@ from nd_dist.metrics.table import metric_of
 from nd_dist.report import figures
 from nd_dist.report.figures import write_figures
 from nd_dist.report.findings import Findings
+from nd_dist.report.pictures import data_uri
 from nd_dist.report.report import render, write_report
 from nd_dist.report.svg import Cell, curve, heat_map
 from nd_dist.report.table_files import latex_text
 from nd_dist.report.tables import probability, verdict
-from nd_dist.report.thumbnails import data_uri
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
 from tests.support.chromium import CHROMIUM, Chromium
 
