@@ -23,13 +23,15 @@ def preflight(command: str, config: Config, _ranks: int = 1) -> None:
     Raises:
         DataError: NSD, the shards or a target store is missing.
         ConfigError: packing into a URL, or a subject is not in the shards.
-        CheckpointError: there is no trained decoder to evaluate.
+        CheckpointError: there is no trained decoder to evaluate, or a model lacks what is opened of it.
     """
     if command == "pack":
         from shards.packing.pack import plan_pack
 
         _ = config.shards_folder
         plan_pack(config)
+        if config.data.targets:
+            check_models(config)
         return
     from shards.format.index import Index
 
@@ -149,9 +151,9 @@ def _check_training(config: Config, index: Index) -> None:
 
 def _check_teacher(teacher: str, index: Index) -> None:
     """Refuse a teacher that is not there, or that would have no pictures to look at."""
-    from nd_dist.frozen.folders import resolve_folder
+    from nd_dist.frozen.folders import NETWORK, require_models
 
-    resolve_folder(teacher)
+    require_models([(teacher, NETWORK)])
     if "img" not in index.features:
         raise DataError(
             "The teacher looks at pictures, and the shards hold none.",
@@ -163,7 +165,6 @@ def _check_teacher(teacher: str, index: Index) -> None:
 def _check_evaluation(config: Config, index: Index) -> None:
     """Refuse an evaluation without pictures, networks, a protocol or a decoder."""
     from nd_dist.evaluation.points.axes import check_axes
-    from nd_dist.frozen.folders import resolve_folder
 
     check_metrics(config.evaluation)
     if "img" not in index.features:
@@ -172,11 +173,17 @@ def _check_evaluation(config: Config, index: Index) -> None:
             where=str(config.shards_dir),
             todo="run `nd pack` with data.pictures=test",
         )
-    for name in (config.model, config.guidance_model):
-        resolve_folder(name)
+    check_models(config)
     check_axes(config)
     if config.evaluation.embeddings == "decoded":
         _check_decoder(config)
+
+
+def check_models(config: Config) -> None:
+    """Refuse a diffusion or guidance model that could not be opened."""
+    from nd_dist.frozen.folders import NETWORK, STABLE_DIFFUSION, require_models
+
+    require_models([(config.model, STABLE_DIFFUSION), (config.guidance_model, NETWORK)])
 
 
 def check_metrics(evaluation: EvaluationConfig) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import sha256_file
+from nd_dist.frozen.folders import NETWORK, find_weights, list_files
 from nd_dist.frozen.judges import Judge, NetworkJudge, Preparation, Score, SharedPass, Statistics, tap_layers
 from nd_dist.frozen.optional_judges import load_distribution_judge
+from nd_dist.frozen.weights import hash_network
 from nd_dist.metrics.protocols import JudgeSettings
 from nd_dist.pixels import Resize
 
@@ -162,17 +164,10 @@ def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
 
 def _clip_judge(folder: Path, inputs: _Inputs) -> NetworkJudge:
     """Return the projected image embedding (768) of OpenAI's CLIP ViT-L/14, from a Hugging Face folder."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(
-            "The CLIP judge is missing.",
-            where=str(folder),
-            expected="config.json and model.safetensors of openai/clip-vit-large-patch14",
-            todo=f"hf download openai/clip-vit-large-patch14 config.json model.safetensors --local-dir {CLIP_FOLDER}",
-        )
+    list_files(folder, NETWORK)
     from transformers import CLIPVisionModelWithProjection
 
-    network = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    network = CLIPVisionModelWithProjection.from_pretrained(folder, **find_weights(folder).options)
     network = network.to(inputs.device).requires_grad_(False).eval()
     prepare = inputs.of("clip", "clip")
 
@@ -180,5 +175,5 @@ def _clip_judge(folder: Path, inputs: _Inputs) -> NetworkJudge:
         embeds_BD: Tensor = network(pixel_values=inputs_BCHW).image_embeds
         return embeds_BD
 
-    identity = f"{CLIP_FOLDER}:{sha256_file(path)[:16]}:{prepare.resize}"
+    identity = f"{CLIP_FOLDER}:{hash_network(folder)[:16]}:{prepare.resize}"
     return NetworkJudge("clip", "two_way", identity, embed, prepare)

@@ -23,9 +23,10 @@ from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.compatibility import check_compatible
 from nd_dist.frozen.extractor import FrozenExtractor
 from nd_dist.frozen.field_judges import load_field_judges
-from nd_dist.frozen.folders import hash_weights, require_part, resolve_folder
+from nd_dist.frozen.folders import SCHEDULER_CONFIG, resolve_folder
 from nd_dist.frozen.judges import Judge, PairJudge, has_phantom_judges, load_phantom_judges
 from nd_dist.frozen.optional_judges import absent_metrics, load_pair_judges
+from nd_dist.frozen.weights import hash_network
 from nd_dist.metrics.protocols import protocol_named
 
 PHANTOM_JUDGES = "judges"
@@ -112,10 +113,9 @@ class ModelFolders:
     def identity(self, config: Config) -> dict[str, str | bool]:
         """Return hashes of UNet, VAE, text encoder, guidance CLIP and scheduler settings."""
         folder = resolve_folder(config.model)
-        parts = {part: hash_weights(require_part(folder, part)) for part in ("unet", "vae", "text_encoder")}
-        scheduler = require_part(folder, "scheduler", stable_diffusion.SCHEDULER_CONFIG)
-        settings = (scheduler / stable_diffusion.SCHEDULER_CONFIG).read_text(encoding="utf-8")
-        guidance = hash_weights(resolve_folder(config.guidance_model))
+        parts = {part: hash_network(folder, part) for part in ("unet", "vae", "text_encoder")}
+        settings = (folder / "scheduler" / SCHEDULER_CONFIG).read_text(encoding="utf-8")
+        guidance = hash_network(resolve_folder(config.guidance_model))
         device = {"device": self.device.type, **arithmetic(self.device, config)}
         identity = {**parts, "scheduler": settings, "guidance": guidance, **device}
         remark = folder / REMARK
