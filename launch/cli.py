@@ -85,6 +85,27 @@ def phantom(
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
 
+@_command(
+    "nd fetch models --to models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2"
+)
+def fetch(
+    what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to download into.")],
+    overrides: Overrides = None,
+    recipe: RecipeOption = "paper",
+    subjects: Subjects = "",
+    mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
+) -> None:
+    """Download what a run reads, where there is a network: models, metric networks, captions."""
+    from launch.commands.fetch import fetch_command, make_fetcher
+    from launch.grid.plan import numbers
+    from launch.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    fetch_command(what, to, make_fetcher(mirror, dry_run), config, numbers(subjects, "--subjects"))
+
+
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
 @launching
 def pack(words: LaunchWords) -> None:

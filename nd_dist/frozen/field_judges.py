@@ -144,9 +144,7 @@ def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
             "The weights of a metric network are missing.",
             where=where,
             expected=f"safetensors of {recipe.weights}",
-            todo=f'on a machine with internet: python -c "import torchvision.models as m, safetensors.torch as s; '
-            f"s.save_file(m.{recipe.builder}(weights='DEFAULT').state_dict(), '{path.name}')\" (choose the weights "
-            "named above), then copy the file here",
+            todo="run `nd fetch judges --to DIR` where there is a network",
         )
     try:
         missing, unexpected = network.load_state_dict(load_file(path), strict=False)

@@ -151,9 +151,7 @@ def find_weights(folder: Path, part: str = "") -> Weights:
     Raises:
         CheckpointError: there are none, or a shard is missing.
     """
-    return _require_weights(
-        _names(folder / part), part, lambda name: read_json(folder / part / name), str(folder / part)
-    )
+    return _require_weights(_names(folder / part), part, lambda name: read_json(folder / name), str(folder / part))
 
 
 def weight_files(folder: Path, part: str = "") -> list[Path]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,8 +70,8 @@ def _hash_tensor(tensor: torch.Tensor) -> list[str]:
     """Return dtype, shape and sha256 of the values; nothing for integers."""
     if not tensor.is_floating_point():
         return []
-    values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return [str(tensor.dtype), str(list(tensor.shape)), hashlib.sha256(memoryview(values)).hexdigest()]
+    values: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()  # Any: hashlib wants a buffer
+    return [str(tensor.dtype), str(list(tensor.shape)), hashlib.sha256(values).hexdigest()]
 
 
 def hash_tokenizer(folder: Path) -> str:
