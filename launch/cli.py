@@ -93,7 +93,7 @@ def fetch(
     to: Annotated[Path, typer.Option("--to", help="Folder to download into.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "paper",
-    subjects: Subjects = "",
+    subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
     mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
 ) -> None:

@@ -1,13 +1,14 @@
 """`nd fetch`: downloads what a run reads, where there is a network, into the folders that it is read from.
 
-Of a hub's repository only those files are taken that ``nd_dist.frozen.folders`` says are opened. What is there already and
-whole is kept, so that the same command goes on after an interruption. NSD itself asks for a signature first and comes with
-the `aws` client: its commands are printed.
+Of a hub's repository it takes those files that are opened (``nd_dist.frozen.folders``) and no others. What is there
+and whole is kept, so the same command resumes after an interruption. NSD asks for a signed form and comes by the `aws`
+client: its commands are printed.
 """
 
 from __future__ import annotations
 
-import shutil
+import re
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rich.console import Console
 from launch.console import aligned, make_console
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.files import atomic_path, read_json, sha256_file
+from nd_dist.files import atomic_path, read_json, sha256_file, write_bytes
 from nd_dist.frozen.folders import NETWORK, STABLE_DIFFUSION, choose_files
 
 CLIP_JUDGE = "openai/clip-vit-large-patch14"
@@ -47,7 +48,7 @@ _JUDGES = {
 _GRIDS = {1: (81, 104, 83), 2: (82, 106, 84), 3: (81, 106, 82), 4: (85, 99, 80),
           5: (79, 97, 78), 6: (85, 113, 83), 7: (78, 95, 81), 8: (80, 103, 78)}  # fmt: skip
 # What a failed connection raises differs between releases of huggingface_hub; its own error has it as a base
-_UNREACHABLE: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError)  # type: ignore[assignment]
+_FAILURES: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,17 @@ class Fetcher:
         Raises:
             DataError: the server cannot be reached, or sent something else.
         """
-        import torch
         from safetensors.torch import save_file
+
+        from nd_dist.frozen.weights import iterate_tensors
 
         path = folder / f"{name}.safetensors"
         with self._download(url, [path], folder) as source:
             if source is None:
                 return
-            state = torch.load(source, map_location="cpu", weights_only=True)
+            state = {key.removeprefix("module."): read() for key, read in iterate_tensors([source])}
             with atomic_path(path) as part:
-                save_file({key.removeprefix("module."): value.clone() for key, value in state.items()}, part)
+                save_file(state, part)
 
     def captions(self, folder: Path) -> None:
         """Fetch COCO's captions.
@@ -116,35 +118,31 @@ class Fetcher:
                 return
             with zipfile.ZipFile(source) as archive:
                 for name in CAPTIONS:
-                    with archive.open(f"annotations/{name}") as member, atomic_path(folder / name) as part:
-                        with open(part, "wb") as stream:
-                            shutil.copyfileobj(member, stream)
+                    write_bytes(folder / name, archive.read(f"annotations/{name}"))
 
     @contextmanager
     def _download(self, url: str, targets: Sequence[Path], folder: Path) -> Iterator[Path | None]:
         """Yield the downloaded file, which is removed afterwards, or None where nothing is to be done."""
         from torch.hub import download_url_to_file
 
-        name = url.rpartition("/")[2]
-        address = f"{self.mirror}/{name}" if self.mirror else url
+        address = f"{self.mirror}/{url.rpartition('/')[2]}" if self.mirror else url
         is_there = all(path.is_file() for path in targets)
         size = ""
         with _reaching(address):
             if not is_there:
                 with urlopen(Request(address, method="HEAD")) as answer:
                     size = _megabytes(int(answer.headers["Content-Length"]))
-            self.console.print(aligned([(", ".join(path.name for path in targets), size, self._state(is_there), url)]))
             if is_there or self.dry_run:
                 yield None
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            source = folder / f"{name}.download"
-            digits = Path(name).stem.rpartition("-")[2]
-            try:
-                download_url_to_file(address, str(source), digits if len(digits) == 8 else None, progress=False)
-                yield source
-            finally:
-                source.unlink(missing_ok=True)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                digits = re.search(r"-([0-9a-f]{8})\.pth$", url)
+                with tempfile.TemporaryDirectory(dir=folder) as staging:
+                    source = Path(staging) / "download"
+                    download_url_to_file(address, str(source), digits and digits[1], progress=False)
+                    yield source
+        files = ", ".join(path.name for path in targets)
+        self.console.print(aligned([(files, size, self._state(is_there), address)]))
 
     def _state(self, is_there: bool) -> str:
         return "is there" if is_there else "to download" if self.dry_run else "downloaded"
@@ -178,18 +176,19 @@ def fetch_command(what: str, to: Path, fetcher: Fetcher, config: Config, subject
 
 
 def nsd_commands(to: Path, subjects: Sequence[int], config: Config) -> str:
-    """Return the commands that copy what is read of NSD, with sizes (arithmetic on the known grids; betas as int16)."""
-    from shards.sources.nsd_counts import KNOWN, TRIALS_PER_SESSION
+    """Return the commands that copy what is read of NSD, with sizes by arithmetic (betas as int16, uncompressed)."""
+    from shards.sources.nsd_counts import KNOWN, NUM_IMAGES, TRIALS_PER_SESSION
 
     if unknown := sorted(set(subjects) - set(KNOWN)):
         raise ConfigError(f"NSD has no subjects {unknown}.", expected=f"some of {sorted(KNOWN)}")
-    betas = config.data.betas_version
+    betas = config.data.betas
+    pictures = f"pictures, {NUM_IMAGES * 425**2 * 3 / 1e9:.1f} GB"
     lines = [
         f"# NSD's terms: {TERMS}",
         f"# Sign the access form first: {FORM}",
         "B=s3://natural-scenes-dataset",
         _sync("nsddata/experiments/nsd", to, "design and picture table, some MB"),
-        f"aws s3 cp --no-sign-request $B/{_STIMULI} {to}/{_STIMULI}   # pictures, {73_000 * 425 * 425 * 3 / 1e9:.1f} GB",
+        f"aws s3 cp --no-sign-request $B/{_STIMULI} {to}/{_STIMULI}   # {pictures}",
     ]
     for subject in subjects:
         x, y, z = _GRIDS[subject]
@@ -234,9 +233,7 @@ def _reaching(address: str) -> Iterator[None]:
     """Turn what goes wrong on the way to a server into an error with a next step."""
     try:
         yield
-    except (DataError, ConfigError):
-        raise
-    except (*_UNREACHABLE, RuntimeError, zipfile.BadZipFile) as error:
+    except _FAILURES as error:
         raise DataError(
             "A download failed; what is whole was kept.",
             where=address,
