@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ NETWORK = ("",)
 
 _DIFFUSERS = ("unet", "vae")  # these two are diffusers' networks; every other one is transformers'
 _MARKERS = {"tokenizer": TOKENIZER_CONFIG, "scheduler": SCHEDULER_CONFIG}
-_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_TOKENIZER = (*chain(*_VOCABULARIES), "special_tokens_map.json", "added_tokens.json")
 _VARIANTS = ("", "fp16", "bf16")  # others, such as non_ema, are for training
 
 
@@ -49,14 +51,13 @@ class Weights:
     index: str = ""
 
     @property
-    def is_safetensors(self) -> bool:
-        """Whether they are safetensors; otherwise torch's own format, read with ``weights_only``."""
-        return self.files[0].endswith(".safetensors")
-
-    @property
     def options(self) -> dict[str, bool | str | None]:
         """Arguments of ``from_pretrained`` that open these files and no others."""
-        return {"use_safetensors": self.is_safetensors, "variant": self.variant or None, "local_files_only": True}
+        return {
+            "use_safetensors": self.files[0].endswith(".safetensors"),
+            "variant": self.variant or None,
+            "local_files_only": True,
+        }
 
 
 def choose_weights(names: Collection[str], part: str, read: Callable[[str], Any]) -> Weights | None:
@@ -77,13 +78,11 @@ def choose_weights(names: Collection[str], part: str, read: Callable[[str], Any]
         for stem, suffix in zip(stems, ("safetensors", "bin"), strict=True):
             whole, index = f"{stem}{dotted}.{suffix}", f"{stem}.{suffix}.index{dotted}.json"
             for name in (index, whole) if is_diffusers else (whole, index):
+                if name in names and name == whole:
+                    return Weights((whole,), variant)
                 if name in names:
-                    shards = (
-                        sorted(set(read(f"{part}/{name}".lstrip("/"))["weight_map"].values()))
-                        if name == index
-                        else [name]
-                    )
-                    return Weights(tuple(shards), variant, index if name == index else "")
+                    shards = read(f"{part}/{index}".lstrip("/")).get("weight_map", {})
+                    return Weights(tuple(sorted(set(shards.values()))), variant, index)
     return None
 
 
@@ -103,16 +102,17 @@ def choose_files(names: Collection[str], parts: Sequence[str], read: Callable[[s
     for part in parts:
         prefix = f"{part}/" if part else ""
         inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        marker = _MARKERS.get(part, CONFIG_NAME)
-        if marker not in inside:
+        needed = [_MARKERS.get(part, CONFIG_NAME)]
+        if part == "tokenizer" and not any(inside.issuperset(files) for files in _VOCABULARIES):
+            needed += _VOCABULARIES[-1]
+        if missing := [prefix + name for name in needed if name not in inside]:
             raise CheckpointError(
-                f"A part of a model folder is missing: {prefix}{marker}.",
+                f"A part of a model folder is missing: {', '.join(missing)}.",
                 where=where,
-                expected=f"{prefix}{marker}",
-                found=f"files {sorted(names)[:8]}",
+                found=f"{part or 'files'}: {', '.join(sorted(inside)[:8]) or 'nothing'}",
                 todo="copy the complete model folder in Hugging Face layout, or run `nd fetch models --to DIR`",
             )
-        used = [marker]
+        used = needed
         if part == "tokenizer":
             used += [name for name in _TOKENIZER if name in inside]
         elif part not in _MARKERS:
@@ -124,7 +124,7 @@ def choose_files(names: Collection[str], parts: Sequence[str], read: Callable[[s
 
 def _require_weights(names: AbstractSet[str], part: str, read: Callable[[str], Any], where: str) -> Weights:
     weights = choose_weights(names, part, read)
-    if weights is not None and names >= set(weights.files):
+    if weights is not None and weights.files and names >= set(weights.files):
         return weights
     present = [name for name in sorted(names) if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))]
     wanted = ("diffusion_pytorch_model" if part in _DIFFUSERS else "model") + ".safetensors"

@@ -183,8 +183,20 @@ LACKING = [
 @pytest.mark.parametrize("name", LACKING)
 def test_a_model_that_lacks_a_file_is_refused_before_anything_is_loaded(copied: Path, name: str) -> None:
     (copied / name).unlink()
-    with pytest.raises(CheckpointError, match=r"missing"):
+    with pytest.raises(CheckpointError, match=r"missing") as caught:
         require_models([(copied, STABLE_DIFFUSION)])
+    assert Path(name).name in str(caught.value)
+
+
+def test_a_tokenizer_without_a_vocabulary_and_an_index_without_shards_are_refused(copied: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json"):
+        (copied / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"tokenizer/vocab\.json"):
+        list_files(copied, STABLE_DIFFUSION)
+    shard(copied, TEXT)
+    (copied / TEXT / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        find_weights(copied, TEXT)
 
 
 def cached(folder: Path, cache: Path, name: str, commit: str, main: str = "") -> Path:
