@@ -47,10 +47,11 @@ def dry_run_command(
         console.print(f"# note: {plan.note}")
     console.print(plan.shell())
     with _verdict(console):
+        for line in describe_pack(config, plan.ranks) if command == "pack" else ():
+            console.print(f"# {line}")
         check(command, config, plan.ranks)
         require_starters(plan)
-        told = describe_pack(config, plan.ranks) if command == "pack" else advice(command, config, plan.ranks, True)
-        for line in told:
+        for line in advice(command, config, plan.ranks, True):
             console.print(f"# {line}")
 
 

@@ -74,8 +74,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
         return
     config = read_pack_recipe(shards_dir, overrides)
     open_reader(config)
-    if any(path.startswith("features/") and not path.startswith("features/img/") for path in damaged):
-        check_models(config)
+    check_models(config)
     for path in repair(shards_dir):
         console.print(f"  removed {path} (set aside until it is packed again)")
     try:

@@ -30,8 +30,7 @@ def preflight(command: str, config: Config, _ranks: int = 1) -> None:
 
         _ = config.shards_folder
         plan_pack(config)
-        if config.data.targets:
-            check_models(config)
+        check_models(config)
         return
     from shards.format.index import Index
 
