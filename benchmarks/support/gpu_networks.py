@@ -29,8 +29,8 @@ from benchmarks.support.samples import (
     timed,
 )
 from benchmarks.training_memory import SHAPES, VOXELS
+from nd_dist.compute.device import platform_facts, use_device
 from nd_dist.config import Config, DecoderConfig, FrozenConfig, SamplerConfig
-from nd_dist.device import platform_facts, use_device
 from nd_dist.evaluation.reconstruction.decode import BATCH, DecoderFolder
 from nd_dist.frozen.extractor import FrozenExtractor
 from nd_dist.models.decoder import Decoder

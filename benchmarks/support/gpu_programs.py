@@ -21,8 +21,8 @@ from benchmarks.support.gpu_parts import Setting, beside
 from benchmarks.support.training_data import make_data
 from launch.ranks.train import ShardSource
 from nd_dist.comm import Comm
+from nd_dist.compute.device import use_device
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
-from nd_dist.device import use_device
 from nd_dist.errors import Requeue
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate

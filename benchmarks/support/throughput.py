@@ -24,7 +24,7 @@ from benchmarks.support.samples import (
     synchronize,
     timed,
 )
-from nd_dist.chunks import OutOfMemory
+from nd_dist.compute.chunks import OutOfMemory
 from nd_dist.config import SamplerConfig
 from nd_dist.metrics.pixel import pixel_correlation, structural_similarity
 

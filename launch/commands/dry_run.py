@@ -95,7 +95,7 @@ def describe_pack(config: Config, ranks: int) -> Iterator[str]:
         DataError: data is missing.
     """
     from launch.ranks.networks import load_extractor
-    from nd_dist.device import rank_device
+    from nd_dist.compute.device import rank_device
     from shards.packing.estimate import estimate_pack
     from shards.packing.pack import plan_pack
 

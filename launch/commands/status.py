@@ -15,6 +15,7 @@ from rich.text import Text
 from launch.console import aligned, make_console
 from launch.plans.choose import LEASED
 from launch.supervise.heartbeat import Wanted, asked_of_launcher, describe_launcher, running_launch
+from launch.supervise.outcome import is_echo
 from nd_dist.errors import DataError
 from nd_dist.events import read_events
 
@@ -115,11 +116,12 @@ def _state(is_running: bool, is_done: bool, wanted: Wanted, failures: Sequence[E
 
 
 def _error(failures: Sequence[Event]) -> str:
-    """Return the first line of the first failure, with its rank and host."""
+    """Return the first line of the first failure that does not follow from another, with its rank and host."""
     real = [event for event in failures if event.get("kind") != "Requeue"]
     if not real:
         return ""
-    first = min(real, key=lambda event: float(event["time"]))
+    causes = [event for event in real if not is_echo(event)]
+    first = min(causes or real, key=lambda event: float(event["time"]))
     text = str(first.get("cause") or first.get("message")).splitlines()[0]
     return f"rank {first['rank']} on {first['host']}: {text}"
 

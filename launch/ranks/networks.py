@@ -38,7 +38,7 @@ def load_extractor(config: Config, device: torch.device) -> FrozenExtractor:
     Raises:
         CheckpointError: a model folder is missing or incomplete.
     """
-    from nd_dist.device import DTYPES
+    from nd_dist.compute.device import DTYPES
     from nd_dist.frozen import clip_vision, stable_diffusion
     from nd_dist.frozen.extractor import FrozenExtractor
 

@@ -59,7 +59,7 @@ class Rank:
 
     def use_device(self) -> torch.device:
         """Return this rank's device, made the process's own: every program that holds a network begins with it."""
-        from nd_dist.device import note_platform, use_device
+        from nd_dist.compute.device import note_platform, use_device
 
         device = use_device(self.world, self.config)
         if self.world.is_main and (moved := note_platform(self.config.run_dir, self.events.command, device)):
@@ -196,7 +196,7 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
 def _unforeseen(error: Exception) -> tuple[str, int, str]:
     """Return kind, exit code and message of an error that nobody named; full memory gets advice."""
     if "torch" in sys.modules:
-        from nd_dist.chunks import full_memory, is_memory_error
+        from nd_dist.compute.chunks import full_memory, is_memory_error
 
         if is_memory_error(error):
             return RankFailure.__name__, RankFailure.exit_code, str(full_memory(error))

@@ -19,7 +19,7 @@ from nd_dist.world import World
 
 POLL_S = 0.2
 REFUSED_FOR_S = 10.0
-TODO = "let every rank run the same command, on hosts that see this folder under the same path"
+REMEDY = "let every rank run the same command, on hosts that see this folder under the same path"
 
 
 def _path(run_dir: Path, rank: int) -> Path:
@@ -48,7 +48,7 @@ def knock(run_dir: Path, world: World, within_s: float) -> str:
             time.sleep(POLL_S)
     finally:
         own.unlink(missing_ok=True)
-    raise WorldError(f"Rank 0 has not let rank {world.rank} of {world.size} in.", where=str(run_dir), todo=TODO)
+    raise WorldError(f"Rank 0 has not let rank {world.rank} of {world.size} in.", where=str(run_dir), todo=REMEDY)
 
 
 class Door:
@@ -75,7 +75,7 @@ class Door:
             if missing := sorted(rank for rank, said in knocks.items() if not said):
                 if time.monotonic() > deadline:
                     what = f"Ranks {missing} have not come within {within_s:.0f} s."
-                    raise WorldError(what, where=str(self._run_dir), todo=TODO)
+                    raise WorldError(what, where=str(self._run_dir), todo=REMEDY)
                 time.sleep(POLL_S)
             else:
                 return [str(knocks[rank]["host"]) for rank in sorted(knocks)]

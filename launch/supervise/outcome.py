@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from nd_dist.events import log_path
 _BY_CODE: dict[int, type[NdDistError]] = {2: ConfigError, 3: DataError, 5: Requeue}
 NAMED_CODES = (2, 3)  # errors that nd_dist itself names: configuration, data, world, checkpoint
 STORAGE = StorageError.__name__
-# what a rank meets when *another* one is gone: gloo's, NCCL's and the rendezvous' words
+# what a rank meets when *another* one is gone or failed: gloo's, NCCL's, the rendezvous' and our own words
 ECHO = re.compile(
     r"closed by peer|[Cc]onnection (reset|refused|closed|was likely closed)|[Tt]imed? ?out|Broken pipe|NCCL|"
-    r"DistBackendError|DistNetworkError|remote process exited"
+    r"DistBackendError|DistNetworkError|remote process exited|^Another rank could not"
 )
 LOG_TAIL_LINES = 20
 LAUNCHER_LOG = "launcher.log"
@@ -127,13 +128,13 @@ class Outcome:
     def _blame(self, missing: list[int], returncode: int | None) -> NdDistError:
         """Return the error that explains the end: first causes before the failures that follow from them."""
         failed = [event for event in self.ends if event["event"] == "rank_failed"]
-        full = [event for event in failed if event["kind"] == STORAGE and not ECHO.search(event["message"])]
+        full = [event for event in failed if event["kind"] == STORAGE and not is_echo(event)]
         if named := [event for event in failed if event["exit_code"] in NAMED_CODES or event in full]:
             return self._reported(named[0])
         if cut_off := [rank for rank in missing if self._is_cut_off(rank)]:
             return self._host_lost(cut_off)
         stopped = [event for event in failed if event["exit_code"] == Requeue.exit_code]
-        echoes = [event for event in failed if event not in stopped and ECHO.search(event["message"])]
+        echoes = [event for event in failed if event not in stopped and is_echo(event)]
         if causes := [event for event in self.ends if event not in stopped and event not in echoes]:
             return self._reported(causes[0])
         silent = [rank for rank in missing if rank not in {event["rank"] for event in self.ends}]
@@ -196,6 +197,11 @@ class Outcome:
     def _failure(self, what: str, log: Path, facts: str = "", todo: str = AGAIN) -> RankFailure:
         """Return an error with the end of a log."""
         return RankFailure(what, where=str(log), found=f"{facts}\n{tail_of(log)}", todo=todo)
+
+
+def is_echo(event: Mapping[str, Any]) -> bool:
+    """Return whether a failure that a rank reported follows from another rank's end."""
+    return bool(ECHO.search(str(event.get("message", ""))))
 
 
 def tail_of(path: Path, lines: int = LOG_TAIL_LINES) -> str:

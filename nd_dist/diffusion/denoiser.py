@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from nd_dist.chunks import AdaptiveChunks
+from nd_dist.compute.chunks import AdaptiveChunks
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.attention_guidance import AttentionReader, blur_window, degrade
 from nd_dist.diffusion.guidance import Guidance, ImageEstimate

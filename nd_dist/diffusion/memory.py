@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nd_dist.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, CudaMeter, MemoryMeter, cpu_rows
+from nd_dist.compute.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, CudaMeter, MemoryMeter, cpu_rows
 from nd_dist.config import SamplerConfig
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 

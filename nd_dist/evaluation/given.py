@@ -20,6 +20,7 @@ from nd_dist.config import Config, Scalar
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.job import Job
+from nd_dist.evaluation.picture_sets import PictureSet, open_pictures, read_array
 from nd_dist.evaluation.points.layout import ARRAYS, PICTURE, PIXELS, repeat_file
 from nd_dist.evaluation.points.units import Point, subject_name
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
@@ -27,7 +28,6 @@ from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
 from nd_dist.fanout.results import publish, write_png, write_staged
 from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json, sha256_file
-from nd_dist.picture_sets import PictureSet, open_pictures, read_array
 from nd_dist.pixels import to_uint8
 from nd_dist.schema import Split
 

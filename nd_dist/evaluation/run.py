@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
-from nd_dist.device import platform_facts
+from nd_dist.compute.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks

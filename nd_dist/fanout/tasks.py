@@ -12,9 +12,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 
+from nd_dist.compute.threads import Behind
 from nd_dist.errors import Requeue
 from nd_dist.fanout.leases import Lease, LeasePool
-from nd_dist.threads import Behind
 
 POLL_S = 0.25
 REPORT_S = 1.0

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.chunks import AdaptiveChunks
+from nd_dist.compute.chunks import AdaptiveChunks
 from nd_dist.config import FrozenConfig
 from nd_dist.errors import DataError
 from nd_dist.frozen.clip_vision import ClipVision

@@ -108,7 +108,7 @@ def train_stage(
         waited_s = sum(batch.data_wait_s for batch in micro_batches)
         launched.append(_Step(engine.train_step(micro_batches, step, flags), started, waited_s))
         stage.after_step()
-        progress = progress._replace(step=step + 1, stream=stream.state_dict())
+        progress = progress._replace(step=step + 1)
 
         # Read what earlier ones did, all of them where the model is looked at or kept
         is_last = progress.step >= stage.total_steps
@@ -125,7 +125,7 @@ def train_stage(
         if is_look and stage.validate is not None:
             progress = _validated(progress, stage, stage.validate(), events)
         if is_save or _is_over(progress, stage, training):
-            checkpoints.save(progress)
+            checkpoints.save(progress._replace(stream=stream.state_dict()))
             if STOP in raised and not _is_over(progress, stage, training):
                 checkpoints.finish()
                 raise Requeue(

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from nd_dist.compute.device import rank_device
 from nd_dist.config import Config
-from nd_dist.device import rank_device
 from nd_dist.errors import CheckpointError, RankFailure
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder

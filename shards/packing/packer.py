@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nd_dist.compute.threads import Behind, ahead
 from nd_dist.config import Config
 from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.files import canonical_json, hash_json
 from nd_dist.schema import SEMANTIC, TARGETS, TargetSpec
-from nd_dist.threads import Behind, ahead
 from shards.format.codec import (
     CHECKSUM,
     DTYPES,

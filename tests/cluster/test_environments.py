@@ -16,6 +16,7 @@ OWN = (
     "RANK", "LOCAL_RANK", "CROSS_RANK", "PMI_", "PMIX_", "HYDI_", "OMPI_", "SSH_", "SHELL", "SHLVL", "USER", "LOGNAME",
     "MAIL", "HOME", "PWD", "OLDPWD", "_", "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_", "TERM",
     "COLUMNS", "MOTD_SHOWN", *SECRETS, "PDSH_", "OMPI_ALLOW", "DS_ENV_FILE",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",  # DeepSpeed sets it where it is imported, in its launcher too
 )  # fmt: skip
 
 

@@ -313,7 +313,9 @@ def test_nodes_with_different_numbers_of_tasks_evaluate_without_mpi(
     shutil.copytree(trained / "run" / "checkpoints", folder / "run" / "checkpoints")
     in_allocation(slurm, ["-N2", "-n4"], [*ND, "evaluate", "demo", *words_of(folder)])  # Slurm gives 3 and 1
     assert hosts_of(folder / "run", "evaluate", 4) == ["node1", "node1", "node1", "node2"]
-    assert metrics_points(folder / "run") == metrics_points(trained / "run")
+    points = metrics_points(folder / "run")
+    assert points
+    assert all(point in metrics_points(trained / "run") for point in points)  # which may hold those of a sweep too
     wait_until_clear(slurm)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.support.gpu_networks import CAPTIONS, PICTURES, extract, make_extractor
 from benchmarks.support.networks import WIDTHS
-from nd_dist.chunks import OutOfMemory
+from nd_dist.compute.chunks import OutOfMemory
 from nd_dist.frozen.extractor import FrozenExtractor
 from tests.fake_gpu.conftest import Budget
 from tests.support.fake_gpu.gpu import PretendedGpu, pretended_gpu

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from nd_dist.comm import Comm
+from nd_dist.compute.device import rank_device, use_device
 from nd_dist.config import Config, FrozenConfig
-from nd_dist.device import rank_device, use_device
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import sweep

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.support.gpu_budget import Cost
 from benchmarks.support.networks import WIDTHS, make_networks
-from nd_dist.chunks import OutOfMemory
+from nd_dist.compute.chunks import OutOfMemory
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.denoiser import NoisePrediction

@@ -7,11 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nd_dist.config import Config
-from nd_dist.events import events_path, read_events
+from nd_dist.events import EventLog, events_path, read_events
+from nd_dist.training.run import train
+from nd_dist.world import World
+from tests.ranks.synthetic import SyntheticSource
 from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +28,15 @@ def write_job(path: Path, config: Config, **options: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"config": config.model_dump(mode="json"), "options": options}))
     return path
+
+
+def train_alone(configs: Iterable[Config]) -> None:
+    """Train recipes in this process, a world of one, with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for config in configs:
+        train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
+    torch.set_num_threads(threads)
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.run import train
 from nd_dist.world import World
-from tests.ranks.launching import events_of, losses_of, run_ranks, write_job
+from tests.ranks.launching import events_of, losses_of, run_ranks, train_alone, write_job
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import SyntheticSource
 
@@ -46,12 +46,9 @@ def recipe(folder: Path, name: str) -> Config:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """All recipes in a world of one."""
-    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("alone")
     configs = {name: recipe(folder, name) for name in CHANGES}
-    for config in configs.values():
-        train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
-    torch.set_num_threads(threads)
+    train_alone(configs.values())
     return configs
 
 

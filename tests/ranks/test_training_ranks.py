@@ -17,7 +17,7 @@ from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.training.run import train
 from nd_dist.world import World
-from tests.ranks.launching import events_of, losses_of, run_ranks, run_with_deepspeed, write_job
+from tests.ranks.launching import events_of, losses_of, run_ranks, run_with_deepspeed, train_alone, write_job
 from tests.ranks.recipe import small_recipe
 from tests.ranks.synthetic import SyntheticSource
 from tests.support.waiting import HANG_S
@@ -52,12 +52,9 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
 @pytest.fixture(scope="module")
 def on_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """The same recipes in this process, a world of one."""
-    folder, threads = tmp_path_factory.mktemp("one"), torch.get_num_threads()
-    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("one")
     configs = {name: recipe(folder, name) for name in CHANGES}
-    for config in configs.values():
-        train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
-    torch.set_num_threads(threads)
+    train_alone(configs.values())
     return configs
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from nd_dist.checkpoint import read_tensors
-from nd_dist.chunks import AdaptiveChunks
+from nd_dist.compute.chunks import AdaptiveChunks
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.models.decoder import Decoder

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nd_dist.compute.device import DTYPES, arithmetic
 from nd_dist.config import Config
-from nd_dist.device import DTYPES, arithmetic
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.sampler import GuidedSampler, SampleResult

@@ -22,8 +22,8 @@ from deepspeed.utils import safe_get_full_fp32_param as full_parameter
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from nd_dist.compute.device import DTYPES, rank_device, sent
 from nd_dist.config import TrainingConfig
-from nd_dist.device import DTYPES, rank_device, sent
 from nd_dist.errors import ConfigError, WorldError
 from nd_dist.schema import Batch
 from nd_dist.training.engine.shard_optimizer import ShardOptimizer

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nd_dist.compute.device import sent
 from nd_dist.config import TrainingConfig
-from nd_dist.device import sent
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead, TokenOutput

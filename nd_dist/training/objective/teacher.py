@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nd_dist.device import sent
+from nd_dist.compute.device import sent
 from nd_dist.errors import ConfigError
 from nd_dist.frozen.augment import PURPOSES, augment
 from nd_dist.frozen.convnext_teacher import ConvNextTeacher

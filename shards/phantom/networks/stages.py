@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from nd_dist.device import rank_device
+from nd_dist.compute.device import rank_device
 from nd_dist.errors import CheckpointError
 from nd_dist.files import sha256_file
 from nd_dist.training.ranks import on_main

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nd_dist.chunks import AdaptiveChunks
+from nd_dist.compute.chunks import AdaptiveChunks
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.denoiser import Conditions, Denoiser, Networks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nd_dist.chunks import OutOfMemory
+from nd_dist.compute.chunks import OutOfMemory
 from nd_dist.config import SamplerConfig
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.memory import plan_chunks

@@ -14,6 +14,7 @@ from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.evaluation.given import given_job
 from nd_dist.evaluation.merge import merge_runs
+from nd_dist.evaluation.picture_sets import open_pictures
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.frozen.judges import load_phantom_judges
@@ -22,7 +23,6 @@ from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.pixel import pixel_correlation, structural_similarity
 from nd_dist.metrics.protocols import protocol_named
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, image_hits
-from nd_dist.picture_sets import open_pictures
 from nd_dist.pixels import pictures_to_pixels
 from nd_dist.report.report import write_report
 from tests.nd_dist.evaluation.toy_world import toy_picture, write_models

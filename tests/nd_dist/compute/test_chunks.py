@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from nd_dist.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, OutOfMemory, cpu_rows
+from nd_dist.compute.chunks import CPU_UNET_BYTES, CPU_VAE_BYTES, AdaptiveChunks, OutOfMemory, cpu_rows
 
 
 class Accelerator:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nd_dist.threads import Behind, ahead
+from nd_dist.compute.threads import Behind, ahead
 
 
 def test_the_next_item_is_made_while_one_is_used_and_no_further() -> None:
