@@ -61,16 +61,20 @@ def _common(
     """Options of `nd` itself."""
 
 
-@_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
+@_command(
+    "nd doctor", "nd doctor paper nsd_root=nsd shards_dir=shards", "nd doctor --hostfile hosts --shared /scratch/me"
+)
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. launch.interface=ib0.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="A recipe whose runs are looked at too; key=value settings.")
+    ] = None,
     hostfile: Hostfile = None,
     shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
 ) -> None:
-    """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
+    """Say what is installed, what a run would miss, and the command that mends it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
+    raise typer.Exit(run_doctor(hostfile, shared, words or []))
 
 
 @_command("nd phantom demo/nsd phantom.num_subjects=2")
@@ -85,13 +89,13 @@ def phantom(
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
 
-@_command(
-    "nd fetch models --to models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2"
-)
+@_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
 def fetch(
     what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to download into.")],
     overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to download into; models: else the Hugging Face cache.")
+    ] = None,
     recipe: RecipeOption = "paper",
     subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
     mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",

@@ -34,7 +34,7 @@ def launch_command(
     config: Config,
     options: LaunchOptions,
     console: Console | None = None,
-    check: Callable[[str, Config, int], None] = preflight,
+    check: Callable[[str, Config, int], object] = preflight,
 ) -> None:
     """Check, write the config, start the ranks of a command and follow them to the end.
 
