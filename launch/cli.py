@@ -155,6 +155,7 @@ def train(
     grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print the hours, stop.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers, points_of
@@ -165,8 +166,17 @@ def train(
     if not (all_targets or subjects or grid):
         if at_once is not None:
             raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
+        if estimate:
+            from launch.commands.launching import estimate_training
+            from launch.recipe import load_recipe
+
+            config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+            estimate_training(config, words.options)
+            return
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
+    if estimate:
+        raise ConfigError("--estimate times one training.", todo="name one, e.g. training.targets=[c], without a grid")
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe, takes

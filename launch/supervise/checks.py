@@ -50,7 +50,7 @@ def checks_of(command: str, config: Config, ranks: int = 1, coming: Collection[s
             "judges": partial(check_metrics, config.evaluation),
             "axes": partial(_check_axes, config),
         }
-        on_shards = {"subjects": _check_subjects, "pictures": partial(_check_pictures, command=command)}
+        on_shards = {"subjects": _check_subjects, "pictures": _check_pictures}
         on_shards["networks"] = _check_sources
         if config.evaluation.embeddings == "decoded" and "train" not in coming:
             on_shards["decoder"] = _check_decoder
@@ -259,13 +259,13 @@ def _check_room(config: Config, index: Index, ranks: int) -> str:
     return f"{note}, {on_disk / 1e9:.1f} GB of checkpoints"
 
 
-def _check_pictures(config: Config, index: Index, command: str) -> str:
+def _check_pictures(config: Config, index: Index) -> str:
     """Refuse shards without the pictures that are compared with."""
     if "img" not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
             where=str(config.shards_dir),
-            todo="run `nd pack` with data.pictures=all",
+            todo="run `nd pack` with data.pictures=all (test: those of test images alone)",
         )
     return "packed"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("line")
     (folder / "output").write_text(nd("demo", *words_of(folder), "--ranks", "2").stdout)
     return folder
+
+
+def test_a_training_is_estimated_from_steps_that_are_forgotten(finished: Path) -> None:
+    run_dir = finished / "estimated"
+    said = nd("train", "demo", *words_of(finished), f"run_dir={run_dir}", "training.steps=[3600,36000]", "--estimate")
+    paces = re.findall(r"stage \d: ([\d,]+) steps of ([\d.e-]+) s, ([\d.e+-]+) hours", said.stdout)
+    assert [steps for steps, _, _ in paces] == ["3,600", "36,000"]
+    for steps, pace, hours in paces:
+        assert float(hours) == pytest.approx(int(steps.replace(",", "")) * float(pace) / 3600, rel=0.06)
+    assert not (run_dir / "estimate").exists()
 
 
 def test_the_demo_leaves_the_documented_run_folder(finished: Path) -> None:

@@ -24,7 +24,8 @@ SINGLE = ("decoder.heads=single", "data.subjects=[1,2,5]")
 
 
 def words_of(folder: Path, *words: str) -> list[str]:
-    return [f"run_dir={folder / 'my run'}", f"shards_dir={folder / 'shards'}", *words]
+    places = [f"run_dir={folder / 'my run'}", f"shards_dir={folder / 'shards'}"]
+    return [*places, "evaluation.image_groups=null", *words]
 
 
 @pytest.fixture
