@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nd_dist.config import Config, EvaluationConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError, NdDistError, StorageError
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TARGETS
+from shards.format.codec import PICTURES, stores_of
 
 if TYPE_CHECKING:
     from shards.format.index import Index
@@ -41,6 +42,7 @@ def checks_of(command: str, config: Config, ranks: int = 1, coming: Collection[s
             "subjects": _check_subjects,
             "targets": _check_targets,
             "sessions": _check_sessions,
+            "teacher's pictures": _check_teacher_pictures,
             "run folder": partial(_check_run_folder, ranks=ranks),
             "room": partial(_check_room, ranks=ranks),
         }
@@ -50,8 +52,7 @@ def checks_of(command: str, config: Config, ranks: int = 1, coming: Collection[s
             "judges": partial(check_metrics, config.evaluation),
             "axes": partial(_check_axes, config),
         }
-        on_shards = {"subjects": _check_subjects, "pictures": _check_pictures}
-        on_shards["networks"] = _check_sources
+        on_shards = {"subjects": _check_subjects, "pictures": _check_pictures, "networks": _check_sources}
         if config.evaluation.embeddings == "decoded" and "train" not in coming:
             on_shards["decoder"] = _check_decoder
     if "pack" in coming:
@@ -160,8 +161,6 @@ def _check_subjects(config: Config, index: Index) -> str:
 
 def _check_targets(config: Config, index: Index) -> str:
     """Refuse targets that were not packed."""
-    from shards.format.codec import stores_of
-
     stores = stores_of(config.training.targets, config.training.int8_targets)
     if missing := [name for name in stores if name not in index.features]:
         raise DataError(
@@ -201,8 +200,23 @@ def _check_teacher(config: Config) -> str:
     """Refuse a teacher that is not there."""
     from nd_dist.frozen.folders import NETWORK
 
-    teacher = config.training.teacher
-    return "none" if teacher is None or INITIAL not in config.training.targets else _check_model(teacher, NETWORK)
+    teacher = _teacher(config)
+    return _check_model(teacher, NETWORK) if teacher else "none"
+
+
+def _check_teacher_pictures(config: Config, index: Index) -> str:
+    """Refuse a teacher that would have no pictures to look at."""
+    if _teacher(config) and PICTURES not in index.features:
+        raise DataError(
+            "The teacher looks at pictures, and the shards hold none.",
+            where="training.teacher",
+            todo="run `nd pack` with data.pictures=all, or leave training.teacher out",
+        )
+    return "packed" if _teacher(config) else "none are needed"
+
+
+def _teacher(config: Config) -> str | None:
+    return config.training.teacher if INITIAL in config.training.targets else None
 
 
 def _check_run_folder(config: Config, index: Index, ranks: int) -> str:
@@ -228,7 +242,6 @@ def check_stage(config: Config, index: Index, stage: int, ranks: int | None = No
     from nd_dist.files import read_json
     from nd_dist.training.records import check_fingerprint, read_done, stage_dir, training_fingerprint
     from nd_dist.training.source import stage_request
-    from shards.format.codec import stores_of
 
     folder = stage_dir(config.run_dir, stage)
     found: dict[str, Any] = read_done(folder).get("fingerprint", {})
@@ -261,7 +274,7 @@ def _check_room(config: Config, index: Index, ranks: int) -> str:
 
 def _check_pictures(config: Config, index: Index) -> str:
     """Refuse shards without the pictures that are compared with."""
-    if "img" not in index.features:
+    if PICTURES not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",
             where=str(config.shards_dir),
@@ -318,7 +331,8 @@ def _check_decoder(config: Config, index: Index) -> str:
             todo="choose evaluation.subjects=, or the run_dir= of the other training",
         )
     targets = [target["name"] for target in told["targets"]]
-    needed = (SEMANTIC, INITIAL, *GUIDANCE[: len(config.sampler.layer_scale)])
+    guidance = GUIDANCE[: len(config.sampler.layer_scale)] if config.sampler.kappa > 0 else ()
+    needed = (SEMANTIC, INITIAL, *guidance)
     if missing := [name for name in needed if name not in targets]:
         raise ConfigError(
             f"The decoder does not predict {', '.join(missing)}, which the sampler needs.",

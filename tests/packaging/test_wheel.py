@@ -1,4 +1,4 @@
-"""The wheel, built of the source distribution, holds exactly the three packages, and `nd` runs without the checkout."""
+"""The wheel holds exactly the three packages, and `nd` runs from another folder without the checkout."""
 
 import subprocess
 import sys
