@@ -10,9 +10,10 @@ from launch.console import make_console
 from launch.pack_recipe import read_pack_recipe
 from launch.plans.choose import LaunchOptions
 from launch.recipe import load_settings
+from launch.supervise.checks import model_checks
+from launch.supervise.preflight import require
 from nd_dist.config import Config, RemoteConfig
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.frozen.folders import resolve_folder
 from nd_dist.location import parse_location
 
 
@@ -74,9 +75,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
         return
     config = read_pack_recipe(shards_dir, overrides)
     open_reader(config)
-    if any(path.startswith("features/") and not path.startswith("features/img/") for path in damaged):
-        for network in (config.model, config.guidance_model):
-            resolve_folder(network)
+    require(model_checks(config))
     for path in repair(shards_dir):
         console.print(f"  removed {path} (set aside until it is packed again)")
     try:

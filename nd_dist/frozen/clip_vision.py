@@ -8,18 +8,18 @@ order), D width, C channels, H height, W width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import read_json
-from nd_dist.frozen.folders import CONFIG_NAME, hash_weights, model_name, resolve_folder, weight_files
+from nd_dist.frozen.folders import CONFIG_NAME, NETWORK, list_files, model_name, resolve_folder, weight_files
+from nd_dist.frozen.weights import hash_network, iterate_tensors
 from nd_dist.pixels import Normalization, resize_bilinear
 from nd_dist.schema import NUM_GUIDANCE_LAYERS, guidance_name
 
@@ -124,11 +124,11 @@ class ClipVision:
                 handle.remove()
         return [taps[place] for place in range(len(modules))]
 
-    def hash(self) -> str:
-        """Return the sha256 over the folder's weights and configuration."""
+    def hash(self, recorded: Collection[str] = ()) -> str:
+        """Return the sha256 over the folder's weights and configuration (see ``weights.hash_network``)."""
         if self.folder is None:
             raise CheckpointError("A network made in memory has no files to record.", where=self.name)
-        return hash_weights(self.folder)
+        return hash_network(self.folder, recorded=recorded)
 
 
 def _tokens(output: Any) -> torch.Tensor:
@@ -146,11 +146,10 @@ def load(
     """Load the first ``num_layers`` blocks of a CLIP folder (CLIPModel or CLIPVisionModel, names of any version).
 
     Raises:
-        CheckpointError: the folder is missing, torn, has no safetensors, too few blocks, or other shapes.
+        CheckpointError: the folder is missing, torn, has no weights, too few blocks, or other shapes.
     """
     folder = resolve_folder(model)
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError("A CLIP folder has no config.json.", where=str(folder))
+    list_files(folder, NETWORK)
     return ClipVision(
         build_tower(_vision_config(folder), weight_files(folder), num_layers).to(device=device, dtype=dtype),
         name=model_name(model),
@@ -159,7 +158,7 @@ def load(
 
 
 def build_tower(config: dict[str, Any], files: list[Path], num_layers: int = NUM_GUIDANCE_LAYERS) -> Any:
-    """Return a frozen tower of ``num_layers`` blocks with weights from safetensors files.
+    """Return a frozen tower of ``num_layers`` blocks with weights from files.
 
     Args:
         config: Arguments of transformers' CLIPVisionConfig.
@@ -214,14 +213,9 @@ def _vision_config(folder: Path) -> dict[str, Any]:
 def _read_needed(files: list[Path], num_layers: int) -> dict[str, torch.Tensor]:
     """Return the tensors of embeddings, first norm and the first blocks, named as transformers 5 does."""
     stored: dict[str, torch.Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as content:
-                for raw_name in content.keys():  # noqa: SIM118 - safe_open is no mapping
-                    name = _PREFIX.sub("", raw_name)
-                    needed = None if "text_model" in raw_name else _NEEDED.match(name)
-                    if needed and (needed.group(1) is None or int(needed.group(1)) < num_layers):
-                        stored[name] = content.get_tensor(raw_name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError("A weight file could not be read.", where=str(path), found=str(error)) from error
+    for raw_name, read in iterate_tensors(files):
+        name = _PREFIX.sub("", raw_name)
+        needed = None if "text_model" in raw_name else _NEEDED.match(name)
+        if needed and (needed.group(1) is None or int(needed.group(1)) < num_layers):
+            stored[name] = read()
     return stored

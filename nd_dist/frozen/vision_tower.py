@@ -60,7 +60,7 @@ class VisionTower(ClipVision):
         return self._tapped(modules, inputs)
 
 
-def load_guidance_network(config: Config, dtype: torch.dtype, device: torch.device) -> ClipVision:
+def load_guidance_network(config: Config, dtype: torch.dtype, device: torch.device | str) -> ClipVision:
     """Return the guidance network of a recipe: a CLIP's first blocks, or another tower with the layers that it names.
 
     Raises:

@@ -12,7 +12,7 @@ Legend of shape suffixes: N images, V voxels, R directions of the basis, D numbe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
