@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench clean
+.PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench docs clean
 
 help:
 	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
 	@echo "make check  format, lint, types, layers, make test and make test-launch"
+	@echo "make docs   the documentation as a site, in build/site; fails on a broken link"
 	@echo "make bench  the benchmarks (ratios against a baseline in the same run)"
 
 setup: $(STAMP)
@@ -58,6 +59,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
