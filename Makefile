@@ -8,11 +8,11 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench docs clean
 
 help:
-	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
+	@echo "make demo   the whole pipeline on simulated data; prints the path of report.html"
 	@echo "make demo-full  the same with a larger world and a longer training: about half an hour"
 	@echo "make claims  what the method claims, measured on the larger world: about three quarters of an hour"
 	@echo "make test   the test suite: five minutes on two cores"
-	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, kills, the whole line"
+	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, killed ranks, the whole pipeline"
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
 	@echo "make check  format, lint, types, layers, make test and make test-launch"

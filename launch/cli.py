@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distributed NeuralDiffuser: reconstruct seen pictures from fMRI.\n\n"
-    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole line on made-up data.",
+    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole pipeline on simulated data.",
 )
 app.add_typer(config_app, name="config")
 _command = partial(command_of, app)
@@ -74,7 +74,7 @@ def phantom(
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
 ) -> None:
-    """Write a small made-up NSD in NSD's own files and layout."""
+    """Write a small simulated NSD in NSD's own files and layout."""
     from launch.commands.demo import make_phantom
 
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
@@ -112,7 +112,7 @@ def pack(words: LaunchWords) -> None:
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repack what is damaged, as it was packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
@@ -343,9 +343,7 @@ def report(
         Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
     ] = None,
     beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Results so far of a run in progress.")] = False,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands.results import run_report
@@ -360,7 +358,7 @@ def demo(
     recipe: RecipeOption = "demo",
     full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
-    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
+    """Run the whole pipeline on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)

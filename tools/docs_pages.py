@@ -23,6 +23,8 @@ FROM_ROOT = {
     "CHANGELOG.md": "changelog.md",
     "LICENSES.md": "licences.md",
 }
+FILES = ("LICENSE", "CITATION.cff")
+"""Files of the root that the pages link to."""
 _LINK = re.compile(r"\]\((?:\.\./)?(docs/)?([\w./-]+)(#[\w-]+)?\)")
 
 
@@ -33,6 +35,7 @@ def on_files(files: Any, config: Any) -> Any:  # Any: mkdocs ships no types
     made = {page: linked((ROOT / name).read_text(encoding="utf-8")) for name, page in FROM_ROOT.items()}
     made["settings.md"] = settings_page()
     made["commands.md"] = commands_page()
+    made |= {name: (ROOT / name).read_text(encoding="utf-8") for name in FILES}
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     return files

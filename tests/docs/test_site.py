@@ -4,7 +4,7 @@ import re
 
 from launch.keys import all_keys, settings_of
 from tests.support.documents import DOCS
-from tools.docs_pages import FROM_ROOT, ROOT, commands_page, linked, settings_page
+from tools.docs_pages import FILES, FROM_ROOT, ROOT, commands_page, linked, settings_page
 
 
 def test_the_settings_page_has_every_setting_with_its_meaning() -> None:
@@ -25,8 +25,8 @@ def test_the_commands_page_has_every_command_with_its_options() -> None:
 
 def test_links_of_the_readme_lead_to_files_and_on_the_site_to_pages() -> None:
     text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\(([\w./-]+)", text)
+    links = set(re.findall(r"\]\(([\w./-]+)", text)) - {"https"}
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
-    pages = {*FROM_ROOT.values(), *(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.*"))}
-    assert set(re.findall(r"\]\(([\w./-]+)", linked(text))) <= pages
+    pages = {*FILES, *FROM_ROOT.values(), *(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.*"))}
+    assert set(re.findall(r"\]\(([\w./-]+)", linked(text))) - {"https"} <= pages

@@ -161,7 +161,9 @@ def test_a_saved_decoder_states_data_protocol_and_metrics_of_its_run(world: Path
 
 def test_the_documented_quickstart_reconstructs_the_picture(tmp_path: Path) -> None:
     shutil.copytree(DOCS / "images", tmp_path / "docs" / "images")
-    command = [sys.executable, "-c", programs("python.md")["quickstart.py"]]
+    program = programs("../README.md")["quickstart.py"]
+    assert program == programs("python.md")["quickstart.py"]
+    command = [sys.executable, "-c", program]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=HANG_S)
     made = np.asarray(Image.open(tmp_path / "reconstruction.png"))
     seen = np.asarray(Image.open(DOCS / "images" / "strip.png").convert("RGB").crop((0, 84, 64, 148)))
