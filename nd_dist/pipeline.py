@@ -218,7 +218,8 @@ class NeuralDiffuserPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
             options = SampleOptions(noise_BCHW, observe=lambda _step: bar.update())
             requests = [NoiseRequest(row, 0, 0) for row in range(num)]
             result = model.sample(found["c"], found["z"], targets, requests, kappa, eta, options)
-        images = _converted(grey_rows(result.images_BCHW, [each.row for each in result.failures]), output_type, self)
+        images = grey_rows(result.images_BCHW, [each.row for each in result.failures])
+        images = _converted(images, output_type, self.sampler)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
@@ -236,7 +237,7 @@ class NeuralDiffuserPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
             seeds: One seed of the prior per row; None: 0, 1, 2 ...
 
         Raises:
-            ConfigError: there is no decoder, or the voxels do not fit it.
+            ConfigError: there is no decoder, it lacks c or z, or the voxels do not fit it.
         """
         if self.decoder is None:
             raise ConfigError(
@@ -248,6 +249,11 @@ class NeuralDiffuserPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
             raise ConfigError("The decoder knows several subjects.", expected=f"subject= one of {known}")
         rows_BV = torch.as_tensor(voxels, dtype=torch.float32)
         rows_BV = rows_BV[None] if rows_BV.ndim == 1 else rows_BV
+        if missing := {SEMANTIC, INITIAL} - {spec.name for spec in self.decoder.targets}:
+            raise ConfigError(
+                f"The decoder does not predict {', '.join(sorted(missing))}, which a reconstruction needs.",
+                todo="train all targets: nd train RECIPE --all-targets, or decoder.heads=joint",
+            )
         made = self.decoder.predict(rows_BV, subject or known[0], range(len(rows_BV)) if seeds is None else seeds)
         ready = {name: calibrated(values.cpu().numpy(), name, self.statistics) for name, values in made.items()}
         return _call_arguments({name: torch.from_numpy(values) for name, values in ready.items()})
@@ -271,6 +277,7 @@ class NeuralDiffuserPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def _stable_diffusion(self) -> StableDiffusion:
+        # what the folder's own file says and no more: keys that it leaves out mean other things to other classes
         defaults = self.scheduler.config.get("_use_default_values", ())
         schedule = {name: value for name, value in self.scheduler.config.items() if name not in defaults}
         return StableDiffusion(self.unet, self.vae, schedule, self.text_encoder, self.tokenizer)
@@ -353,10 +360,10 @@ def _square(picture: Picture) -> npt.NDArray[np.uint8]:
     return np.array(ImageOps.fit(image.convert("RGB"), (side, side)), dtype=np.uint8)
 
 
-def _converted(images_BCHW: torch.Tensor, kind: str, pipe: NeuralDiffuserPipeline) -> Any:  # Any: as asked for
+def _converted(images_BCHW: torch.Tensor, kind: str, config: SamplerConfig) -> Any:  # Any: as asked for
     """Return pictures of [0,1] as PIL, array or tensor."""
     if kind == "pt":
         return images_BCHW
     if kind == "np":
         return images_BCHW.permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in to_uint8(images_BCHW, pipe.sampler.uint8)]
+    return [Image.fromarray(picture) for picture in to_uint8(images_BCHW, config.uint8)]

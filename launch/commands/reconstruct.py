@@ -53,6 +53,7 @@ def reconstruct_command(
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
     pipe = NeuralDiffuserPipeline.from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=None)  # tqdm's word for: only on a terminal
     texts = list(captions) * len(rows) if len(captions) == 1 else list(captions) or [""] * len(rows)
     console = make_console()
     for first in range(0, len(rows), AT_ONCE):

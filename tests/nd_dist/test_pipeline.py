@@ -123,6 +123,10 @@ def test_what_does_not_fit_is_named(pipe: NeuralDiffuserPipeline, world: Path, t
     plain = NeuralDiffuserPipeline.from_pretrained(models / "stable-diffusion", guidance_model=models / "clip-vision")
     with pytest.raises(ConfigError, match="need a trained decoder"):
         plain(np.zeros((1, 30), dtype=np.float32))
+    whole = Decoder.from_pretrained(world / "decoder")
+    plain.decoder = Decoder(whole.config, whole.num_voxels, [spec for spec in whole.targets if spec.name != "z"])
+    with pytest.raises(ConfigError, match="does not predict z"):
+        plain(np.zeros((1, 30), dtype=np.float32), subject=1)
     shutil.copytree(world / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
     shutil.copy(world / "run" / "config.yaml", tmp_path / "run")
     with pytest.raises(CheckpointError, match="run `nd evaluate"):
