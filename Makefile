@@ -22,7 +22,7 @@ help:
 setup: $(STAMP)
 
 # torch first and alone: the other packages then take the build that is there (CPU or CUDA)
-$(STAMP): pyproject.toml constraints/tested.txt
+$(STAMP): pyproject.toml constraints/tested.txt constraints/beside-torch.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints/tested.txt torch
 	$(PIP) --constraint constraints/tested.txt --editable ".[dev,mpi]"

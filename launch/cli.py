@@ -56,16 +56,20 @@ def _common(
     """Options of `nd` itself."""
 
 
-@_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
+@_command(
+    "nd doctor", "nd doctor paper nsd_root=nsd shards_dir=shards", "nd doctor --hostfile hosts --shared /scratch/me"
+)
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. launch.interface=ib0.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="A recipe whose runs are looked at too; key=value settings.")
+    ] = None,
     hostfile: Hostfile = None,
     shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
 ) -> None:
-    """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
+    """Say what is installed, what a run would miss, and the command that mends it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
+    raise typer.Exit(run_doctor(hostfile, shared, words or []))
 
 
 @_command("nd phantom demo/nsd phantom.num_subjects=2")
@@ -80,13 +84,13 @@ def phantom(
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
 
 
-@_command(
-    "nd fetch models --to models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2"
-)
+@_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
 def fetch(
     what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to download into.")],
     overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to download into; models: else the Hugging Face cache.")
+    ] = None,
     recipe: RecipeOption = "paper",
     subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
     mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
@@ -146,6 +150,7 @@ def train(
     grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print the hours, stop.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers, points_of
@@ -156,8 +161,17 @@ def train(
     if not (all_targets or subjects or grid):
         if at_once is not None:
             raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
+        if estimate:
+            from launch.commands.launching import estimate_training
+            from launch.recipe import load_recipe
+
+            config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+            estimate_training(config, words.options)
+            return
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
+    if estimate:
+        raise ConfigError("--estimate times one training.", todo="name one, e.g. training.targets=[c], without a grid")
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe, takes

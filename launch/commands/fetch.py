@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 
@@ -65,8 +65,8 @@ class Fetcher:
     dry_run: bool
     console: Console
 
-    def model(self, repo: str, parts: Sequence[str], folder: Path) -> None:
-        """Fetch what is opened of a hub's model.
+    def model(self, repo: str, parts: Sequence[str], folder: Path | None) -> None:
+        """Fetch what is opened of a hub's model, without a folder into the Hugging Face cache.
 
         Raises:
             DataError: the hub cannot be reached, does not have it, or sent something else.
@@ -78,14 +78,16 @@ class Fetcher:
             siblings: dict[str, Any] = {each.rfilename: each for each in info.siblings or ()}  # Any: RepoSibling
             get = partial(hf_hub_download, repo, revision=info.sha, local_dir=folder, endpoint=endpoint)
             chosen = choose_files(siblings, parts, lambda name: read_json(Path(get(name))), repo)
-            self.console.print(f"{repo}, revision {info.sha} -> {folder}")
+            self.console.print(f"{repo}, revision {info.sha} -> {folder or constants.HF_HUB_CACHE}")
             rows = []
             for name in chosen:
-                is_there = _is_whole(folder / name, siblings[name])
+                cached = None if folder else try_to_load_from_cache(repo, name, revision=info.sha)
+                path = folder / name if folder else Path(cached) if isinstance(cached, str) else None
+                is_there = path is not None and _is_whole(path, siblings[name])
                 if not is_there and not self.dry_run:
-                    get(name, force_download=(folder / name).exists())
-                    if not _is_whole(folder / name, siblings[name]):
-                        raise DataError("A download is not what the hub announced.", where=str(folder / name))
+                    path = Path(get(name, force_download=path is not None and path.exists()))
+                    if not _is_whole(path, siblings[name]):
+                        raise DataError("A download is not what the hub announced.", where=str(path))
                 rows.append((name, _megabytes(siblings[name].size), self._state(is_there)))
         self.console.print(aligned(rows))
 
@@ -148,7 +150,7 @@ class Fetcher:
         return "is there" if is_there else "to download" if self.dry_run else "downloaded"
 
 
-def fetch_command(what: str, to: Path, fetcher: Fetcher, config: Config, subjects: Sequence[int]) -> None:
+def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, subjects: Sequence[int]) -> None:
     """Fetch ``models``, ``judges``, ``captions`` or, in commands that are printed, ``nsd``.
 
     Raises:
@@ -159,8 +161,10 @@ def fetch_command(what: str, to: Path, fetcher: Fetcher, config: Config, subject
     if what == "models":
         models = ((config.model, STABLE_DIFFUSION, "model"), (config.guidance_model, NETWORK, "guidance_model"))
         for repo, parts, _ in models:
-            fetcher.model(repo, parts, to / repo)
-        say("Settings: " + " ".join(f"{key}={to / repo}" for repo, _, key in models))
+            fetcher.model(repo, parts, to / repo if to else None)
+        say("Settings: " + " ".join(f"{key}={to / repo if to else repo}" for repo, _, key in models))
+    elif to is None:
+        raise ConfigError("Only models have a place of their own, the Hugging Face cache.", todo="give --to FOLDER")
     elif what == "judges":
         for name, url in _JUDGES.items():
             fetcher.judge(name, url, to)

@@ -10,7 +10,8 @@ from launch.console import make_console
 from launch.pack_recipe import read_pack_recipe
 from launch.plans.choose import LaunchOptions
 from launch.recipe import load_settings
-from launch.supervise.preflight import check_models
+from launch.supervise.checks import model_checks
+from launch.supervise.preflight import require
 from nd_dist.config import Config, RemoteConfig
 from nd_dist.errors import ConfigError, DataError
 from nd_dist.location import parse_location
@@ -74,7 +75,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
         return
     config = read_pack_recipe(shards_dir, overrides)
     open_reader(config)
-    check_models(config)
+    require(model_checks(config))
     for path in repair(shards_dir):
         console.print(f"  removed {path} (set aside until it is packed again)")
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from launch.ranks.networks import meet
 from launch.ranks.rank import Rank, refuse_to_run
-from launch.supervise.preflight import decoder_dir
+from launch.supervise.checks import decoder_dir
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points

@@ -109,10 +109,10 @@ def peak_bytes(counts: Counts, ranks: int, zero_stage: int, is_half: bool) -> fl
     return kept_bytes(counts, ranks, zero_stage, is_half) + max(stepping, passing)
 
 
-def needed_bytes(
+def stage_counts(
     config: Config, num_voxels: Mapping[int, int], specs: Sequence[TargetSpec], ranks: int
-) -> dict[int, float]:
-    """Return the bytes that each stage of a recipe needs on a GPU, with some room.
+) -> dict[int, Counts]:
+    """Return the counts of each stage of a recipe.
 
     Args:
         config: The recipe.
@@ -120,16 +120,30 @@ def needed_bytes(
         specs: The targets that are trained.
         ranks: Ranks of the training.
     """
-    training = config.training
-    needed: dict[int, float] = {}
-    for stage in training.stages:
+    counts: dict[int, Counts] = {}
+    for stage in config.training.stages:
         request: StageRequest = stage_request(config, stage, ranks)
         with torch.device("meta"):
             decoder = Decoder(config.decoder, {s: num_voxels[s] for s in request.subjects}, specs, request.pictures)
         # buffers too: once transformers has loaded a model, its torch.linspace ignores the device
-        counts = count(decoder.to("meta"), training, request.num_rows, ranks)
-        needed[stage] = HEADROOM * peak_bytes(counts, ranks, training.zero_stage, training.dtype != "float32")
-    return needed
+        counts[stage] = count(decoder.to("meta"), config.training, request.num_rows, ranks)
+    return counts
+
+
+def needed_bytes(counts: Mapping[int, Counts], training: TrainingConfig, ranks: int) -> dict[int, float]:
+    """Return the bytes that each stage needs on a GPU, with some room."""
+    is_half = training.dtype != "float32"
+    return {stage: HEADROOM * peak_bytes(own, ranks, training.zero_stage, is_half) for stage, own in counts.items()}
+
+
+def checkpoint_bytes(counts: Mapping[int, Counts], training: TrainingConfig) -> float:
+    """Return the bytes that all stages leave on disk: checkpoints, the last model and the best one."""
+    width, total = 4 if training.dtype == "float32" else 2, 0.0
+    for own in counts.values():
+        parameters = own.deepspeed + own.divided
+        state = 12 * parameters + width * own.deepspeed  # float32 weights and two moments; DeepSpeed's own copy
+        total += training.keep_checkpoints * state + 2 * 4 * parameters
+    return total
 
 
 def gpu_bytes() -> int:

@@ -8,6 +8,7 @@ order), D width, C channels, H height, W width.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,11 @@ class ClipVision:
                 handle.remove()
         return taps
 
-    def hash(self) -> str:
-        """Return the sha256 over the folder's weights and configuration."""
+    def hash(self, recorded: Collection[str] = ()) -> str:
+        """Return the sha256 over the folder's weights and configuration (see ``weights.hash_network``)."""
         if self.folder is None:
             raise CheckpointError("A network made in memory has no files to record.", where=self.name)
-        return hash_network(self.folder)
+        return hash_network(self.folder, recorded=recorded)
 
 
 def load(

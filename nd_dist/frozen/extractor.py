@@ -33,10 +33,13 @@ class FrozenExtractor:
         clip: Guidance CLIP.
         config: Posterior mode or sample, pixel statistics, antialias, batch size.
         seed: Run seed; matters only when ``config.vae_encode`` is ``sample``.
+        recorded: Hashes of networks in records that are to be continued (see ``weights.hash_network``).
     """
 
-    def __init__(self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int) -> None:
-        self._sd, self._clip, self._config, self._seed = sd, clip, config, seed
+    def __init__(
+        self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int, recorded: Collection[str] = ()
+    ) -> None:
+        self._sd, self._clip, self._config, self._seed, self._recorded = sd, clip, config, seed, recorded
         rows, on_cpu = config.batch_size, sd.device.type == "cpu"
         self._text_rows, self._clip_rows = (AdaptiveChunks(what, rows) for what in ("captions", "guidance features"))
         self._lanczos = Lanczos(sd.picture_size)
@@ -56,13 +59,13 @@ class FrozenExtractor:
     def fingerprint(self) -> dict[str, object]:
         """What made the targets: model names, hashes of their files, every setting that changes a value (JSON)."""
         config = self._config
-        hashes = {f"{part}_sha256": digest for part, digest in self._sd.hashes().items()}
+        hashes = {f"{part}_sha256": digest for part, digest in self._sd.hashes(self._recorded).items()}
         return {
             "format": FINGERPRINT_FORMAT,
             "model": self._sd.name,
             "guidance_model": self._clip.name,
             **hashes,
-            "guidance_model_sha256": self._clip.hash(),
+            "guidance_model_sha256": self._clip.hash(self._recorded),
             "picture_size": self._sd.picture_size,
             "guidance_size": self._clip.image_size,
             "normalize": config.normalize,

@@ -7,7 +7,7 @@ Folders are local, or snapshots in the local Hugging Face cache. Nothing is down
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from nd_dist.errors import CheckpointError
 from nd_dist.files import read_json
@@ -176,7 +175,7 @@ def resolve_folder(model: str | Path) -> Path:
     if str(model).startswith(SHIPPED_PREFIX) and not folder.is_dir():
         folder = Path(__file__).parent / str(model)
     if not folder.is_dir():
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=str(model), repo_type="model")
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{str(model).replace('/', '--')}"
     if not (folder / "snapshots").is_dir():
         if folder.is_dir():
             return folder
@@ -199,16 +198,6 @@ def resolve_folder(model: str | Path) -> Path:
         found=f"snapshots {[path.name for path in snapshots]}",
         todo="give the path of the snapshot that you want",
     )
-
-
-def require_models(models: Iterable[tuple[str | Path, Sequence[str]]]) -> None:
-    """Refuse models (each with the parts that are used) that could not be opened; every one is looked at.
-
-    Raises:
-        CheckpointError: the folder, a part or its weights are missing.
-    """
-    for model, parts in models:
-        list_files(resolve_folder(model), parts)
 
 
 def model_name(model: str | Path) -> str:

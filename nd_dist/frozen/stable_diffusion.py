@@ -162,12 +162,16 @@ class StableDiffusion:
         self.vae.enable_gradient_checkpointing()
         return True
 
-    def hashes(self) -> dict[str, str]:
-        """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``."""
+    def hashes(self, recorded: Collection[str] = ()) -> dict[str, str]:
+        """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``.
+
+        Args:
+            recorded: See ``weights.hash_network``.
+        """
         if self.folder is None:
             raise CheckpointError("Networks made in memory have no files to record.", where=self.name)
-        parts = {part: hash_network(self.folder, part) for part in ("vae", "text_encoder")}
-        return {**parts, "tokenizer": hash_tokenizer(self.folder)}
+        parts = {part: hash_network(self.folder, part, recorded) for part in ("vae", "text_encoder")}
+        return {**parts, "tokenizer": hash_tokenizer(self.folder, recorded)}
 
 
 def load(

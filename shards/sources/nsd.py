@@ -62,8 +62,7 @@ class NsdReader:
                     raise DataError(
                         "A file that captions need is missing (NSD does not ship COCO's captions).",
                         where=str(path),
-                        todo="download COCO's annotations_trainval2017 and set data.captions, or leave c out of "
-                        "data.targets",
+                        todo=f"run `nd fetch captions --to {path.parent}`, or leave c out of data.targets",
                     )
         return reader
 

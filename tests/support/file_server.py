@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -121,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
         for name, value in state.headers.items():
             self.send_header(name, value)
-        self.send_header("ETag", '"0"')
+        self.send_header("ETag", f'"{zlib.crc32(self.path.encode()):x}"')  # a cache keeps one file for each
         self.send_header("Last-Modified", "Thu, 01 Jan 1970 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

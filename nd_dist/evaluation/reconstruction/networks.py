@@ -18,7 +18,8 @@ from nd_dist.diffusion.sampler import GuidedSampler, SampleResult
 from nd_dist.diffusion.samples import SampleOptions
 from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.reconstruction.decode import DecoderFolder, Predictor
-from nd_dist.files import canonical_json
+from nd_dist.fanout.results import SETTINGS
+from nd_dist.files import canonical_json, read_json
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.compatibility import check_compatible
 from nd_dist.frozen.extractor import FrozenExtractor
@@ -113,9 +114,10 @@ class ModelFolders:
     def identity(self, config: Config) -> dict[str, str | bool]:
         """Return hashes of UNet, VAE, text encoder, guidance CLIP and scheduler settings."""
         folder = resolve_folder(config.model)
-        parts = {part: hash_network(folder, part) for part in ("unet", "vae", "text_encoder")}
+        recorded = _recorded_hashes(config.run_dir)
+        parts = {part: hash_network(folder, part, recorded) for part in ("unet", "vae", "text_encoder")}
         settings = (folder / "scheduler" / SCHEDULER_CONFIG).read_text(encoding="utf-8")
-        guidance = hash_network(resolve_folder(config.guidance_model))
+        guidance = hash_network(resolve_folder(config.guidance_model), recorded=recorded)
         device = {"device": self.device.type, **arithmetic(self.device, config)}
         identity = {**parts, "scheduler": settings, "guidance": guidance, **device}
         remark = folder / REMARK
@@ -149,7 +151,7 @@ class ModelFolders:
             sd = stable_diffusion.load(config.model, dtype=dtype, device=self.device)
             num_layers = len(config.sampler.layer_scale)
             clip = clip_vision.load(config.guidance_model, num_layers, dtype=dtype, device=self.device)
-            check_compatible(self.sources, FrozenExtractor(sd, clip, config.frozen, config.seed).fingerprint)
+            check_sources(self.sources, sd, clip, config)
             self._loaded[key] = sd, clip
         return self._loaded[key]
 
@@ -180,3 +182,25 @@ class ModelFolders:
     def absent(self) -> dict[str, str]:
         """Return which metrics of the field lack their weights or packages."""
         return absent_metrics(self.judges_dir)
+
+
+def check_sources(
+    sources: Mapping[str, Mapping[str, object]],
+    sd: stable_diffusion.StableDiffusion,
+    clip: clip_vision.ClipVision,
+    config: Config,
+) -> None:
+    """Refuse targets that other networks or settings than a recipe's made.
+
+    Raises:
+        DataError: see ``check_compatible``.
+    """
+    recorded = {str(value) for source in sources.values() for value in source.values()}
+    check_compatible(sources, FrozenExtractor(sd, clip, config.frozen, config.seed, recorded).fingerprint)
+
+
+def _recorded_hashes(run_dir: Path) -> set[str]:
+    """Return the hashes of networks that made the pictures of a run."""
+    below = f"reconstructions/*/*/{SETTINGS}"
+    found = (read_json(path) for pattern in (below, f"*/{below}") for path in run_dir.glob(pattern))
+    return {str(value) for record in found for value in record["settings"].get("networks", {}).values()}

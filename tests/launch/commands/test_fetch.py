@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from nd_dist.config.data import DataConfig
 from nd_dist.files import sha256_file
 from nd_dist.frozen import clip_vision, stable_diffusion
+from nd_dist.frozen.folders import resolve_folder
 from shards.sources.nsd_counts import KNOWN
 from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
 from tests.support.command_line import Ended, nd, nd_process
@@ -76,6 +77,20 @@ def test_fetched_models_load_and_hold_only_what_is_opened(server: FileServer, pu
     assert clip_vision.load(tmp_path / "toy" / "clip").hash() == clip_vision.load(published / "made-clip").hash()
     asked = " ".join(request.path for request in server.requests)
     assert not any(word in asked for word in ("fp16", ".ckpt", "safety_checker", "diffusion_pytorch_model.bin"))
+
+
+def test_without_a_folder_models_go_where_recipes_find_them_by_name(
+    server: FileServer, published: Path, tmp_path: Path
+) -> None:
+    variables = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    ended = nd_process("fetch", "models", *NAMES, **variables)
+    assert ended.returncode == 0, ended.stderr
+    assert "model=toy/diffusion guidance_model=toy/clip" in ended.stdout
+    folder = resolve_folder(tmp_path / "hub" / "models--toy--diffusion")
+    assert stable_diffusion.load(folder).hashes() == stable_diffusion.load(published / "made-sd").hashes()
+    again = nd_process("fetch", "models", *NAMES, **variables)
+    assert "downloaded" not in again.stdout
+    assert nd("fetch", "judges").returncode == 2
 
 
 def test_a_dry_run_names_files_and_sizes_and_writes_nothing(server: FileServer, tmp_path: Path) -> None:

@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from nd_dist.comm import Comm
+from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, DataError, Requeue
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.partial import partial_metrics
 from nd_dist.evaluation.points.units import Point, grid_points
+from nd_dist.evaluation.reconstruction.networks import ModelFolders
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.results import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation
 from nd_dist.report.report import write_report
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
+from tests.nd_dist.frozen.toy_folders import hash_files
 from tests.support.waiting import HANG_S, wait_until
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -103,6 +106,24 @@ def test_running_again_does_nothing_and_changes_nothing(world: Path) -> None:
     assert (world / "run" / "metrics.json").read_bytes() == before
     work = events(world / "run", "evaluation_done")[-1]["work"]
     assert sum(tally["done"] for tally in work.values()) == 0
+
+
+class EarlierNetworks(ModelFolders):
+    """Networks that are identified by their files, as earlier versions did."""
+
+    def identity(self, config: Config) -> dict[str, str | bool]:
+        model = Path(config.model)
+        parts = {part: hash_files(model / part) for part in ("unet", "vae", "text_encoder")}
+        return {**super().identity(config), **parts, "guidance": hash_files(Path(config.guidance_model))}
+
+
+def test_what_an_earlier_version_evaluated_by_the_hashes_of_its_files_is_kept(world: Path) -> None:
+    job = toy_job(world, "earlier", num_images=1)
+    run(dataclasses.replace(job, networks=EarlierNetworks(job.config, torch.device("cpu"))))
+    before = (world / "earlier" / "metrics.json").read_bytes()
+    run(job)
+    assert sum(tally["done"] for tally in events(world / "earlier", "evaluation_done")[-1]["work"].values()) == 0
+    assert (world / "earlier" / "metrics.json").read_bytes() == before
 
 
 def test_images_in_a_unit_do_not_change_a_bit(world: Path) -> None:

@@ -20,7 +20,6 @@ from nd_dist.frozen.folders import (
     find_weights,
     list_files,
     model_name,
-    require_models,
     resolve_folder,
 )
 from nd_dist.frozen.weights import hash_network
@@ -184,7 +183,7 @@ LACKING = [
 def test_a_model_that_lacks_a_file_is_refused_before_anything_is_loaded(copied: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(CheckpointError, match=r"missing") as caught:
-        require_models([(copied, STABLE_DIFFUSION)])
+        list_files(copied, STABLE_DIFFUSION)
     assert Path(name).name in str(caught.value)
 
 
