@@ -253,8 +253,8 @@ def check_stage(config: Config, index: Index, stage: int, ranks: int | None = No
     own_ranks = ranks or found.get("launch.ranks", 1)
     request = stage_request(config, stage, own_ranks)
     stores = stores_of(request.targets, config.training.int8_targets)
-    content_id = index.content_id(request.subjects, stores, request.sessions)
-    check_fingerprint(training_fingerprint(config, content_id, stage, found["start"], own_ranks), found, folder)
+    data = index.identity(request.subjects, stores, request.sessions)
+    check_fingerprint(training_fingerprint(config, data, stage, found["start"], own_ranks), found, folder)
     return True
 
 

@@ -66,8 +66,8 @@ def _write_wrong(folder: Path, config: Config, index: Index) -> None:
     shutil.copytree(folder / "nsd", folder / "torn-nsd")
     for path in (folder / "torn-nsd").rglob("betas_session01.*"):
         path.unlink()
-    content_id = index.content_id(stage_request(config, 1, 1).subjects, config.training.targets, None)
-    facts = training_fingerprint(config.model_copy(update={"seed": 1}), content_id, 1, SCRATCH)
+    data = index.identity(stage_request(config, 1, 1).subjects, config.training.targets, None)
+    facts = training_fingerprint(config.model_copy(update={"seed": 1}), data, 1, SCRATCH)
     write_done(stage_dir(folder / "other-run", 1), facts, 1, 0.0, "0" * 64)
     few = [spec for spec in index.target_specs if spec.name != INITIAL]
     Decoder(config.decoder, {1: index.num_voxels[1]}, few).save(stage_dir(folder / "few-run", 2) / "model")
