@@ -5,14 +5,14 @@ Heavy imports stay inside the commands: `nd --help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from launch.boundary import guarded
+from launch.config_cli import config_app
 from launch.options import (
     AllTargets,
     Hostfile,
@@ -25,24 +25,19 @@ from launch.options import (
     RunDir,
     Subjects,
     Submitted,
+    command_of,
     launching,
 )
 
-Command = TypeVar("Command", bound=Callable[..., None])
 app = typer.Typer(
     name="nd",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distributed NeuralDiffuser: reconstruct seen pictures from fMRI.\n\n"
-    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole line on made-up data.",
+    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole pipeline on simulated data.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at settings and recipes: keys, show, recipes, schema.")
 app.add_typer(config_app, name="config")
-
-
-def _command(*examples: str, of: typer.Typer = app) -> Callable[[Command], Command]:
-    """Return what makes a function a command whose help ends with examples."""
-    return of.command(epilog="\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]))
+_command = partial(command_of, app)
 
 
 def _version(wanted: bool) -> None:
@@ -83,7 +78,7 @@ def phantom(
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
 ) -> None:
-    """Write a small made-up NSD in NSD's own files and layout."""
+    """Write a small simulated NSD in NSD's own files and layout."""
     from launch.commands.demo import make_phantom
 
     make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
@@ -121,7 +116,7 @@ def pack(words: LaunchWords) -> None:
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     overrides: Overrides = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repack what is damaged, as it was packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
     from launch.commands.packed_shards import run_repair, run_verify
@@ -253,6 +248,35 @@ def score(
 
 
 @_command(
+    "nd reconstruct cat.jpg --caption 'a cat on a chair' --out pictures",
+    "nd reconstruct --voxels betas.npy --model runs/subj01 --out pictures",
+)
+def reconstruct(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write NAME.png into.")],
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Pictures of yours, by their true embeddings.")] = None,
+    voxels: Annotated[
+        Path | None, typer.Option("--voxels", help="Z-scored betas instead, trials by voxels (.npy).")
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Run folder, saved pipeline, Stable Diffusion folder, or name in the cache."),
+    ] = "phantom/stable-diffusion",
+    captions: Annotated[
+        list[str] | None, typer.Option("--caption", help="What a picture shows; repeat it for each picture.")
+    ] = None,
+    subject: Annotated[int | None, typer.Option("--subject", min=1, help="Whose voxels.")] = None,
+    kappa: Annotated[float | None, typer.Option("--kappa", min=0, help="Guidance scale; 0 is off.")] = None,
+    eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Guided share of the steps.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Reconstruct pictures of yours, or voxels, without a recipe: writes NAME.png for each."""
+    from launch.commands.reconstruct import reconstruct_command
+
+    settings = {"kappa": kappa, "eta": eta, **({"subject": subject} if subject is not None else {})}
+    reconstruct_command(pictures or [], voxels, model, out, captions or [], settings, seed)
+
+
+@_command(
     "nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8",
     "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
@@ -333,9 +357,7 @@ def report(
         Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
     ] = None,
     beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Results so far of a run in progress.")] = False,
 ) -> None:
     """Write report.html of a run: one page with tables, pictures and provenance."""
     from launch.commands.results import run_report
@@ -350,7 +372,7 @@ def demo(
     recipe: RecipeOption = "demo",
     full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
-    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
+    """Run the whole pipeline on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)
@@ -364,42 +386,6 @@ def conformance(
     from launch.commands.results import run_conformance_table
 
     raise typer.Exit(run_conformance_table(directory))
-
-
-@_command("nd config keys", "nd config keys batch", of=config_app)
-def keys(word: Annotated[str, typer.Argument(help="Only settings with this word in key or meaning.")] = "") -> None:
-    """List settings: key, type, default, meaning with its unit."""
-    from launch.commands.config import print_settings
-
-    print_settings(word)
-
-
-@_command("nd config show paper training.dtype=bfloat16 --diff", of=config_app)
-def show(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
-) -> None:
-    """Print the configuration of a recipe with overrides, checked and resolved; the output is a recipe too."""
-    from launch.commands.config import print_config
-
-    print_config(recipe, overrides or [], diff)
-
-
-@_command("nd config recipes", of=config_app)
-def recipes() -> None:
-    """List the recipes that come with nd_dist."""
-    from launch.commands.config import print_recipes
-
-    print_recipes()
-
-
-@_command("nd config schema > nd.schema.json", of=config_app)
-def schema() -> None:
-    """Print the JSON schema of a recipe, with which an editor completes and checks YAML files."""
-    from launch.commands.config import print_schema
-
-    print_schema()
 
 
 def main() -> None:

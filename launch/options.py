@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from launch.plans.choose import LaunchOptions
 
+Command = TypeVar("Command", bound=Callable[..., None])
 _RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
@@ -129,3 +130,8 @@ def launching(command: Callable[..., None]) -> Callable[..., None]:
     filled.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     filled.__annotations__ = {}
     return filled
+
+
+def command_of(app: typer.Typer, *examples: str) -> Callable[[Command], Command]:
+    """Return what makes a function a command of a program, whose help ends with examples."""
+    return app.command(epilog="\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]))
