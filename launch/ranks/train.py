@@ -15,8 +15,8 @@ from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
 from shards.format.codec import stores_of
+from shards.format.splits import open_index
 from shards.reading.reader import ShardReader
-from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
 
 
@@ -29,7 +29,7 @@ class ShardSource:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self._reader = ShardReader(config.shards_dir, config.remote)
+        self._reader = ShardReader.over(open_index(config))
         self._world, self._training = world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
@@ -63,8 +63,7 @@ class ShardSource:
         fraction = self._training.heldout_fraction
         if fraction == 0:
             return "test", self._reader.images(subject, "test")
-        image_ids = np.array(self._reader.images(subject, "train"))
-        return "heldout", [int(image_id) for image_id in image_ids[is_heldout(image_ids, fraction)]]
+        return "heldout", self._reader.heldout_images(subject, fraction)
 
     def validation_trials(
         self, subject: int, image_ids: Sequence[int], targets: Sequence[str]

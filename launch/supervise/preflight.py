@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nd_dist.config import Config, EvaluationConfig
+from nd_dist.config.data import OWN_SPLIT
 from nd_dist.errors import CheckpointError, ConfigError, DataError
+from nd_dist.files import read_json
 
 FEW_ROWS = 4
 """Rows of a rank below which its messages outweigh its work (docs/training.md, "Many GPUs")."""
@@ -32,9 +34,11 @@ def preflight(command: str, config: Config, _ranks: int = 1) -> None:
         plan_pack(config)
         return
     from shards.format.index import Index
+    from shards.format.splits import choose_split
 
     index = Index.read(config.shards_dir, config.remote)
     _check_subjects(config, index)
+    choose_split(index, config.data.split, config.data.subjects)
     if command == "train":
         _check_training(config, index)
     else:
@@ -213,3 +217,13 @@ def _check_decoder(config: Config) -> None:
             where=str(folder),
             todo="run `nd train` with the same recipe and run_dir=, or set evaluation.embeddings=ground_truth",
         )
+    for done in (*config.run_dir.glob("checkpoints/*/done.json"), *config.run_dir.glob("*/checkpoints/*/done.json")):
+        trained = read_json(done)["fingerprint"].get("data.split", OWN_SPLIT)
+        if trained != config.data.split:
+            raise CheckpointError(
+                "The decoder was trained on another split, so it may have seen what would be tested.",
+                where=str(done),
+                expected=f"data.split={config.data.split}",
+                found=f"data.split={trained}",
+                todo="evaluate with the split of the training, or train in another run_dir",
+            )

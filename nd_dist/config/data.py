@@ -11,6 +11,8 @@ from nd_dist.config.base import Dtype, Fraction, Positive, Section, SubjectId
 from nd_dist.location import parse_location
 from nd_dist.schema import TARGETS
 
+OWN_SPLIT = "own"
+
 
 class PhantomConfig(Section):
     """The made-up NSD that `nd phantom` writes (counts of the real one: 8 subjects, 40 sessions of 750 trials)."""
@@ -30,7 +32,7 @@ class PhantomConfig(Section):
 
 
 class DataConfig(Section):
-    """What is packed from NSD, and how."""
+    """What is packed from a data set, and how."""
 
     reader: Annotated[str, Field(pattern=r"^(nsd|mindeye2|[\w.]+:\w+)$")] = "nsd"
     """Layout of `nsd_root`: NSD's own files (nsd), MindEye2's published ones (mindeye2), or one that a class of yours
@@ -43,6 +45,10 @@ class DataConfig(Section):
     """Name of the ROI volume whose positive labels select the voxels."""
     subjects: tuple[SubjectId, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Subjects to pack and to train on."""
+    split: str = OWN_SPLIT
+    """Which images are trained on and which tested: the data set's own test set (own; of NSD the images that all
+    subjects share), or a split that it names (LAION-fMRI: tau, ood, cluster_k5_0 ..). Chosen when shards are read, not
+    when they are packed; what is tested for one of `data.subjects` is trained on for none."""
     max_sessions: Positive | None = None
     """Take training trials of the first sessions of every subject only (1 = the "1 hour" setting); none takes all.
     Test trials stay complete."""

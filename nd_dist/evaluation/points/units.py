@@ -123,7 +123,7 @@ class Unit:
     Args:
         subject: Whose brain.
         point: How.
-        image_id: 0-based NSD image id.
+        image_id: 0-based image id.
         repeat: 0-based; a repeat differs from the next in its noise only.
     """
 
@@ -165,7 +165,7 @@ class Bundle:
 
 
 def subject_name(subject: int) -> str:
-    """Return NSD's name of a subject: 1 -> ``subj01``."""
+    """Return the folder name of a subject: 1 -> ``subj01``."""
     return f"subj{subject:02d}"
 
 

@@ -18,7 +18,7 @@ from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
-from nd_dist.training.records import stage_dir, write_best
+from nd_dist.training.records import stage_dir, training_fingerprint, write_best, write_done
 from shards.format.index import FORMAT, VERSION, index_id
 from tests.support.command_line import nd
 
@@ -107,3 +107,18 @@ def test_the_last_or_the_best_decoder_is_evaluated_and_a_missing_one_is_named(tm
     write_best(stage, "best-0000004", 4, {"loss": 1.0})
     assert decoder_dir(last) == stage / "model"
     assert decoder_dir(best) == stage / "best-0000004"
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "c/checkpoints"])
+def test_a_decoder_of_another_split_is_not_evaluated(
+    place: str, tmp_path: Path, shards: Path
+) -> None:
+    own = paper(shards, f"run_dir={tmp_path}")
+    small = own.decoder.model_copy(update={"hidden_size": 8, "prior_depth": 0})
+    Decoder(small, {1: 5}, [TargetSpec("c", "semantic", (2, 3))]).save(stage_dir(tmp_path, 2) / "model")
+    for trained, other in (("own", "tau"), ("tau", "own")):
+        config = paper(shards, f"data.split={trained}")
+        write_done(tmp_path / place / "stage2", training_fingerprint(config, "", 2), 1, 0.0, "")
+        _check_decoder(paper(shards, f"run_dir={tmp_path}", f"data.split={trained}"))
+        with pytest.raises(CheckpointError, match=f"(?s)expected: data.split={other}.*found: data.split={trained}"):
+            _check_decoder(paper(shards, f"run_dir={tmp_path}", f"data.split={other}"))
