@@ -73,16 +73,18 @@ def doctor(
     raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
 
 
-@_command("nd phantom demo/nsd phantom.num_subjects=2")
+@_command("nd phantom demo/nsd phantom.num_subjects=2", "nd phantom laion --layout laion-fmri")
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
+    layout: Annotated[str, typer.Option("--layout", help="nsd or laion-fmri (default: the recipe's).")] = "",
 ) -> None:
-    """Write a small made-up NSD in NSD's own files and layout."""
+    """Write a small made-up data set in NSD's own files and folders, or in LAION-fMRI's."""
     from launch.commands.demo import make_phantom
 
-    make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
+    more = [f"phantom.layout={layout}"] if layout else []
+    make_phantom(recipe, [*(overrides or []), *more, f"nsd_root={out_dir}"])
 
 
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")

@@ -58,15 +58,13 @@ def _departures(config: Config, index: Index) -> Iterator[str]:
     """Yield what these shards are otherwise than the whole data set."""
     split = config.data.split
     if split != OWN_SPLIT:
-        yield (
-            f"split {split} of the data set, for subjects {', '.join(map(str, config.data.subjects))} together; voxels "
-            "are z-scored as they were packed, by the data set's own split"
-        )
+        together = ", ".join(map(str, config.data.subjects))
+        yield f"split {split} for subjects {together} together; z-scored as packed, by the data set's own split"
     for subject in config.evaluated_subjects:
         info = index.subjects[subject]
         wanted, found = split_sizes(index, split, subject)
         if found < wanted:
-            yield f"restricted test set: {found} of {wanted} test images of split {split} and subject {subject} are packed"
+            yield f"restricted test set: {found} of {wanted} images that {split} tests of subject {subject} are packed"
         if split == OWN_SPLIT and info.shown_test_images is not None and info.test_images < info.shown_test_images:
             yield (
                 f"restricted test set: {info.test_images} of the {info.shown_test_images} test images that subject "

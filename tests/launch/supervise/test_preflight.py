@@ -110,9 +110,7 @@ def test_the_last_or_the_best_decoder_is_evaluated_and_a_missing_one_is_named(tm
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "c/checkpoints"])
-def test_a_decoder_of_another_split_is_not_evaluated(
-    place: str, tmp_path: Path, shards: Path
-) -> None:
+def test_a_decoder_of_another_split_is_not_evaluated(place: str, tmp_path: Path, shards: Path) -> None:
     own = paper(shards, f"run_dir={tmp_path}")
     small = own.decoder.model_copy(update={"hidden_size": 8, "prior_depth": 0})
     Decoder(small, {1: 5}, [TargetSpec("c", "semantic", (2, 3))]).save(stage_dir(tmp_path, 2) / "model")
