@@ -94,16 +94,18 @@ def pack(words: LaunchWords) -> None:
     words.launch("pack")
 
 
-@_command("nd verify shards", "nd verify shards --repair nsd_root=/data/nsd")
+@_command("nd verify shards", "nd verify --source laion_fmri nsd_root=/data/laion_fmri")
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder or URL of packed shards; with --source a recipe.")],
     overrides: Overrides = None,
     repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="Read the data set itself, before it is packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.commands.packed_shards import run_repair, run_verify
+    from launch.commands.packed_shards import run_repair, run_verify, run_verify_source
 
-    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
+    run = run_verify_source if source else run_repair if repair else run_verify
+    run(shards_dir, overrides or [])
 
 
 @_command("nd export shards mindeye2_files --subject 1 --subject 2")
@@ -288,6 +290,16 @@ def merge(
     from launch.commands.results import run_merge
 
     run_merge(out_dir, run_dirs)
+
+
+@_command("nd splits runs/random runs/cluster runs/ood")
+def splits(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Evaluated runs, each of its data.split; first the base.")],
+) -> None:
+    """Print the main numbers of runs on several splits, and how far each lies from the first."""
+    from launch.commands.results import print_splits
+
+    print_splits(run_dirs)
 
 
 @_command("nd report runs/subj01 --figures figures --track tensorboard")

@@ -9,6 +9,7 @@ from launch.ranks.rank import Rank, refuse_to_run
 from launch.supervise.preflight import decoder_dir
 from nd_dist.config import Config
 from nd_dist.config.data import OWN_SPLIT
+from nd_dist.evaluation.generalisation import TRAINED
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import Point, config_points, control_points
 from nd_dist.evaluation.reconstruction.networks import ModelFolders
@@ -27,10 +28,13 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
     config = rank.config
     reader = ShardReader.over(open_index(config))
     sources = {name: feature.source for name, feature in reader.index.features.items()}
-    absent, groups_path = {}, config.evaluation.image_groups
+    absent: dict[str, str] = {}
+    groups_path = config.evaluation.image_groups
     groups = image_groups(reader.index) if groups_path is None else read_groups(groups_path)
-    if any(point.control == "nearest" for point in points) and not _has_training_pictures(config, reader):
-        absent["control nearest"] = "the shards hold no pictures of training images (data.pictures=all packs them)"
+    has_nearest = any(point.control == "nearest" for point in points)
+    if (has_nearest or groups) and not _has_training_pictures(config, reader):
+        names = [*(["control nearest"] if has_nearest else []), *([TRAINED] if groups else [])]
+        absent |= dict.fromkeys(names, "the shards hold no pictures of training images (data.pictures=all packs them)")
         points = tuple(point for point in points if point.control != "nearest")
     return Job(
         config=config,

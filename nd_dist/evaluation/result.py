@@ -14,6 +14,7 @@ from typing import Any
 from nd_dist.compute.device import platform_facts
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.generalisation import read_generalisation
 from nd_dist.evaluation.job import Fingerprints, Job
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
@@ -109,6 +110,8 @@ def write_metrics(bench: Bench) -> None:
             entry = {**point.describe(), "subject": subject, "folder": folder, "metrics": metrics}
             if groups := read_record(job.layout.score(point, subject)).get("groups"):
                 entry["groups"] = groups
+            if found := read_generalisation(bench, point, subject):
+                entry["generalisation"] = found
             if failures := _failures(bench, point, subject):
                 entry["failures"] = failures  # reconstructions that were not finite; they count as grey pictures
             entries[entry_key(entry)] = entry

@@ -24,6 +24,7 @@ from nd_dist.compute.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
+from nd_dist.evaluation.generalisation import generalisation_tasks, trained_tasks
 from nd_dist.evaluation.given import given_tasks
 from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
@@ -215,6 +216,8 @@ class Worker:
         bench.costs = self.costs
         self._phase(bench, "reconstruct", bundle_tasks(bench))
         self._phase(bench, "score", score_tasks(bench))
+        self._phase(bench, "trained", trained_tasks(bench))
+        self._phase(bench, "generalisation", generalisation_tasks(bench))
         self._phase(bench, "metrics", [metrics_task(bench)])
         metrics: dict[str, Any] = read_json(job.layout.metrics)
         return metrics

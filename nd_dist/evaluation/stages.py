@@ -45,7 +45,7 @@ def _nearest_task(bench: Bench, point: Point, subject: int) -> Task:
     job, folder, fingerprint = bench.job, bench.job.layout.nearest(subject), bench.prints.pictures(point, subject)
 
     def work() -> Steps:
-        compared, name = bench.targets(point, subject), _compared_target(bench, point, subject)
+        compared, name = bench.targets(point, subject), compared_target(bench, point, subject)
         ids, candidates = job.images(subject), job.source.images(subject, "train")
         found: dict[int, int] = {}
         for nearest in nearest_images(compared, TrueTargets(job.source), name, ids, candidates):
@@ -276,7 +276,7 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
 
     def work() -> Steps:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
-        name = _compared_target(bench, point, subject)
+        name = compared_target(bench, point, subject)
         true = TrueTargets(job.source)
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
@@ -287,7 +287,7 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
     return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, fingerprint), work)
 
 
-def _compared_target(bench: Bench, point: Point, subject: int) -> str:
+def compared_target(bench: Bench, point: Point, subject: int) -> str:
     """Return the target that retrieval compares: the deepest guidance layer that is decoded, else the semantic one."""
     job = bench.job
     if not job.is_decoded(point):

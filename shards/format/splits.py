@@ -47,9 +47,8 @@ def set_tables(sets: ImageSets, num_images: int) -> dict[str, npt.NDArray[Any]]:
     }
     for name, table in tables.items():
         if len(table) and int(table["image"].max()) >= num_images:
-            raise DataError(
-                f"The {name} of the data set name an image that does not exist.", found=table["image"].max()
-            )
+            found = int(table["image"].max())
+            raise DataError(f"The {name} of the data set name an image that does not exist.", found=found)
     return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -109,7 +108,7 @@ def representatives(index: Index) -> npt.NDArray[np.int64]:
 
 def image_groups(index: Index) -> dict[str, tuple[int, ...]]:
     """Return the groups of images that the data set declares: name -> image ids."""
-    if not index.groups:
+    if GROUPS not in index.tables:
         return {}
     table = index.table(GROUPS)
     return {name: tuple(table["image"][table["set"] == n].tolist()) for n, name in enumerate(index.groups)}

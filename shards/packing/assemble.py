@@ -108,7 +108,7 @@ def assemble_index(
         "shards": [shard.model_dump(mode="json") for shard in shards],
         "source": {"simulated": False, **source, **({"image_sets": sets.source} if sets.source else {})},
         "accepted": sorted(accepted),
-        **{name: list(found) for name, found in ((SPLITS, sets.splits), (GROUPS, sets.groups)) if found},
+        **{name: list(names) for name, names in ((SPLITS, sets.splits), (GROUPS, sets.groups)) if name in tables},
     }
     index = Index.parse(json_bytes({**content, "id": index_id(content)}), FolderStore(config.shards_folder))
     files = {index.tables[name].path: table_bytes(table) for name, table in tables.items()}

@@ -27,6 +27,7 @@ from shards.reading.reader import ShardReader
 from shards.sources.contract import DatasetReader
 from shards.sources.laion_fmri_layout import ImageTable, LaionFmriLayout
 from shards.sources.open import open_reader
+from shards.upkeep.source import verify_source
 from shards.upkeep.verify import verify
 from tests.shards.support import SEED, folder_bytes, make_config, pack_alone, start_ranks
 
@@ -329,6 +330,20 @@ def test_what_is_not_as_described_is_refused_by_file_expected_and_found(
     with pytest.raises(DataError, match=f"(?s){named}"):
         pack_alone(config_of(copy, tmp_path / "shards", min_noise_ceiling=1))
     assert not Index.exists(tmp_path / "shards")
+
+
+def test_a_data_set_is_proved_before_it_is_packed(root: Path, copy: Path) -> None:
+    assert list(verify_source(config_of(root))) == []
+    path = betas_path(copy, 4)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    LaionFmriLayout(copy).trials(3, VERSION, 1).unlink()
+    with h5py.File(LaionFmriLayout(copy).stimuli("stimuli.h5"), "r+") as file:
+        file["images"][5] = np.frombuffer(b"no picture", dtype=np.uint8)
+    problems = list(verify_source(config_of(copy)))
+    assert len(problems) <= 3
+    assert any("subject 1, session 4: " in problem and path.name in problem for problem in problems)
+    assert any(problem.startswith("subject 3: ") and "trials.tsv" in problem for problem in problems)
 
 
 def test_subjects_have_gaps_and_a_number_between_is_refused(root: Path) -> None:

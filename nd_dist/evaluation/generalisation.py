@@ -1,0 +1,160 @@
+"""The tasks that ask whether a decoder generalises, where a data set or the recipe names groups of test images.
+
+Training pictures are judged once a subject by one network; then every point and subject has a record of its own beside
+its scores. What is computed is ``nd_dist.metrics.generalisation``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nd_dist.checkpoint import read_tensors
+from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.points.layout import FEATURES
+from nd_dist.evaluation.points.units import Point, distinct_points, image_name, subject_name
+from nd_dist.evaluation.reconstruction.decode import StoredTargets, TrueTargets
+from nd_dist.evaluation.scoring.judging import features_of
+from nd_dist.evaluation.scoring.score import FeatureRows, read_arrays
+from nd_dist.evaluation.stages import compared_target
+from nd_dist.fanout.results import publish, read_record, write_staged
+from nd_dist.fanout.tasks import Steps, Task
+from nd_dist.files import hash_json
+from nd_dist.frozen.judges import Judge
+from nd_dist.metrics.generalisation import drops, effective_dimension, scored_similarities, similarities
+from nd_dist.pixels import pictures_to_pixels
+
+FORMAT = 1
+ALL = "all images"
+TRAINED = "similarity to training pictures"
+"""Stands in ``Job.absent`` where the source holds no pictures of training images."""
+KEY, ROWS = "generalisation", "features"
+READ_AT_ONCE = 64
+
+Entry = dict[str, Any]  # Any: JSON
+
+
+def trained_tasks(bench: Bench) -> list[Task]:
+    """Return one task per subject: the features of its training pictures."""
+    judge = _judge(bench)
+    if judge is None or not _is_wanted(bench) or TRAINED in bench.prints.absent:
+        return []
+    return [_trained_task(bench, judge, subject) for subject in bench.job.subjects]
+
+
+def generalisation_tasks(bench: Bench) -> list[Task]:
+    """Return one task per point and subject."""
+    if not _is_wanted(bench):
+        return []
+    points = distinct_points(bench.job.points)
+    return [_task(bench, point, subject) for point in points for subject in bench.job.subjects]
+
+
+def read_generalisation(bench: Bench, point: Point, subject: int) -> Entry:
+    """Return what was found of a point and subject; empty where nothing was asked for."""
+    if not _is_wanted(bench):
+        return {}
+    found: Entry = read_record(_folder(bench, point, subject))[KEY]
+    return found
+
+
+def _folder(bench: Bench, point: Point, subject: int) -> Path:
+    scores = bench.job.layout.score(point, subject)
+    return scores.with_name(f"{scores.name}-{KEY}")
+
+
+def _is_wanted(bench: Bench) -> bool:
+    return bench.job.split == "test" and bool(bench.job.image_groups)
+
+
+def _judge(bench: Bench) -> Judge | None:
+    """Return the network whose features are compared: the last one of two-way identification, the most abstract."""
+    return next((judge for judge in reversed(bench.judges.features) if judge.score == "two_way"), None)
+
+
+def _trained_task(bench: Bench, judge: Judge, subject: int) -> Task:
+    job = bench.job
+    folder, ids = job.layout.work / "trained" / subject_name(subject), job.source.images(subject, "train")
+    fingerprint = _trained_fingerprint(bench, judge, subject)
+
+    def work() -> Steps:
+        rows = []
+        for start in range(0, len(ids), READ_AT_ONCE):
+            pixels_BCHW = pictures_to_pixels(job.source.pictures(ids[start : start + READ_AT_ONCE]))
+            singles = (pixels_CHW[None] for pixels_CHW in pixels_BCHW)
+            rows += [found[judge.name] for found in features_of(singles, [judge])]
+            yield
+        features = {ROWS: torch.cat(rows)}
+        publish(folder, fingerprint, {"judge": judge.name}, lambda staging: write_staged(staging / FEATURES, features))
+
+    return Task(f"trained_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
+
+
+def _trained_fingerprint(bench: Bench, judge: Judge, subject: int) -> str:
+    shards, trained = bench.prints.settings["shards"], bench.job.source.images(subject, "train")
+    return hash_json([FORMAT, judge.identity, shards, trained])
+
+
+def _task(bench: Bench, point: Point, subject: int) -> Task:
+    job, judge = bench.job, _judge(bench)
+    folder = _folder(bench, point, subject)
+    of_trained = _trained_fingerprint(bench, judge, subject) if judge is not None else ""
+    fingerprint = hash_json([FORMAT, bench.prints.score(point, subject), of_trained])
+
+    def work() -> Steps:
+        ids = job.images(subject)
+        place = {image_id: row for row, image_id in enumerate(ids)}
+        members = {name: np.array([place[i] for i in group if i in place]) for name, group in job.image_groups.items()}
+        members = {name: rows for name, rows in members.items() if len(rows)}
+        found: Entry = {"drop": _drops(bench, point, subject, members)}
+        yield
+        if judge is not None and TRAINED not in bench.prints.absent:
+            values = similarities(*_features(bench, judge, point, subject))
+            every = {ALL: np.arange(len(ids)), **members}
+            scored = {name: scored_similarities(values, rows, bench.statistics) for name, rows in every.items()}
+            found["retrieval"] = {n: {key: item.as_json() for key, item in each.items()} for n, each in scored.items()}
+            found["judge"] = judge.name
+            yield
+        if job.is_decoded(point):
+            found["dimension"] = _dimensions(bench, point, subject)
+        publish(folder, fingerprint, {KEY: found}, lambda staging: None)
+
+    name = f"generalisation_{point.name}_{subject_name(subject)}"
+    return Task(name, lambda: bench.has(folder, fingerprint), work)
+
+
+def _drops(bench: Bench, point: Point, subject: int, members: dict[str, npt.NDArray[np.int64]]) -> Entry:
+    """Return group -> metric -> how far the group lies from the other test images."""
+    job, arrays = bench.job, read_arrays(bench.job.layout.score(point, subject))
+    found = {}
+    for name, rows in members.items():
+        if len(rows) < len(job.images(subject)):
+            scored = drops(arrays, rows, bench.summed_repeats, job.protocol.distractors, bench.statistics)
+            found[name] = {metric: item.as_json() for metric, item in scored.items()}
+    return found
+
+
+def _features(
+    bench: Bench, judge: Judge, point: Point, subject: int
+) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return features of every repeat that counts (N, D), of pictures seen (N, D), and of training pictures (T, D)."""
+    job, layout = bench.job, bench.job.layout
+    names = [image_name(image_id) for image_id in job.images(subject)]
+    num_repeats = 1 if job.protocol.repeats == "first" else job.config.evaluation.num_repeats
+    folders = [layout.judged(point, subject) / name for name in names]
+    recons = [FeatureRows(folders, judge.name, repeat)[:] for repeat in range(num_repeats)]
+    seen_ND = FeatureRows([layout.judged_originals / name for name in names], judge.name, 0)[:]
+    trained_TD = read_tensors(layout.work / "trained" / subject_name(subject) / FEATURES)[ROWS].numpy()
+    return recons, seen_ND, trained_TD
+
+
+def _dimensions(bench: Bench, point: Point, subject: int) -> Entry:
+    """Return along how many directions decoded and true features of the test images vary."""
+    job, ids, name = bench.job, bench.job.images(subject), compared_target(bench, point, subject)
+    predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
+    decoded, true = (effective_dimension(targets.rows(name, ids)) for targets in (predicted, TrueTargets(job.source)))
+    return {"target": name, "decoded": decoded, "true": true, "n": len(ids)}
