@@ -116,7 +116,7 @@ def test_a_decoder_of_another_split_is_not_evaluated(place: str, tmp_path: Path,
     Decoder(small, {1: 5}, [TargetSpec("c", "semantic", (2, 3))]).save(stage_dir(tmp_path, 2) / "model")
     for trained, other in (("own", "tau"), ("tau", "own")):
         config = paper(shards, f"data.split={trained}")
-        write_done(tmp_path / place / "stage2", training_fingerprint(config, "", 2), 1, 0.0, "")
+        write_done(tmp_path / place / "stage2", training_fingerprint(config, {}, 2), 1, 0.0, "")
         _check_decoder(paper(shards, f"run_dir={tmp_path}", f"data.split={trained}"))
         with pytest.raises(CheckpointError, match=f"(?s)expected: data.split={other}.*found: data.split={trained}"):
             _check_decoder(paper(shards, f"run_dir={tmp_path}", f"data.split={other}"))
