@@ -90,7 +90,7 @@ def phantom(
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
 @launching
 def pack(words: LaunchWords) -> None:
-    """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
+    """Pack a data set into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
     words.launch("pack")
 
 
@@ -329,7 +329,7 @@ def demo(
     recipe: RecipeOption = "demo",
     full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
-    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
+    """Run the whole line on a phantom: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)

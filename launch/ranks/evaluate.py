@@ -48,6 +48,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         image_groups=groups if split == "test" else {},
         content_id=_content_id(config, reader.index),
         is_simulated=reader.index.is_simulated,
+        subject_names={subject: info.name for subject, info in reader.index.subjects.items() if info.name},
         departures=tuple(_departures(config, reader.index)),
     )
 

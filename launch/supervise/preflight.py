@@ -23,7 +23,7 @@ def preflight(command: str, config: Config, _ranks: int = 1) -> None:
     """Raise the error that a command would meet later, if it can be known now; any number of ranks will do.
 
     Raises:
-        DataError: NSD, the shards or a target store is missing.
+        DataError: the data set, the shards or a target store is missing.
         ConfigError: packing into a URL, or a subject is not in the shards.
         CheckpointError: there is no trained decoder to evaluate.
     """

@@ -40,8 +40,7 @@ Entry = dict[str, Any]  # Any: JSON
 
 def trained_tasks(bench: Bench) -> list[Task]:
     """Return one task per subject: the features of its training pictures."""
-    judge = _judge(bench)
-    if judge is None or not _is_wanted(bench) or TRAINED in bench.prints.absent:
+    if not _is_wanted(bench) or TRAINED in bench.prints.absent or (judge := _judge(bench)) is None:
         return []
     return [_trained_task(bench, judge, subject) for subject in bench.job.subjects]
 

@@ -46,6 +46,7 @@ class Job:
         image_groups: Named groups of test images whose metrics are reported apart as well.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
+        subject_names: Subject -> the data set's own name of it, where that says more than the number.
         departures: What these data are otherwise than the published ones, one sentence each.
         has_given_features: Whether the source brings features for retrieval.
     """
@@ -63,6 +64,7 @@ class Job:
     image_groups: Groups = field(default_factory=dict)
     content_id: str = ""
     is_simulated: bool | None = None
+    subject_names: Mapping[int, str] = field(default_factory=dict)
     departures: tuple[str, ...] = ()
     has_given_features: bool = False
 

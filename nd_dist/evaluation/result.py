@@ -126,6 +126,7 @@ def write_metrics(bench: Bench) -> None:
             *job.departures,
         ],
         "split": job.split,
+        **({"subject_names": {str(s): name for s, name in job.subject_names.items()}} if job.subject_names else {}),
         "simulated": job.is_simulated,
         "images": {**present.get("images", {}), **own},
         "absent": dict(bench.prints.absent),

@@ -1,4 +1,4 @@
-"""Packs NSD into shards, on any number of ranks, with the same bytes for each, resumable shard by shard.
+"""Packs a data set into shards, on any number of ranks, with the same bytes for each, resumable shard by shard.
 
     plan -> units that lack a receipt -> every rank its part: write shard, then receipt -> gather -> tables -> index
 

@@ -148,7 +148,9 @@ def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp
     point = points_of(tmp_path)[0]
     assert {"OOD", "not OOD", "LAION"} <= set(point["groups"])
     assert {"retrieval", "drop", "dimension"} <= set(point["generalisation"])
-    assert "Reconstructed, or retrieved?" in (tmp_path / "run/report.html").read_text()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Reconstructed, or retrieved?" in page
+    assert "Subject 1 (sub-01)" in page
     refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
     assert refused.returncode == 3
     assert "trained on another split" in refused.stderr + refused.stdout
