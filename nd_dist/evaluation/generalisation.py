@@ -6,6 +6,7 @@ its scores. What is computed is ``nd_dist.metrics.generalisation``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json
 from nd_dist.frozen.judges import Judge
-from nd_dist.metrics.generalisation import drops, effective_dimension, scored_similarities, similarities
+from nd_dist.metrics.generalisation import drops, effective_dimension, per_image, scored_means, similarities
+from nd_dist.metrics.scores import WINS, Scored
 from nd_dist.pixels import pictures_to_pixels
 
 FORMAT = 1
@@ -77,15 +79,14 @@ def _judge(bench: Bench) -> Judge | None:
 
 def _trained_task(bench: Bench, judge: Judge, subject: int) -> Task:
     job = bench.job
-    folder, ids = job.layout.work / "trained" / subject_name(subject), job.source.images(subject, "train")
+    folder, ids = _trained_folder(bench, subject), job.source.images(subject, "train")
     fingerprint = _trained_fingerprint(bench, judge, subject)
 
     def work() -> Steps:
         rows = []
         for start in range(0, len(ids), READ_AT_ONCE):
             pixels_BCHW = pictures_to_pixels(job.source.pictures(ids[start : start + READ_AT_ONCE]))
-            singles = (pixels_CHW[None] for pixels_CHW in pixels_BCHW)
-            rows += [found[judge.name] for found in features_of(singles, [judge])]
+            rows += [found[judge.name] for found in features_of([job.protocol.original_first(pixels_BCHW)], [judge])]
             yield
         features = {ROWS: torch.cat(rows)}
         publish(folder, fingerprint, {"judge": judge.name}, lambda staging: write_staged(staging / FEATURES, features))
@@ -93,9 +94,13 @@ def _trained_task(bench: Bench, judge: Judge, subject: int) -> Task:
     return Task(f"trained_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
 
 
+def _trained_folder(bench: Bench, subject: int) -> Path:
+    return bench.job.layout.work / "trained" / bench.job.protocol.name / subject_name(subject)
+
+
 def _trained_fingerprint(bench: Bench, judge: Judge, subject: int) -> str:
-    shards, trained = bench.prints.settings["shards"], bench.job.source.images(subject, "train")
-    return hash_json([FORMAT, judge.identity, shards, trained])
+    trained = bench.job.source.images(subject, "train")
+    return hash_json([FORMAT, judge.name, bench.prints.judged_originals, trained])
 
 
 def _task(bench: Bench, point: Point, subject: int) -> Task:
@@ -109,13 +114,13 @@ def _task(bench: Bench, point: Point, subject: int) -> Task:
         place = {image_id: row for row, image_id in enumerate(ids)}
         members = {name: np.array([place[i] for i in group if i in place]) for name, group in job.image_groups.items()}
         members = {name: rows for name, rows in members.items() if len(rows)}
-        found: Entry = {"drop": _drops(bench, point, subject, members)}
+        found: Entry = _against_all(bench, point, subject, members)
         yield
         if judge is not None and TRAINED not in bench.prints.absent:
             values = similarities(*_features(bench, judge, point, subject))
             every = {ALL: np.arange(len(ids)), **members}
-            scored = {name: scored_similarities(values, rows, bench.statistics) for name, rows in every.items()}
-            found["retrieval"] = {n: {key: item.as_json() for key, item in each.items()} for n, each in scored.items()}
+            scored = {name: scored_means(values, rows, bench.statistics) for name, rows in every.items()}
+            found["retrieval"] = _as_json(scored)
             found["judge"] = judge.name
             yield
         if job.is_decoded(point):
@@ -126,15 +131,19 @@ def _task(bench: Bench, point: Point, subject: int) -> Task:
     return Task(name, lambda: bench.has(folder, fingerprint), work)
 
 
-def _drops(bench: Bench, point: Point, subject: int, members: dict[str, npt.NDArray[np.int64]]) -> Entry:
-    """Return group -> metric -> how far the group lies from the other test images."""
+def _against_all(bench: Bench, point: Point, subject: int, members: dict[str, npt.NDArray[np.int64]]) -> Entry:
+    """Return, of every group, two-way identification among all test images, and how far it lies from the others."""
     job, arrays = bench.job, read_arrays(bench.job.layout.score(point, subject))
-    found = {}
-    for name, rows in members.items():
-        if len(rows) < len(job.images(subject)):
-            scored = drops(arrays, rows, bench.summed_repeats, job.protocol.distractors, bench.statistics)
-            found[name] = {metric: item.as_json() for metric, item in scored.items()}
-    return found
+    each = per_image(arrays, bench.summed_repeats, job.protocol.distractors)
+    pairs = {name: values for name, values in each.items() if WINS + name in arrays}
+    smaller = {name: rows for name, rows in members.items() if len(rows) < len(job.images(subject))}
+    among = {name: scored_means(pairs, rows, bench.statistics) for name, rows in members.items()}
+    apart = {name: drops(each, rows, bench.statistics) for name, rows in smaller.items()}
+    return {"among_all": _as_json(among), "drop": _as_json(apart)}
+
+
+def _as_json(scored: Mapping[str, Mapping[str, Scored]]) -> Entry:
+    return {name: {key: item.as_json() for key, item in items.items()} for name, items in scored.items()}
 
 
 def _features(
@@ -147,7 +156,7 @@ def _features(
     folders = [layout.judged(point, subject) / name for name in names]
     recons = [FeatureRows(folders, judge.name, repeat)[:] for repeat in range(num_repeats)]
     seen_ND = FeatureRows([layout.judged_originals / name for name in names], judge.name, 0)[:]
-    trained_TD = read_tensors(layout.work / "trained" / subject_name(subject) / FEATURES)[ROWS].numpy()
+    trained_TD = read_tensors(_trained_folder(bench, subject) / FEATURES)[ROWS].numpy()
     return recons, seen_ND, trained_TD
 
 

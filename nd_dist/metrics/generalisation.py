@@ -62,49 +62,54 @@ def similarities(
     return {**found, SEEN_TO_TRAINED: nearest_similarity(seen_ND, trained_TD)}
 
 
-def scored_similarities(
-    values: Mapping[str, Float64], rows: npt.NDArray[np.integer], statistics: Statistics
-) -> dict[str, Scored]:
-    """Return the means of ``similarities`` over some pictures, with intervals over them."""
-    counts_BG = statistics.counts(len(rows))
-    return {
-        name: Scored(mean_of(each_N[rows]), len(rows), name != TO_TRAINED, mean_resampled(each_N[rows], counts_BG))
-        for name, each_N in values.items()
-    }
-
-
-def drops(
-    arrays: Mapping[str, torch.Tensor],
-    rows: npt.NDArray[np.integer],
-    num_repeats: int,
-    distractors: Distractors,
-    statistics: Statistics,
-) -> dict[str, Scored]:
-    """Return how far a group's metrics lie from those of all other test pictures: group minus the others.
-
-    Two-way identification counts here with all test pictures as distractors, so that both sides have the same.
+def per_image(arrays: Mapping[str, torch.Tensor], num_repeats: int, distractors: Distractors) -> dict[str, Float64]:
+    """Return metric -> what each image adds to it (N,); two-way identification has all test pictures as distractors.
 
     Args:
         arrays: From ``score_images``.
-        rows: Rows of the group.
         num_repeats: Repeats summed in the wins.
         distractors: Whose features were the distractors of the wins.
-        statistics: Resamples; group and others are drawn apart.
     """
     found = {}
     for key, array in arrays.items():
-        if not key.startswith((EACH, WINS)):
-            continue
-        name, is_two_way = key.partition(".")[2], key.startswith(WINS)
-        each_N = two_way_added(array.numpy(), distractors, num_repeats) if is_two_way else array.numpy()
-        others_N = np.delete(each_N, rows)
-        value = mean_of(each_N[rows]) - mean_of(others_N)
-        resampled_B = mean_resampled(each_N[rows], statistics.counts(len(rows)))
-        others = Statistics(statistics.num_resamples, statistics.seed + 1)
-        resampled_B = resampled_B - mean_resampled(others_N, others.counts(len(others_N)))
-        higher = metric_of(name, higher_is_better=is_two_way).higher_is_better
-        found[name] = Scored(value, min(len(rows), len(others_N)), higher, resampled_B)
+        if key.startswith(EACH):
+            found[key.removeprefix(EACH)] = array.numpy()
+        elif key.startswith(WINS):
+            found[key.removeprefix(WINS)] = two_way_added(array.numpy(), distractors, num_repeats)
     return found
+
+
+def scored_means(
+    each: Mapping[str, Float64], rows: npt.NDArray[np.integer], statistics: Statistics
+) -> dict[str, Scored]:
+    """Return the means of values by image (N,) over some pictures, with intervals over them."""
+    counts_BG = statistics.counts(len(rows))
+    return {
+        name: Scored(mean_of(each_N[rows]), len(rows), _is_better_up(name), mean_resampled(each_N[rows], counts_BG))
+        for name, each_N in each.items()
+    }
+
+
+def drops(each: Mapping[str, Float64], rows: npt.NDArray[np.integer], statistics: Statistics) -> dict[str, Scored]:
+    """Return how far a group's means lie from those of all other pictures: group minus the others.
+
+    Args:
+        each: Metric -> value by image (N,).
+        rows: Rows of the group.
+        statistics: Resamples; group and others are drawn apart.
+    """
+    apart, found = Statistics(statistics.num_resamples, statistics.seed + 1), {}
+    for name, each_N in each.items():
+        own_G, others = each_N[rows], np.delete(each_N, rows)
+        own_B = mean_resampled(own_G, statistics.counts(len(own_G)))
+        resampled_B = own_B - mean_resampled(others, apart.counts(len(others)))
+        num, value = min(len(own_G), len(others)), mean_of(own_G) - mean_of(others)
+        found[name] = Scored(value, num, _is_better_up(name), resampled_B)
+    return found
+
+
+def _is_better_up(name: str) -> bool:
+    return name != TO_TRAINED and metric_of(name, higher_is_better=True).higher_is_better
 
 
 def unpaired_difference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def generalisation_tables(findings: Findings) -> list[MetricTable]:
             groups = [(name, items) for name, items in of_main["retrieval"].items() if name != ALL]
             lines = [TableRow(f"{name} ({items[NEARER]['n']})", _cells(COLUMNS, items)) for name, items in groups]
             tables.append(MetricTable(f"{whose}groups, {main.label}", list(COLUMNS), lines))
+        pairs = [each for each in findings.shown_metrics if any(each.name in i for i in of_main["among_all"].values())]
+        if pairs:
+            columns = [replace(each, label=f"{each.label}, {which}") for each in pairs for which in ("own", "all")]
+            lines = [
+                TableRow(name, _beside(pairs, main.groups.get(name, {}), items))
+                for name, items in of_main["among_all"].items()
+            ]
+            title = f"{whose}two-way identification among a group's own images and among all, {main.label}"
+            tables.append(MetricTable(title, columns, lines))
         if of_main["drop"]:
             names = dict.fromkeys(name for items in of_main["drop"].values() for name in items)
             metrics = [each for each in findings.shown_metrics if each.name in names]
@@ -122,6 +132,13 @@ def _cells(metrics: Sequence[Metric], items: Mapping[str, Item]) -> list[tuple[s
         item = items.get(metric.name)
         cells.append((metric.text(item["value"]), _interval(metric.text, item), "") if item else ("", "", ""))
     return cells
+
+
+def _beside(
+    metrics: Sequence[Metric], own: Mapping[str, Item], among_all: Mapping[str, Item]
+) -> list[tuple[str, str, str]]:
+    """Return two cells of each metric: with distractors of the group, and with all."""
+    return [cell for metric in metrics for items in (own, among_all) for cell in _cells([metric], items)]
 
 
 def _changes(metrics: Sequence[Metric], items: Mapping[str, Item]) -> list[tuple[str, str, str]]:

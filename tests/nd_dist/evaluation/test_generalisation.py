@@ -69,6 +69,8 @@ def test_groups_are_compared_with_the_other_images_and_dimensions_with_the_true_
     found, _ = entries(world / "base")
     assert list(found["drop"]) == ["low"]
     assert set(found["retrieval"]) == {ALL, "low"}
+    assert set(found["among_all"]) == {"low"}
+    assert set(found["among_all"]["low"]) == {"plain_early", "plain_late", "residual", "mixer"}
     assert found["retrieval"]["low"][NEARER]["n"] == 2
     assert found["dimension"]["n"] == 12
     assert 1 <= found["dimension"]["decoded"] < 12
@@ -79,11 +81,13 @@ def test_the_report_shows_it_and_a_run_without_groups_has_nothing_of_it(world: P
     page = write_report(world / "base").read_text()
     assert "Reconstructed, or retrieved?" in page
     tables = generalisation_tables(Findings(world / "base"))
-    assert [table.title for table in tables] == [
+    assert [table.title.partition(",")[0] for table in tables] == [
         ALL,
-        "groups, without guidance",
-        "groups minus all other images, without guidance",
+        "groups",
+        "two-way identification among a group's own images and among all",
+        "groups minus all other images",
     ]
+    assert [metric.label for metric in tables[2].metrics][:2] == ["Plain, early, own", "Plain, early, all"]
     plain = run(world, "plain", image_groups={})
     assert not any("generalisation" in entry for entry in [*plain["points"], *plain["controls"]])
     assert not (world / "plain/evaluation/trained").exists()
@@ -93,7 +97,7 @@ def test_the_report_shows_it_and_a_run_without_groups_has_nothing_of_it(world: P
 def test_without_training_pictures_the_rest_is_there(world: Path) -> None:
     points = tuple(config_points(toy_job(world).config)[:1])
     found = run(world, "no pictures", absent={TRAINED: "not packed"}, points=points)["points"][0]["generalisation"]
-    assert set(found) == {"drop", "dimension"}
+    assert set(found) == {"among_all", "drop", "dimension"}
 
 
 def test_runs_of_several_splits_stand_under_each_other_with_their_differences(world: Path) -> None:

@@ -12,7 +12,8 @@ from nd_dist.metrics.generalisation import (
     drops,
     effective_dimension,
     nearest_similarity,
-    scored_similarities,
+    per_image,
+    scored_means,
     similarities,
     unpaired_difference,
 )
@@ -38,7 +39,7 @@ def test_a_retriever_is_told_from_a_decoder_that_generalises() -> None:
     retriever = [trained[np.corrcoef(recon, trained)[:30, 30:].argmax(axis=1)] for recon in decoder]
     every = np.arange(30)
     found = {
-        name: scored_similarities(similarities(recons, seen, trained), every, STATISTICS)
+        name: scored_means(similarities(recons, seen, trained), every, STATISTICS)
         for name, recons in (("decoder", decoder), ("retriever", retriever))
     }
     assert found["decoder"][NEARER].value == 1
@@ -63,12 +64,13 @@ def test_a_group_that_is_worse_drops_and_one_like_the_others_does_not() -> None:
     each[:20] -= 1.0
     wins[:, :20] = 0
     arrays = {EACH + "pixcorr": each, WINS + "clip": wins}
-    found = drops(arrays, worse, 1, "real", STATISTICS)
+    values = per_image(arrays, 1, "real")
+    found = drops(values, worse, STATISTICS)
     assert found["pixcorr"].value == pytest.approx(float(each[:20].mean() - each[20:].mean()))
     assert found["clip"].value == pytest.approx(-float(wins[:, 20:].sum()) / (40 * 59))
     assert all(item.as_json()["ci_high"] < 0 for item in found.values())
-    without = {key: value[20:][:, 20:] if key.startswith(WINS) else value[20:] for key, value in arrays.items()}
-    same = drops(without, alike - 20, 1, "real", STATISTICS)["pixcorr"].as_json()
+    assert scored_means(values, worse, STATISTICS)["clip"].value == 0
+    same = drops({"pixcorr": values["pixcorr"][20:]}, alike - 20, STATISTICS)["pixcorr"].as_json()
     assert same["ci_low"] < 0 < same["ci_high"]
 
 
