@@ -72,16 +72,18 @@ def doctor(
     raise typer.Exit(run_doctor(hostfile, shared, words or []))
 
 
-@_command("nd phantom demo/nsd phantom.num_subjects=2")
+@_command("nd phantom demo/nsd phantom.num_subjects=2", "nd phantom laion --layout laion-fmri")
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
+    layout: Annotated[str, typer.Option("--layout", help="nsd or laion-fmri (default: the recipe's).")] = "",
 ) -> None:
-    """Write a small simulated NSD in NSD's own files and layout."""
+    """Write a small simulated data set in NSD's own files and folders, or in LAION-fMRI's."""
     from launch.commands.demo import make_phantom
 
-    make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
+    more = [f"phantom.layout={layout}"] if layout else []
+    make_phantom(recipe, [*(overrides or []), *more, f"nsd_root={out_dir}"])
 
 
 @_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
@@ -108,20 +110,22 @@ def fetch(
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
 @launching
 def pack(words: LaunchWords) -> None:
-    """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
+    """Pack a data set into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
     words.launch("pack")
 
 
-@_command("nd verify shards", "nd verify shards --repair nsd_root=/data/nsd")
+@_command("nd verify shards", "nd verify --source laion_fmri nsd_root=/data/laion_fmri")
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder or URL of packed shards; with --source a recipe.")],
     overrides: Overrides = None,
     repair: Annotated[bool, typer.Option("--repair", help="Repack what is damaged, as it was packed.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="Read the data set itself, before it is packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.commands.packed_shards import run_repair, run_verify
+    from launch.commands.packed_shards import run_repair, run_verify, run_verify_source
 
-    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
+    run = run_verify_source if source else run_repair if repair else run_verify
+    run(shards_dir, overrides or [])
 
 
 @_command("nd export shards mindeye2_files --subject 1 --subject 2")
@@ -347,6 +351,16 @@ def merge(
     run_merge(out_dir, run_dirs)
 
 
+@_command("nd splits runs/random runs/cluster runs/ood")
+def splits(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Evaluated runs, each of its data.split; first the base.")],
+) -> None:
+    """Print the main numbers of runs on several splits, and how far each lies from the first."""
+    from launch.commands.results import print_splits
+
+    print_splits(run_dirs)
+
+
 @_command("nd report runs/subj01 --figures figures --track tensorboard")
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")],
@@ -372,7 +386,7 @@ def demo(
     recipe: RecipeOption = "demo",
     full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
-    """Run the whole pipeline on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
+    """Run the whole pipeline on a phantom: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)

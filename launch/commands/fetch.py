@@ -181,12 +181,12 @@ def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, 
 
 def nsd_commands(to: Path, subjects: Sequence[int], config: Config) -> str:
     """Return the commands that copy what is read of NSD, with sizes by arithmetic (betas as int16, uncompressed)."""
-    from shards.sources.nsd_counts import KNOWN, NUM_IMAGES, TRIALS_PER_SESSION
+    from shards.sources.known import NSD, NSD_TRIALS_PER_SESSION
 
-    if unknown := sorted(set(subjects) - set(KNOWN)):
-        raise ConfigError(f"NSD has no subjects {unknown}.", expected=f"some of {sorted(KNOWN)}")
+    if unknown := sorted(set(subjects) - set(NSD)):
+        raise ConfigError(f"NSD has no subjects {unknown}.", expected=f"some of {sorted(NSD)}")
     betas = config.data.betas
-    pictures = f"pictures, {NUM_IMAGES * 425**2 * 3 / 1e9:.1f} GB"
+    pictures = f"pictures, {NSD_IMAGES * 425**2 * 3 / 1e9:.1f} GB"
     lines = [
         f"# NSD's terms: {TERMS}",
         f"# Sign the access form first: {FORM}",
@@ -196,8 +196,8 @@ def nsd_commands(to: Path, subjects: Sequence[int], config: Config) -> str:
     ]
     for subject in subjects:
         x, y, z = _GRIDS[subject]
-        sessions = KNOWN[subject].sessions
-        size = x * y * z * 2 * TRIALS_PER_SESSION * sessions / 1e9
+        sessions = NSD[subject].sessions
+        size = x * y * z * 2 * NSD_TRIALS_PER_SESSION * sessions / 1e9
         place = f"ppdata/subj{subject:02d}"
         lines += [
             _sync(f"nsddata/{place}/behav", to, f"subject {subject}: responses, some MB"),

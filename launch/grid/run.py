@@ -170,14 +170,14 @@ def run_grid(grid: Grid, console: Console) -> None:
         CheckpointError: a run folder holds another recipe's training.
         WorldError: a host cannot take part.
     """
-    from shards.format.index import Index
+    from shards.format.splits import open_index
 
     folder = RunFolder(grid.config.run_dir, grid.launch_id)
     if grid.note:
         console.print(f"  note: {grid.note}")
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
-        index = Index.read(grid.config.shards_dir, grid.config.remote)
+        index = open_index(grid.config)
         grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
         with _agents_of(grid) as agents, folder.stop as stop, _board(grid, console):
             if agents is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nd_dist.config import Config, EvaluationConfig
+from nd_dist.config.data import OWN_SPLIT
 from nd_dist.errors import CheckpointError, ConfigError, DataError, NdDistError, StorageError
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TARGETS
 from shards.format.codec import PICTURES, stores_of
@@ -75,10 +76,10 @@ def run_checks(checks: Checks) -> tuple[dict[str, str], dict[str, NdDistError]]:
 
 
 def read_index(config: Config) -> Index:
-    """Return the index of a recipe's shards."""
-    from shards.format.index import Index
+    """Return the index of a recipe's shards, with the data split that it chose."""
+    from shards.format.splits import open_index
 
-    return Index.read(config.shards_dir, config.remote)
+    return open_index(config)
 
 
 def _with_index(config: Config, index: Callable[[], Index], check: Callable[[Config, Index], str]) -> str:
@@ -338,6 +339,7 @@ def _check_decoder(config: Config, index: Index) -> str:
             where=str(folder),
             todo="run `nd train` with the same recipe and run_dir=, or set evaluation.embeddings=ground_truth",
         )
+    _check_split(config)
     told = read_json(folder / "config.json")
     voxels = {int(subject): number for subject, number in told["num_voxels"].items()}
     wanted = {subject: index.num_voxels[subject] for subject in config.evaluated_subjects if subject in index.subjects}
@@ -360,6 +362,22 @@ def _check_decoder(config: Config, index: Index) -> str:
             todo=f"train with training.targets=[{','.join(TARGETS)}], or all networks with --all-targets",
         )
     return str(folder)
+
+
+def _check_split(config: Config) -> None:
+    """Refuse a decoder that may have seen what would be tested."""
+    from nd_dist.files import read_json
+
+    for done in (*config.run_dir.glob("checkpoints/*/done.json"), *config.run_dir.glob("*/checkpoints/*/done.json")):
+        trained = read_json(done)["fingerprint"].get("data.split", OWN_SPLIT)
+        if trained != config.data.split:
+            raise CheckpointError(
+                "The decoder was trained on another split, so it may have seen what would be tested.",
+                where=str(done),
+                expected=f"data.split={config.data.split}",
+                found=f"data.split={trained}",
+                todo="evaluate with the split of the training, or train in another run_dir",
+            )
 
 
 def _require_space(folder: Path, needed: float) -> None:

@@ -44,7 +44,7 @@ class Config(Section):
     seed: Count = 0
     """Seed of the run; every other seed derives from it and the unit of work."""
     nsd_root: Path = Path("nsd")
-    """Folder of NSD (or of a phantom NSD)."""
+    """Folder of the data set: NSD, or another that `data.reader` reads, or a phantom."""
     shards_dir: Location = Path("shards_out")
     """Folder of the packed shards; for training and evaluation also a URL (http, https, s3) of such a folder."""
     run_dir: Path = Path("runs/default")

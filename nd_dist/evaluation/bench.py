@@ -19,6 +19,7 @@ from nd_dist.evaluation.scoring.score import JudgedSheets
 from nd_dist.fanout.results import has_result, read_record
 from nd_dist.files import hash_json
 from nd_dist.metrics.scores import Statistics
+from nd_dist.schema import GUIDANCE, SEMANTIC
 
 
 @dataclass
@@ -76,6 +77,13 @@ class Bench:
         if point.control == "shuffled":
             targets = ShuffledTargets(targets, shuffled_images(job.images(subject), job.config.seed))
         return targets
+
+    def compared_target(self, point: Point, subject: int) -> str:
+        """Return what retrieval compares: the deepest guidance layer that is decoded, else the semantic target."""
+        if not self.job.is_decoded(point):
+            return GUIDANCE[-1]
+        names = StoredTargets(self.job.layout.decoded(point, subject), self.job.split_images(subject)).names
+        return next((name for name in reversed(GUIDANCE) if name in names), SEMANTIC)
 
     def has(self, folder: Path, key: str) -> bool:
         """Return whether a result is there; a result that was seen once is not looked for again."""

@@ -56,6 +56,7 @@ class Job:
         image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
+        subject_names: Subject -> the data set's own name of it, where that says more than the number.
         departures: What these data are otherwise than the published ones, one sentence each.
         has_given_features: Whether the source brings features for retrieval.
         round_images: Images of an early round of a search, whose scores lie apart; 0: it is none.
@@ -76,6 +77,7 @@ class Job:
     image_classes: Groups = field(default_factory=dict)
     content_id: str = ""
     is_simulated: bool | None = None
+    subject_names: Mapping[int, str] = field(default_factory=dict)
     departures: tuple[str, ...] = ()
     has_given_features: bool = False
     round_images: int = 0

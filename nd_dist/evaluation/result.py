@@ -15,6 +15,7 @@ from typing import Any
 from nd_dist.compute.device import platform_facts
 from nd_dist.errors import DataError
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.generalisation import KEY as GENERALISATION
 from nd_dist.evaluation.job import Job, Keys
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
@@ -114,6 +115,7 @@ def write_metrics(bench: Bench) -> None:
             *job.departures,
         ],
         "split": job.split,
+        **({"subject_names": {str(s): name for s, name in job.subject_names.items()}} if job.subject_names else {}),
         "simulated": job.is_simulated,
         "images": {**present.get("images", {}), **own},
         "absent": dict(bench.keys.absent),
@@ -136,7 +138,7 @@ def scored_entries(bench: Bench) -> list[Entry]:
             metrics = read_scores(*bench.score_folders(point, subject)).metrics
             record = read_record(job.layout.score(point, subject))
             # failures: reconstructions that were not finite; they count as grey pictures
-            more = {name: record[name] for name in ("groups", "failures") if record.get(name)}
+            more = {name: record[name] for name in ("groups", GENERALISATION, "failures") if record.get(name)}
             found.append({**point.describe(), "subject": subject, "folder": folder, "metrics": metrics, **more})
     return found
 

@@ -25,6 +25,7 @@ from nd_dist.compute.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
+from nd_dist.evaluation.generalisation import trained_tasks
 from nd_dist.evaluation.given import given_tasks
 from nd_dist.evaluation.job import SELECTION, Job, Keys, keys_of
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
@@ -258,6 +259,7 @@ class Worker:
         bench = Bench(job, keys)
         self._prepare(bench)
         bench.costs = self.costs
+        self._phase(bench, "trained", trained_tasks(bench))
         self._phase(bench, "reconstruct", point_tasks(bench))
         self._phase(bench, "metrics", [metrics_task(bench)])
         metrics: dict[str, Any] = read_json(job.layout.metrics)

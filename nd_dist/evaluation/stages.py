@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nd_dist.evaluation.bench import Bench
+from nd_dist.evaluation.generalisation import generalisation
 from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
 from nd_dist.evaluation.points.units import Bundle, Point, subject_name
 from nd_dist.evaluation.reconstruction.controls import nearest_images
@@ -31,7 +32,6 @@ from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_i
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task, Work
 from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
-from nd_dist.schema import GUIDANCE, SEMANTIC
 
 CALIBRATION_BUNDLES = 2  # the first warms up; the last is timed
 
@@ -46,7 +46,7 @@ def _nearest_task(bench: Bench, point: Point, subject: int) -> Task:
     job, folder, key = bench.job, bench.job.layout.nearest(subject), bench.keys.key("pictures", point, subject)
 
     def work() -> Steps:
-        compared, name = bench.targets(point, subject), _compared_target(bench, point, subject)
+        compared, name = bench.targets(point, subject), bench.compared_target(point, subject)
         ids, candidates = job.images(subject), job.source.images(subject, "train")
         found: dict[int, int] = {}
         for nearest in nearest_images(compared, TrueTargets(job.source), name, ids, candidates):
@@ -263,6 +263,7 @@ def _score_task(bench: Bench, point: Point, subject: int, after: tuple[str, ...]
             "failures": _failures(bench, point, subject),
             "image_ids": list(ids),
             "subject": subject,
+            **generalisation(bench, point, subject, judged, arrays),
         }
         kept = {**arrays, **kept_arrays(scored)}
         key = bench.keys.key("score", point, subject)
@@ -300,7 +301,7 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
 
     def work() -> Steps:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
-        name = _compared_target(bench, point, subject)
+        name = bench.compared_target(point, subject)
         true = TrueTargets(job.source)
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
@@ -309,12 +310,3 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
         publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
     return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, key), work)
-
-
-def _compared_target(bench: Bench, point: Point, subject: int) -> str:
-    """Return the target that retrieval compares: the deepest guidance layer that is decoded, else the semantic one."""
-    job = bench.job
-    if not job.is_decoded(point):
-        return GUIDANCE[-1]
-    names = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject)).names
-    return next((name for name in reversed(GUIDANCE) if name in names), SEMANTIC)

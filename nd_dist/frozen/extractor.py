@@ -88,7 +88,7 @@ class FrozenExtractor:
         Args:
             pictures_BHWC: uint8 pictures (B, H, W, 3) of any size.
             captions: Captions of each picture, at least one where c is wanted; their embeddings are averaged.
-            image_ids: 0-based NSD ids; they seed the VAE's sample, and name a picture in errors.
+            image_ids: 0-based ids; they seed the VAE's sample, and name a picture in errors.
             wanted: Names of the targets to make (none: all); a network that none of them needs does not run.
 
         Returns:

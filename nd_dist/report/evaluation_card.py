@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from nd_dist.report.facts import protocol_facts, provenance_facts, selection_sentence
+from nd_dist.files import canonical_json
 from nd_dist.report.findings import Findings
 from nd_dist.report.table_files import main_table
+from nd_dist.report.tables import selection_sentence
 from nd_dist.schema import TARGETS
 
+_PROVENANCE = ("code", "config_hash", "shards", "decoding", "networks", "judges", "bootstrap")
 _DATA = {
     True: "Simulated data (a phantom NSD), not human brains: the metrics cannot be compared with published ones.",
     False: "Measured data.",
@@ -39,15 +42,18 @@ def evaluation_card(run_dir: str | Path) -> str:
         + ".",
         *(f"Departure: {departure}." for departure in metrics.get("departures", ())),
     ]
-    protocol = protocol_facts(metrics.get("protocol_details", {}))
+    protocol = {"protocol": metrics["protocol"], **metrics.get("protocol_details", {})}
     sections = {
         "Data": "\n\n".join(data),
         "Protocol": _table(protocol),
         "Metrics": "\n\n".join(filter(None, [main_table(findings), selection_sentence(findings)])),
-        "Provenance": _table(provenance_facts(metrics["provenance"])),
+        "Provenance": _table({key: metrics["provenance"].get(key) for key in _PROVENANCE}),
     }
     return "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items())
 
 
-def _table(facts: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)])
+def _table(facts: Mapping[str, object]) -> str:
+    """Return facts of JSON, those that are known, as rows of a table."""
+    known = ((name, value) for name, value in facts.items() if value not in (None, "", [], {}))
+    lines = (f"| {name} | {value if isinstance(value, str) else canonical_json(value)} |" for name, value in known)
+    return "\n".join(["| | |", "|---|---|", *lines])

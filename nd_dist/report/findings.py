@@ -155,7 +155,8 @@ class Findings:
         """Return a subject, or the mean over all of them, in words."""
         if subject == ALL_SUBJECTS:
             return f"Mean of subjects {', '.join(map(str, self.subjects))}"
-        return f"Subject {subject}"
+        name = self.metrics.get("subject_names", {}).get(str(subject), "")
+        return f"Subject {subject}{f' ({name})' if name else ''}"
 
     @property
     def shown_metrics(self) -> list[Metric]:

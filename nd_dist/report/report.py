@@ -12,6 +12,7 @@ from typing import Any
 from nd_dist.files import write_text
 from nd_dist.report.charts import image_scatters, selection_map, sweep_charts, training_curves
 from nd_dist.report.findings import Findings
+from nd_dist.report.generalisation import generalisation_tables
 from nd_dist.report.pictures import all_images, extremes, galleries, picture_grids
 from nd_dist.report.table_files import csv_table, latex_table, markdown_table
 from nd_dist.report.tables import (
@@ -72,6 +73,7 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
         tables=metric_tables(findings),
         has_controls=bool(findings.controls),
         groups=group_tables(findings),
+        generalisation=generalisation_tables(findings),
         published=published_table(findings),
         beside=[beside_table(findings, beside)] if beside else [],
         galleries=galleries(findings),

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
 from shards.format.index import ShardInfo
+from shards.format.splits import representatives
 from shards.format.tables import Table
 from shards.places.remote import Prefetcher
 from shards.reading.buffers import BufferPool, page_locked
@@ -50,7 +51,7 @@ class TrialStream(IterableDataset[Batch]):
 
     def __init__(self, reader: ShardReader, config: StreamConfig) -> None:
         self._reader, self._config = reader, config
-        self._items = choose_items(reader.trials, config)
+        self._items = choose_items(reader.trials, config, representatives(reader.index))
         self._order = Order(
             seed=config.seed,
             subjects=config.subjects,

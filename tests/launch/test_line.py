@@ -156,3 +156,30 @@ def test_a_demo_killed_at_any_moment_goes_on_and_ends_with_the_same_metrics(
     process.wait()
     nd("demo", *words_of(tmp_path), "--ranks", "2")
     assert points_of(tmp_path) == points_of(finished)
+
+
+def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp_path: Path) -> None:
+    words = [
+        *(word for word in words_of(tmp_path) if not word.startswith(("data.subjects", "evaluation.num_images"))),
+        *(
+            "phantom.num_subjects=2",
+            "phantom.num_sessions=4",
+            "phantom.trials_per_session=40",
+            "phantom.num_shared=12",
+        ),
+        "data.subjects=[1,3]",
+    ]
+    for command in ("pack", "train", "evaluate"):
+        if command == "pack":
+            nd("phantom", str(tmp_path / "nsd"), "--recipe", "laion_fmri_demo", *words)
+        nd(command, "laion_fmri_demo", *words, "--ranks", "1")
+    nd("report", str(tmp_path / "run"))
+    point = points_of(tmp_path)[0]
+    assert {"OOD", "not OOD", "LAION"} <= set(point["groups"])
+    assert {"retrieval", "drop", "dimension"} <= set(point["generalisation"])
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Reconstructed, or retrieved?" in page
+    assert "Subject 1 (sub-01)" in page
+    refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
+    assert refused.returncode == 3
+    assert "trained on another split" in refused.stderr + refused.stdout

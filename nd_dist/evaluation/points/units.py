@@ -145,7 +145,7 @@ class Bundle:
 
 
 def subject_name(subject: int) -> str:
-    """Return NSD's name of a subject: 1 -> ``subj01``."""
+    """Return the folder name of a subject: 1 -> ``subj01``."""
     return f"subj{subject:02d}"
 
 

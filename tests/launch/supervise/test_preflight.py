@@ -10,14 +10,14 @@ import pytest
 
 from benchmarks.training_memory import SHAPES, VOXELS
 from launch.recipe import load_recipe
-from launch.supervise.checks import checks_of, decoder_dir
+from launch.supervise.checks import _check_split, checks_of, decoder_dir
 from launch.supervise.memory import memory_note, needed_bytes, stage_counts
 from launch.supervise.preflight import advice, require
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import TargetSpec, role_of
-from nd_dist.training.records import stage_dir, write_best
+from nd_dist.training.records import stage_dir, training_fingerprint, write_best, write_done
 from tests.support.command_line import nd
 from tests.support.shard_index import write_index
 
@@ -116,3 +116,16 @@ def test_the_last_or_the_best_decoder_is_evaluated_and_a_missing_one_is_named(tm
     write_best(stage, "best-0000004", 4, {"loss": 1.0})
     assert decoder_dir(last) == stage / "model"
     assert decoder_dir(best) == stage / "best-0000004"
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "c/checkpoints"])
+def test_a_decoder_of_another_split_is_not_evaluated(place: str, tmp_path: Path, shards: Path) -> None:
+    own = paper(shards, f"run_dir={tmp_path}")
+    small = own.decoder.model_copy(update={"hidden_size": 8, "prior_depth": 0})
+    Decoder(small, {1: 5}, [TargetSpec("c", "semantic", (2, 3))]).save(stage_dir(tmp_path, 2) / "model")
+    for trained, other in (("own", "tau"), ("tau", "own")):
+        config = paper(shards, f"data.split={trained}")
+        write_done(tmp_path / place / "stage2", training_fingerprint(config, {}, 2), 1, 0.0, "")
+        _check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={trained}"))
+        with pytest.raises(CheckpointError, match=f"(?s)expected: data.split={other}.*found: data.split={trained}"):
+            _check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={other}"))
