@@ -181,7 +181,7 @@ def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, 
 
 def nsd_commands(to: Path, subjects: Sequence[int], config: Config) -> str:
     """Return the commands that copy what is read of NSD, with sizes by arithmetic (betas as int16, uncompressed)."""
-    from shards.sources.known import NSD, NSD_TRIALS_PER_SESSION
+    from shards.sources.known import NSD, NSD_IMAGES, NSD_TRIALS_PER_SESSION
 
     if unknown := sorted(set(subjects) - set(NSD)):
         raise ConfigError(f"NSD has no subjects {unknown}.", expected=f"some of {sorted(NSD)}")

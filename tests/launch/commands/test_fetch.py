@@ -18,7 +18,7 @@ from nd_dist.config.data import DataConfig
 from nd_dist.files import sha256_file
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.folders import resolve_folder
-from shards.sources.nsd_counts import KNOWN
+from shards.sources.known import NSD
 from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
 from tests.support.command_line import Ended, nd, nd_process
 from tests.support.file_server import FileServer
@@ -175,6 +175,6 @@ def test_nsd_s_commands_name_every_part_of_the_subjects_with_sizes(tmp_path: Pat
     assert f"nsddata_betas/ppdata/subj08/func1pt8mm/{DataConfig().betas}" in text
     assert "subj02" not in text
     assert "39.6 GB" in text
-    assert f"{81 * 104 * 83 * 2 * 750 * KNOWN[1].sessions / 1e9:.0f} GB" in text
+    assert f"{81 * 104 * 83 * 2 * 750 * NSD[1].sessions / 1e9:.0f} GB" in text
     assert nd("fetch", "nsd", "--to", "nsd", "--subjects", "9").returncode == 2
     assert nd("fetch", "everything", "--to", "nsd").returncode == 2

@@ -21,7 +21,7 @@ from nd_dist.errors import CheckpointError, DataError, Requeue
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.partial import partial_metrics
 from nd_dist.evaluation.points.units import Point, grid_points
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.results import read_png, read_record
@@ -121,7 +121,7 @@ def test_running_again_does_nothing_and_changes_nothing(world: Path) -> None:
     assert sum(tally["done"] for tally in work.values()) == 0
 
 
-class EarlierNetworks(ModelFolders):
+class EarlierNetworks(Networks):
     """Networks that are identified by their files, as earlier versions did."""
 
     def identity(self, config: Config) -> dict[str, str | bool]:
