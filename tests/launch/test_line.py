@@ -183,3 +183,11 @@ def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp
     refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
     assert refused.returncode == 3
     assert "trained on another split" in refused.stderr + refused.stdout
+
+
+@pytest.mark.slow
+def test_networks_that_a_grid_trained_one_by_one_are_evaluated_as_one_decoder(finished: Path, tmp_path: Path) -> None:
+    words = [*words_of(finished), "decoder.heads=single", f"run_dir={tmp_path}"]
+    nd("train", "demo", *words, "--all-targets", "--stages", "2", "--at-once", "2")
+    nd("evaluate", "demo", *words, f"run_dir={tmp_path / 'subj01'}")
+    assert {(point["kappa"], point["eta"]) for point in points_of(tmp_path, "subj01")} == {(0, 0), (10, 1)}
