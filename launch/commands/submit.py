@@ -12,7 +12,6 @@ from pathlib import Path
 
 from launch.console import make_console
 from launch.grid.plan import GridRequest, plan_grid, subject_dir
-from launch.grid.state import grid_checks
 from launch.keys import nearest
 from launch.plans.sbatch import SUBMITTED, Submission, sbatch_text, unasked_memory
 from launch.recipe import config_yaml, load_recipe
@@ -67,6 +66,8 @@ def submit_command(
 
 def _checks(commands: Sequence[str], config: Config, grid: GridRequest | None, ranks: int) -> Checks:
     """Return the checks of all commands, each after those before it."""
+    from launch.grid.state import grid_checks  # imports numpy, for which a shell that completes words does not wait
+
     checks: Checks = {}
     for number, command in enumerate(commands):
         before = commands[:number]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from nd_dist.config import Config, EvaluationConfig
 from nd_dist.errors import CheckpointError, ConfigError, DataError, NdDistError, StorageError
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TARGETS
-from shards.format.codec import PICTURES, stores_of
 
 if TYPE_CHECKING:
     from shards.format.index import Index
@@ -161,6 +160,8 @@ def _check_subjects(config: Config, index: Index) -> str:
 
 def _check_targets(config: Config, index: Index) -> str:
     """Refuse targets that were not packed."""
+    from shards.format.codec import stores_of
+
     stores = stores_of(config.training.targets, config.training.int8_targets)
     if missing := [name for name in stores if name not in index.features]:
         raise DataError(
@@ -206,6 +207,8 @@ def _check_teacher(config: Config) -> str:
 
 def _check_teacher_pictures(config: Config, index: Index) -> str:
     """Refuse a teacher that would have no pictures to look at."""
+    from shards.format.codec import PICTURES
+
     if _teacher(config) and PICTURES not in index.features:
         raise DataError(
             "The teacher looks at pictures, and the shards hold none.",
@@ -242,6 +245,7 @@ def check_stage(config: Config, index: Index, stage: int, ranks: int | None = No
     from nd_dist.files import read_json
     from nd_dist.training.records import check_fingerprint, read_done, stage_dir, training_fingerprint
     from nd_dist.training.source import stage_request
+    from shards.format.codec import stores_of
 
     folder = stage_dir(config.run_dir, stage)
     found: dict[str, Any] = read_done(folder).get("fingerprint", {})
@@ -274,6 +278,8 @@ def _check_room(config: Config, index: Index, ranks: int) -> str:
 
 def _check_pictures(config: Config, index: Index) -> str:
     """Refuse shards without the pictures that are compared with."""
+    from shards.format.codec import PICTURES
+
     if PICTURES not in index.features:
         raise DataError(
             "The shards hold no pictures to compare with.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -149,6 +150,17 @@ def test_doctor_names_what_is_there() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     for word in ("deepspeed", "free space", "/dev/shm"):
         assert word in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch reaches a GPU here")
+def test_doctor_says_which_torch_a_gpu_s_driver_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "Driver Version: 550.54   CUDA Version: 12.4"
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ $# = 0 ] && echo "{header}" || echo 24576\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    result = nd("doctor")
+    assert result.returncode == 3
+    assert "whl/cu124" in result.stdout
 
 
 def test_doctor_says_all_that_a_run_would_miss_and_the_command_that_mends_it(tmp_path: Path) -> None:

@@ -156,3 +156,11 @@ def test_a_demo_killed_at_any_moment_goes_on_and_ends_with_the_same_metrics(
     process.wait()
     nd("demo", *words_of(tmp_path), "--ranks", "2")
     assert points_of(tmp_path) == points_of(finished)
+
+
+@pytest.mark.slow
+def test_networks_that_a_grid_trained_one_by_one_are_evaluated_as_one_decoder(finished: Path, tmp_path: Path) -> None:
+    words = [*words_of(finished), "decoder.heads=single", f"run_dir={tmp_path}"]
+    nd("train", "demo", *words, "--all-targets", "--stages", "2", "--at-once", "2")
+    nd("evaluate", "demo", *words, f"run_dir={tmp_path / 'subj01'}")
+    assert {(point["kappa"], point["eta"]) for point in points_of(tmp_path, "subj01")} == {(0, 0), (10, 1)}
