@@ -31,7 +31,7 @@ def settings_like(incomplete: str) -> list[tuple[str, str]]:
 
 def commands_like(incomplete: str) -> list[str]:
     """Return the commands that can be submitted and begin with a text."""
-    from launch.commands.submit import SUBMITTED
+    from launch.plans.sbatch import SUBMITTED
 
     return [name for name in SUBMITTED if name.startswith(incomplete)]
 

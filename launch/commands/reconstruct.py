@@ -12,6 +12,7 @@ from nd_dist.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
 
 AT_ONCE = 8  # rows of one call: pictures appear as they are made
 
@@ -86,20 +87,16 @@ def _check_words(pictures: Sequence[Path], voxels: Path | None, captions: Sequen
         )
 
 
-def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Return a picture as RGB bytes, turned as its camera says."""
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _read_picture(path: Path) -> Image.Image:
+    """Return a picture whose file has been read to its end."""
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            return image.copy()
+    except OSError as error:  # also what Pillow raises for a file that is no picture
         raise DataError(
-            "A picture cannot be read.",
-            where=str(path),
-            expected="a PNG or JPEG, say",
-            found=str(error),
+            "A picture cannot be read.", where=str(path), expected="a PNG or JPEG, say", found=str(error)
         ) from error
 
 

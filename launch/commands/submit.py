@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.console import make_console
 from launch.grid.plan import GridRequest, plan_grid, subject_dir
 from launch.keys import nearest
-from launch.plans.sbatch import Submission, sbatch_text, unasked_memory
+from launch.plans.sbatch import SUBMITTED, Submission, sbatch_text, unasked_memory
 from launch.recipe import config_yaml, load_recipe
 from launch.supervise.checks import Checks, checks_of
 from launch.supervise.preflight import advice, require
@@ -22,7 +22,6 @@ from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
 from nd_dist.versions import CODE_DIR
 
-SUBMITTED = ("pack", "train", "evaluate", "sweep")
 SBATCH_WITHIN_S = 60
 
 

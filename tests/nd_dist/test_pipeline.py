@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from launch.recipe import config_yaml, load_recipe
@@ -131,6 +132,18 @@ def test_what_does_not_fit_is_named(pipe: NeuralDiffuserPipeline, world: Path, t
     shutil.copy(world / "run" / "config.yaml", tmp_path / "run")
     with pytest.raises(CheckpointError, match="run `nd evaluate"):
         NeuralDiffuserPipeline.from_pretrained(tmp_path / "run")
+
+
+def test_names_in_the_hub_cache_are_opened_as_folders_are(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("stable-diffusion", "clip-vision"):
+        shutil.copytree(world / "models" / name, tmp_path / f"models--lab--{name}" / "snapshots" / "1a2b")
+    with pytest.raises(CheckpointError, match="openai/clip-vit-base-patch32"):  # the guidance CLIP if none is named
+        NeuralDiffuserPipeline.from_pretrained("lab/stable-diffusion")
+    pipe = NeuralDiffuserPipeline.from_pretrained("lab/stable-diffusion", guidance_model="lab/clip-vision")
+    assert pipe.sampler.kappa == 300_000, "the published settings"
 
 
 def test_the_shipped_phantom_brings_the_settings_of_its_recipe() -> None:
