@@ -14,7 +14,7 @@ SAYS = {
     "machine": ("tflops", "to_device_gb_s", "memory_gb_s", "launch_us"),
     "correctness": ("differences", "two_runs_are_equal"),
     "engine": ("ZeRO 0, float32", "ZeRO 1, float32", "ZeRO 2, float32", "ZeRO 3, float32"),
-    "training": ("z, plain", "z, nd_dist"),
+    "training": ("g02, plain", "g02, nd_dist"),
     "sampler": ("published_s", "1 rows", "2 rows"),
     "extraction and decoding": ("extract c, float32", "extract z, bfloat16", "decode c", "decode z"),
     "evaluation": ("networks", "points"),

@@ -32,8 +32,8 @@ def state_on_disk(config: Config, training: Training, index: Index) -> State:
     ranks = found.get("launch.ranks", 1)
     request = stage_request(own, training.stage, ranks)
     stores = stores_of(request.targets, own.training.int8_targets)
-    content_id = index.content_id(request.subjects, stores, request.sessions)
-    wanted = training_fingerprint(own, content_id, training.stage, found["start"], ranks)
+    data = index.identity(request.subjects, stores, request.sessions)
+    wanted = training_fingerprint(own, data, training.stage, found["start"], ranks)
     check_fingerprint(wanted, found, folder)
     return "done"
 

@@ -36,10 +36,10 @@ class ShardSource:
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
 
-    def content_id(self, request: StageRequest) -> str:
-        """Return a hash of everything that a stage reads, and of nothing else that was packed."""
+    def identity(self, request: StageRequest) -> Mapping[str, object]:
+        """Return hashes of everything that a stage reads, and of everything that was packed."""
         stores = stores_of(request.targets, self._training.int8_targets)
-        return self._reader.index.content_id(request.subjects, stores, request.sessions)
+        return self._reader.index.identity(request.subjects, stores, request.sessions)
 
     def open_stream(self, request: StageRequest) -> Stream:
         """Return this rank's stream of a stage."""

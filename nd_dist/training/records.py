@@ -47,13 +47,13 @@ def ridge_dir(run_dir: Path) -> Path:
 
 
 def training_fingerprint(
-    config: Config, content_id: str, stage: int, start: str = SCRATCH, ranks: int = 1
+    config: Config, data: Mapping[str, object], stage: int, start: str = SCRATCH, ranks: int = 1
 ) -> dict[str, object]:
     """Return the facts that decide a stage's result, as flat JSON keys.
 
     Args:
         config: The recipe.
-        content_id: Identity of the data that the stage reads.
+        data: Identities of the data that the stage reads; see ``check_fingerprint``.
         stage: 1 or 2.
         start: Hash of the model that the stage starts from, or "scratch".
         ranks: Ranks of the training; they count where the batch grows with them.
@@ -76,17 +76,22 @@ def training_fingerprint(
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
     if training["rows_per_rank"] is not None:
         facts["launch.ranks"] = ranks
-    facts.update({"data.content": content_id, "stage": stage, "start": start})
+    facts.update({**data, "stage": stage, "start": start})
     return facts
 
 
 def check_fingerprint(wanted: Mapping[str, object], found: Mapping[str, object], where: Path) -> None:
     """Refuse to go on with something that another recipe made.
 
+    Data are known by ``data.content``, a hash of what is read; what earlier versions made has ``data.index`` alone,
+    the hash of all that was packed.
+
     Raises:
         CheckpointError: names every key that differs.
     """
-    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    unasked = "data.index" if "data.content" in found else "data.content"
+    keys = (wanted.keys() | found.keys()) - {unasked}
+    differing = sorted(key for key in keys if wanted.get(key) != found.get(key))
     if not differing:
         return
     raise CheckpointError(

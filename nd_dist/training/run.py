@@ -191,8 +191,8 @@ def _stage_state(
     """
 
     def facts_of(number: int, start: str) -> dict[str, object]:
-        content_id = source.content_id(stage_request(config, number, num_ranks))
-        return training_fingerprint(config, content_id, number, start, num_ranks)
+        data = source.identity(stage_request(config, number, num_ranks))
+        return training_fingerprint(config, data, number, start, num_ranks)
 
     start_dir, start, first = None, SCRATCH, stage_dir(config.run_dir, 1)
     if stage == 2:

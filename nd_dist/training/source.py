@@ -83,8 +83,8 @@ class TrainingSource(Protocol):
         """Subject -> number of voxels."""
         ...
 
-    def content_id(self, request: StageRequest) -> str:
-        """Return the identity of what a stage reads: a run continues on the same data only."""
+    def identity(self, request: StageRequest) -> Mapping[str, object]:
+        """Return what tells the data of a stage from others: a run continues on the same data only."""
         ...
 
     def open_stream(self, request: StageRequest) -> Stream:

@@ -238,6 +238,12 @@ class Index(_Record):
             is_read &= np.isin(self.trials["session"], list(sessions)) | (self.trials["split"] == TEST)
         return self.rows_id(self.trials[is_read], stores)
 
+    def identity(
+        self, subjects: Sequence[int], stores: Sequence[str], sessions: Sequence[int] | None = None
+    ) -> dict[str, object]:
+        """Return ``content_id`` as ``data.content`` and the hash of all that is packed as ``data.index``."""
+        return {"data.content": self.content_id(subjects, stores, sessions), "data.index": self.id}
+
     def rows_id(self, rows: Table, stores: Sequence[str]) -> str:
         """Return a hash of some rows of ``trials`` in order, of their images, and of every record's checksum.
 

@@ -15,6 +15,7 @@ from tests.support.fake_gpu.build import why_not
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.launch
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_every_gpu_path_runs_at_full_size_on_the_rank_s_device_within_its_budget() -> None:
     plugin = ["-p", "tests.support.fake_gpu.plugin", "-o", "python_files=check_*.py", "-p", "no:cacheprovider"]

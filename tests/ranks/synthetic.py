@@ -50,8 +50,8 @@ class SyntheticSource:
         weights = normal(NUM_FACTORS, int(np.prod(shape)), words=("target", name))
         return torch.from_numpy(np.tanh(self.factors(image_id) @ weights / 3).reshape(-1, *shape))
 
-    def content_id(self, request: StageRequest) -> str:
-        return f"{self.content}, subjects {request.subjects}"
+    def identity(self, request: StageRequest) -> dict[str, object]:
+        return {"data.content": f"{self.content}, subjects {request.subjects}"}
 
     def open_stream(self, request: StageRequest) -> SyntheticStream:
         return SyntheticStream(self, request)

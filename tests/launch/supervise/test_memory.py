@@ -33,6 +33,7 @@ def wide_recipe(folder: Path, **training: object) -> Config:
     return config.model_copy(update={"decoder": config.decoder.model_copy(update=wide)})
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("zero_stage", "dtype", "shard_layers"),
     [(0, "float32", False), (1, "float32", True), (2, "bfloat16", False), (3, "float32", False)],

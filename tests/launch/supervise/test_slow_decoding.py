@@ -27,6 +27,7 @@ from tests.nd_dist.evaluation.toy_world import NUM_VOXELS, SHAPES, toy_config, w
 SILENCE_S = 10
 
 
+@pytest.mark.launch
 @pytest.mark.skipif(find_tools().mpirun == "", reason="no mpirun (pip install mpich)")
 def test_slow_decoding_is_shared_by_the_ranks_shown_and_not_taken_for_hung(tmp_path: Path) -> None:
     write_models(tmp_path)

@@ -35,6 +35,7 @@ def test_the_benchmark_compares_equal_pictures(capsys: pytest.CaptureFixture[str
     assert all(1.5 < promise < 2.6 for promise in promises[1::2])
 
 
+@pytest.mark.launch
 def test_the_throughput_table_has_a_line_for_every_batch_size(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batch", "1", "2", "--compile", "off", "--dtype", "bfloat16", "--matmul-side", "16"]
     benchmark.main([*SHORT, *options])

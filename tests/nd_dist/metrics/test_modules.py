@@ -87,6 +87,7 @@ def score_part(rank: int, store: str, out: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.launch
 def test_two_ranks_with_different_pictures_agree_on_the_numbers_of_one(tmp_path: object) -> None:
     mp.spawn(score_part, (f"{tmp_path}/store", f"{tmp_path}/out"), nprocs=2)
     originals, recons = features(0)

@@ -71,5 +71,5 @@ def test_a_training_of_one_target_may_have_steps_and_samples_of_its_own() -> Non
         config = CONFIG.model_copy(update={"training": training})
         request = stage_request(config, 1, world_size=1)
         assert (stage_length(config, request)[0], request.samples_per_subject) == expected
-        facts = training_fingerprint(config, "i", 1)
+        facts = training_fingerprint(config, {"data.content": "i"}, 1)
         assert (facts["training.steps"], facts["training.samples_per_subject"]) == expected

@@ -65,6 +65,7 @@ def test_two_ranks_of_which_one_is_killed_and_then_one_rank_make_the_losses_of_o
     assert skipped == ["vae", "clip", "judges"]
 
 
+@pytest.mark.launch
 def test_a_training_that_was_stopped_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
     settings = tiny_settings(stages=("judges",))
     asked = iter([False, True])
