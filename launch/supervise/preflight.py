@@ -61,7 +61,7 @@ def advice(command: str, config: Config, ranks: int, is_asked: bool = False) -> 
     from nd_dist.training.source import stage_request
     from shards.format.index import Index
 
-    training, notes = config.training, []
+    training, notes = config.training, [_ridge_cost(config)] if config.fits_ridge_beside else []
     if config.decoder.heads == "single" and len(training.targets) > 1:
         notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each by itself")
     rows = min(stage_request(config, stage, ranks).num_rows for stage in training.stages)
