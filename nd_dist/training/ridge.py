@@ -12,7 +12,7 @@ Legend of shape suffixes: N images, V voxels, R directions of the basis, D numbe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -177,7 +177,7 @@ def fit(
     return float(np.mean([penalty.error for penalty in penalties.values()]))
 
 
-def ridge_facts(config: Config, content_id: str) -> dict[str, object]:
+def ridge_facts(config: Config, data: Mapping[str, object]) -> dict[str, object]:
     """Return the facts that decide the fit, as flat JSON keys."""
     training = config.training
     return {
@@ -188,7 +188,7 @@ def ridge_facts(config: Config, content_id: str) -> dict[str, object]:
         "training.sessions": None if training.sessions is None else list(training.sessions),
         "training.heldout_fraction": training.heldout_fraction,
         "training.int8_targets": training.int8_targets,
-        "data.content": content_id,
+        **data,
     }
 
 

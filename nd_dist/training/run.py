@@ -102,7 +102,7 @@ def _fit_ridge(
     is_control = config.decoder.kind != "ridge"
     folder = ridge_dir(config.run_dir) if is_control else stage_dir(config.run_dir, ridge.STAGE)
     request = stage_request(config, ridge.STAGE, world.size)
-    facts = on_main(lambda: ridge.ridge_facts(config, source.content_id(request)))
+    facts = on_main(lambda: ridge.ridge_facts(config, source.identity(request)))
     is_finished = on_main(lambda: bool(_finished(folder, facts)))
     if is_control:
         if not is_finished:
@@ -156,7 +156,7 @@ def _run_stage(
 
     # What looks at it and keeps it
     checkpoints = StageCheckpoints(folder, engine, facts, events, config.launch.stop_grace_s)
-    validation = Validation(source, request.subjects[0], training, world, gather)
+    validation = Validation(source, request.subjects[0], training, world, gather, on_main(source.image_classes))
     if not validation.image_ids:
         events.write("validation_off", stage=stage, reason=f"there are no {validation.split} images")
     stream, trace = source.open_stream(request), trace_path(config.run_dir, stage, world.rank)

@@ -31,7 +31,7 @@ class Kinds:
     """The classes of pictures, and the probes that read them; a subject's are fitted on first use.
 
     Args:
-        classes: Class -> images that show it; empty: nothing is known, and nothing is read.
+        classes: Class -> images that show it; of images without one nothing is said.
         source: Training pictures and their targets.
         judge: The judge whose features are read, None where training pictures are not at hand.
         protocol: What is done to pictures before judges see them.
@@ -45,7 +45,7 @@ class Kinds:
 
     def decoded(self, targets: ImageTargets, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of images' captions, as they are given to the sampler: metric -> (N,)."""
-        if not self.classes:
+        if not probe_images(self.classes, image_ids):
             return {}
         if (DECODED, subject) not in self._probes:
             ids = probe_images(self.classes, self.source.images(subject, "train"))
@@ -57,7 +57,7 @@ class Kinds:
 
     def seen(self, judged: JudgedImages, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of the judge's features of reconstructions: metric -> (N,), mean over repeats."""
-        if not self.classes or self.judge is None:
+        if self.judge is None or not probe_images(self.classes, image_ids):
             return {}
         if (SEEN, subject) not in self._probes:
             ids = probe_images(self.classes, self.source.images(subject, "train"))
