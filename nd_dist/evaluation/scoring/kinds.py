@@ -48,7 +48,7 @@ class Kinds:
         if not probe_images(self.classes, image_ids):
             return {}
         if (DECODED, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            ids = self._training_images(subject, image_ids)
             self._probes[DECODED, subject] = fit_probe(
                 self.source.targets(SEMANTIC, ids), labels_of(self.classes, ids)
             )
@@ -60,13 +60,18 @@ class Kinds:
         if self.judge is None or not probe_images(self.classes, image_ids):
             return {}
         if (SEEN, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            ids = self._training_images(subject, image_ids)
             features_ND = np.concatenate(list(self._features(self.judge, ids)))
             self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
         repeats = [FeatureRows(judged.recons, self.judge.name, r) for r in used_repeats(judged, self.protocol)]
         each_RN = [each_picture(probe.scores(rows[:]), labels_NK) for rows in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
+
+    def _training_images(self, subject: int, image_ids: Sequence[int]) -> list[int]:
+        """Return what a probe learns from: training images that show a class, but not those that it reads."""
+        read = set(image_ids)
+        return probe_images(self.classes, [i for i in self.source.images(subject, "train") if i not in read])
 
     def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the judge's features of training pictures (B, D), in chunks."""
