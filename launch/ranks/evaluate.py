@@ -56,7 +56,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         heldout=_heldout_images(config, reader) if split == "train" else {},
         absent=absent,
         image_groups=groups if split == "test" else {},
-        image_classes=read_classes(config.nsd_root, classes) if split == "test" and classes is not None else {},
+        image_classes=read_classes(config.nsd_root, classes) if classes is not None else {},
         content_id=_content_id(config, reader.index),
         is_simulated=reader.index.is_simulated,
         subject_names={subject: info.name for subject, info in reader.index.subjects.items() if info.name},

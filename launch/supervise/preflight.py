@@ -73,7 +73,7 @@ def advice(command: str, config: Config, ranks: int) -> list[str]:
         return [ridge_cost(config, read_index(config))]
     from nd_dist.training.source import stage_request
 
-    training, notes = config.training, []
+    training, notes = config.training, [_ridge_cost(config)] if config.fits_ridge_beside else []
     if config.decoder.heads == "single" and len(training.targets) > 1:
         notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each by itself")
     rows = min(stage_request(config, stage, ranks).num_rows for stage in training.stages)

@@ -31,7 +31,7 @@ class Kinds:
     """The classes of pictures, and the probes that read them; a subject's are fitted on first use.
 
     Args:
-        classes: Class -> images that show it; empty: nothing is known, and nothing is read.
+        classes: Class -> images that show it; of images without one nothing is said.
         source: Training pictures and their targets.
         judge: The judge whose features are read, None where training pictures are not at hand.
         protocol: What is done to pictures before judges see them.
@@ -45,10 +45,10 @@ class Kinds:
 
     def decoded(self, targets: ImageTargets, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of images' captions, as they are given to the sampler: metric -> (N,)."""
-        if not self.classes:
+        if not probe_images(self.classes, image_ids):
             return {}
         if (DECODED, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            ids = self._training_images(subject, image_ids)
             self._probes[DECODED, subject] = fit_probe(
                 self.source.targets(SEMANTIC, ids), labels_of(self.classes, ids)
             )
@@ -57,16 +57,21 @@ class Kinds:
 
     def seen(self, judged: JudgedImages, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of the judge's features of reconstructions: metric -> (N,), mean over repeats."""
-        if not self.classes or self.judge is None:
+        if self.judge is None or not probe_images(self.classes, image_ids):
             return {}
         if (SEEN, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            ids = self._training_images(subject, image_ids)
             features_ND = np.concatenate(list(self._features(self.judge, ids)))
             self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
         _, repeats = judged.of(self.judge.name, self.protocol)
         each_RN = [each_picture(probe.scores(made_ND), labels_NK) for made_ND in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
+
+    def _training_images(self, subject: int, image_ids: Sequence[int]) -> list[int]:
+        """Return what a probe learns from: training images that show a class, but not those that it reads."""
+        read = set(image_ids)
+        return probe_images(self.classes, [i for i in self.source.images(subject, "train") if i not in read])
 
     def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the judge's features of training pictures (B, D), in chunks."""
