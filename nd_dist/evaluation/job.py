@@ -29,7 +29,7 @@ JUDGING_FORMAT = 2
 STATISTICS_FORMAT = 3
 SELECTION = "selection"
 # how the sampler runs, but not what it makes: in the settings of pictures they stand as they are by default
-IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop", "intermediates": "none"}
+IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop"}
 PLAIN = Point(0.0, 0.0)  # without guidance, at the recipe's settings
 
 Stage = Literal["run", "originals", "judged_originals", "decoded", "pictures", "judged", "score", "retrieval"]
