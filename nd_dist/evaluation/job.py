@@ -123,8 +123,9 @@ class Job:
         return tuple(sorted(evaluation.image_ids or found))[: evaluation.num_images]
 
     def all_images(self) -> tuple[int, ...]:
-        """Return the images of all subjects, ascending, each once."""
-        return tuple(sorted({image_id for subject in self.subjects for image_id in self.images(subject)}))
+        """Return the images of all subjects, ascending, each once; for every round of a search the same."""
+        images = self.images if self.split == "test" else self.split_images
+        return tuple(sorted({image_id for subject in self.subjects for image_id in images(subject)}))
 
     def bundles(self) -> list[Bundle]:
         """Return the bundles of units that ranks claim."""
