@@ -29,7 +29,7 @@ JUDGING_FORMAT = 2
 STATISTICS_FORMAT = 3
 SELECTION = "selection"
 # how the sampler runs, but not what it makes: in the settings of pictures they stand as they are by default
-IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop", "intermediates": "none"}
+IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop"}
 PLAIN = Point(0.0, 0.0)  # without guidance, at the recipe's settings
 
 Stage = Literal["run", "originals", "judged_originals", "decoded", "pictures", "judged", "score", "retrieval"]
@@ -129,8 +129,9 @@ class Job:
         return tuple(sorted(evaluation.image_ids or found))[: evaluation.num_images]
 
     def all_images(self) -> tuple[int, ...]:
-        """Return the images of all subjects, ascending, each once."""
-        return tuple(sorted({image_id for subject in self.subjects for image_id in self.images(subject)}))
+        """Return the images of all subjects, ascending, each once; for every round of a search the same."""
+        images = self.images if self.split == "test" else self.split_images
+        return tuple(sorted({image_id for subject in self.subjects for image_id in images(subject)}))
 
     def bundles(self) -> list[Bundle]:
         """Return the bundles of units that ranks claim."""

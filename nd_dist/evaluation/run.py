@@ -15,7 +15,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -76,9 +77,9 @@ def evaluate(job: Job, comm: Comm, events: EventLog, should_stop: Callable[[], b
         RankFailure: a unit of work keeps killing ranks.
         NdDistError: whatever else is wrong with folders, networks or settings.
     """
-    agreed = _agree([job], comm, events)
-    run = Worker(comm, events, agreed.launch, should_stop)
-    metrics = run.evaluate(job, agreed.keys[0])
+    launch, keys = _agree([job], comm, events)
+    run = Worker(comm, events, launch, should_stop)
+    metrics = run.evaluate(job, keys[0])
     run.sign_off(job)
     return metrics
 
@@ -106,18 +107,18 @@ def sweep(
     """
     rule = report.config.sweep
     jobs = [*_rounds(search), report] if rule.select else [report]
-    agreed = _agree(jobs, comm, events)
-    run = Worker(comm, events, agreed.launch, should_stop)
-    run.estimate(list(zip(jobs, agreed.keys, strict=True))[-2:])
+    launch, keys = _agree(jobs, comm, events)
+    run = Worker(comm, events, launch, should_stop)
+    run.estimate(list(zip(jobs, keys, strict=True))[-2:])
     if only_estimate:
         run.sign_off(report)
         return {}
     if rule.select:
-        search = run.halved(jobs[:-1], agreed.keys)
-        choice = select(run.evaluate(search, agreed.keys[-2]), rule.select, rule.rule)
+        search = run.halved(jobs[:-1], keys)
+        choice = select(run.evaluate(search, keys[-2]), rule.select, rule.rule)
         report = _with_choice(report, search, choice)
         events.write("point_chosen", **choice.chosen.describe(), metric=choice.metric)
-    metrics = run.evaluate(report, agreed.keys[-1])
+    metrics = run.evaluate(report, keys[-1])
     run.sign_off(report)
     return metrics
 
@@ -146,17 +147,9 @@ def _is_reported(point: Point, chosen: Point) -> bool:
     return point.without_seed.settings == chosen.settings and (same_guidance or not point.is_guided)
 
 
-@dataclass(frozen=True)
-class _Agreed:
-    """What rank 0 found out and told everyone."""
-
-    launch: str
-    keys: list[Keys]
-
-
-def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
-    """Return rank 0's view of the jobs; where rank 0 cannot make it, its error is raised on every rank."""
-    agreed: _Agreed | NdDistError | None = None
+def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> tuple[str, list[Keys]]:
+    """Return the launch's id and each job's keys as rank 0 made them; its error is raised on every rank."""
+    agreed: tuple[str, list[Keys]] | NdDistError = "", []
     if comm.rank == 0:
         try:
             keys = [keys_of(job) for job in jobs]
@@ -166,13 +159,12 @@ def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
                 for message in () if job.round_images else (settle_metrics(job, own), *_notices(job, own)):
                     if message:
                         events.write("notice", message=message)
-            agreed = _Agreed(uuid.uuid4().hex[:12], keys)
+            agreed = uuid.uuid4().hex[:12], keys
         except NdDistError as error:
             agreed = error
-    answer = comm.broadcast(agreed)
+    answer: tuple[str, list[Keys]] | NdDistError = comm.broadcast(agreed)
     if isinstance(answer, NdDistError):
         raise answer
-    assert isinstance(answer, _Agreed)
     return answer
 
 
@@ -213,24 +205,20 @@ def _claim_folders(job: Job, keys: Keys, events: EventLog) -> None:
     for point, subject in itertools.product(job.decodings(), job.subjects):
         retrieval = keys.key("retrieval", point, subject)
         wanted.append((layout.retrieval(point, subject), retrieval, dict(keys.statistics)))
-    now, others = platform_facts(job.networks.device), dict[str, int]()
+    now, before = platform_facts(job.networks.device), Counter[str]()
     for folder, key, settings in wanted:
         done = claim_folder(folder, key, settings, now)
         if done in ("moved", "restored"):
             events.write("results_of_other_settings", folder=str(folder.relative_to(layout.run_dir)), done=done)
         elif done == "kept" and folder != layout.originals and folder.is_relative_to(layout.reconstructions):
-            before = read_json(folder / SETTINGS).get("made_with") or now
-            if before != now:
-                others[_words(before)] = others.get(_words(before), 0) + 1
-    for before_words, count in others.items():
-        message = (
-            f"pictures in {count} folder(s) were begun with {before_words}; what is made now, with {_words(now)}, "
-        )
-        events.write("notice", message=f"{message}may differ from them in its last digits")
-
-
-def _words(facts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(facts.items()))
+            made_with = read_json(folder / SETTINGS).get("made_with") or now
+            before[", ".join(made_with.values())] += made_with != now
+    for words, count in before.items():
+        if count:
+            message = (
+                f"pictures of {count} point(s) were begun with {words}; what is made now may differ in last digits"
+            )
+            events.write("notice", message=message)
 
 
 @dataclass

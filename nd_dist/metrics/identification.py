@@ -94,11 +94,15 @@ def mean_correlation_wins(
 
 
 def _standardized(features_ND: Features, device: torch.device) -> torch.Tensor:
-    """Return rows with mean 0 and norm 1 as float32."""
+    """Return ``standardize_rows`` as float32 on a device."""
     rows_ND = torch.empty(features_ND.shape, device=device)
     for start in range(0, len(features_ND), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        rows_ND[block] = torch.from_numpy(standardize_rows(features_ND[block])).float()
+        wide_BD = torch.from_numpy(features_ND[block]).to(device).double()
+        low_B, high_B = wide_BD.aminmax(dim=1)
+        wide_BD -= wide_BD.mean(dim=1, keepdim=True)
+        norms_B = torch.linalg.vector_norm(wide_BD, dim=1)
+        rows_ND[block] = wide_BD * torch.where(low_B == high_B, 0.0, 1.0 / norms_B)[:, None]
     return rows_ND
 
 

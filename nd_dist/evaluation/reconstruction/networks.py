@@ -14,6 +14,7 @@ from nd_dist.config import Config
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.guidance import Guidance, LatentGuidance, PixelGuidance, SumOfGuidance
 from nd_dist.diffusion.sampler import GuidedSampler
+from nd_dist.errors import ConfigError
 from nd_dist.evaluation.reconstruction.decode import DecoderFolder, Predictor
 from nd_dist.fanout.results import SETTINGS
 from nd_dist.files import canonical_json, read_json
@@ -42,7 +43,7 @@ def guidance_of(config: Config, sd: stable_diffusion.StableDiffusion, clip: clip
         ConfigError: a term is none of ours and no class.
     """
     terms: dict[str, tuple[Guidance, float]] = {}
-    for name, weight in config.sampler.guidance.items():
+    for name, weight in _weights(config).items():
         if name == "clip":
             frozen, scale = config.frozen, config.sampler.layer_scale
             term: Guidance = ClipGuidance(clip, scale, antialias=frozen.antialias, normalize=frozen.normalize)
@@ -57,9 +58,19 @@ def guidance_of(config: Config, sd: stable_diffusion.StableDiffusion, clip: clip
     return first if len(terms) == 1 and weight == 1.0 else SumOfGuidance(terms)
 
 
+def _weights(config: Config) -> dict[str, float]:
+    """Return the terms that have a weight."""
+    weights = {name: weight for name, weight in config.sampler.guidance.items() if weight}
+    if not weights:
+        raise ConfigError(
+            "No guidance term has a weight.", where="sampler.guidance", todo="use kappa 0 for no guidance"
+        )
+    return weights
+
+
 def guidance_settings(config: Config) -> dict[str, Any]:
     """Return what the terms of a recipe add to the settings of its pictures; nothing for the paper's guidance."""
-    terms = config.sampler.guidance
+    terms = _weights(config)
     versions = {name: getattr(named_object("sampler.guidance", name), "version", 1) for name in terms if ":" in name}
     added = {
         "terms": {} if terms == {"clip": 1.0} else terms,

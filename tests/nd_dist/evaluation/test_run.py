@@ -273,6 +273,16 @@ def test_more_repeats_keep_those_that_are_there_and_fewer_take_the_first(world: 
     assert pictures(world / "repeats") == after
 
 
+def test_pictures_that_other_versions_began_are_told(world: Path) -> None:
+    shutil.copytree(world / "run", world / "versions")
+    path = world / "versions" / "reconstructions" / "unguided" / "subj01" / "settings.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "made_with": {"device": "A200", "torch": "1.0"}}))
+    run(toy_job(world, "versions"))
+    assert "1 point(s) were begun with A200, 1.0;" in events(world / "versions", "notice")[-1]["message"]
+    assert numbers(world / "versions") == numbers(world / "run")
+
+
 def test_named_groups_have_means_over_subjects(world: Path) -> None:
     job = toy_job(world, "groups", subjects=(1, 2), baseline=False)
     metrics = run(dataclasses.replace(job, image_groups={"two": (0, 3)}))

@@ -227,7 +227,7 @@ def test_runs_of_different_protocols_do_not_join(world: Path, tmp_path: Path) ->
 
 
 def test_points_that_are_clearly_worse_stop_early_and_the_best_is_the_same(world: Path) -> None:
-    settings = {"kappa": (5.0, 10.0), "eta": (0.5, 1.0), "num_images": 8, "report": "chosen"}
+    settings = {"kappa": (5.0, 10.0), "eta": (0.5, 1.0), "num_images": 10, "report": "chosen"}
     whole = run_sweep(with_sweep(toy_job(world, "whole", num_images=2), **settings))["selection"]
     job = with_sweep(toy_job(world, "halved", num_images=2), **settings, halving=True)
     halved = run_sweep(job)["selection"]
