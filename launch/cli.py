@@ -114,7 +114,11 @@ def pack(words: LaunchWords) -> None:
     words.launch("pack")
 
 
-@_command("nd verify shards", "nd verify --source laion_fmri nsd_root=/data/laion_fmri")
+@_command(
+    "nd verify shards",
+    "nd verify shards --repair nsd_root=/data/nsd",
+    "nd verify --source laion_fmri nsd_root=/data/laion_fmri",
+)
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder or URL of packed shards; with --source a recipe.")],
     overrides: Overrides = None,

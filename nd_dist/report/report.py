@@ -60,6 +60,7 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
     return filled(
         "report.html",
         simulated=bool(metrics.get("simulated")),
+        is_nsd=findings.is_given or findings.config.get("data", {}).get("reader", "nsd") in ("nsd", "mindeye2"),
         is_given=findings.is_given,
         partial=metrics.get("partial", ""),
         remark=metrics["provenance"].get("networks", {}).get("remark", ""),

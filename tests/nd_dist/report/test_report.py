@@ -99,6 +99,16 @@ def test_the_page_says_that_data_are_simulated_and_names_protocol_and_provenance
         assert needed in text
 
 
+def test_published_numbers_on_nsd_are_not_set_beside_those_of_another_data_set(run_dir: Path) -> None:
+    metrics = {**json.loads((run_dir / "metrics.json").read_text()), "simulated": False}
+    config = metrics["provenance"]["config"]
+    told = "pictures and brains are another data"
+    assert told not in render(Findings(run_dir, metrics))
+    elsewhere = {**config, "data": {**config["data"], "reader": "laion_fmri"}}
+    other = {**metrics, "provenance": {**metrics["provenance"], "config": elsewhere}}
+    assert told in render(Findings(run_dir, other))
+
+
 def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:
     before = (run_dir / "report.html").read_bytes()
     write_report(run_dir)

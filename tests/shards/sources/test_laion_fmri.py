@@ -87,6 +87,13 @@ def volume(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).get_fdata())
 
 
+def test_settings_and_seed_decide_every_byte_of_the_phantom(root: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "again", PHANTOM, SEED)
+    written, again = folder_bytes(root), folder_bytes(tmp_path / "again")
+    assert written.keys() == again.keys()
+    assert [name for name in written if written[name] != again[name]] == []
+
+
 def test_betas_are_those_of_the_volumes_under_roi_and_brain_mask_as_stored_and_scaled(root: Path) -> None:
     layout, reader = LaionFmriLayout(root), open_at(root)
     for subject in (1, 3):
