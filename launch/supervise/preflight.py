@@ -67,13 +67,15 @@ def advice(command: str, config: Config, ranks: int) -> list[str]:
     """
     if command != "train":
         return []
-    if config.decoder.kind == "ridge":
+    training, notes = config.training, list[str]()
+    if config.decoder.kind == "ridge" or config.fits_ridge_beside:
         from launch.supervise.memory import ridge_cost
 
-        return [ridge_cost(config, read_index(config))]
+        notes.append(ridge_cost(config, read_index(config)))
+    if config.decoder.kind == "ridge":
+        return notes
     from nd_dist.training.source import stage_request
 
-    training, notes = config.training, [_ridge_cost(config)] if config.fits_ridge_beside else []
     if config.decoder.heads == "single" and len(training.targets) > 1:
         notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each by itself")
     rows = min(stage_request(config, stage, ranks).num_rows for stage in training.stages)
