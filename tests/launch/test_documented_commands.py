@@ -40,7 +40,7 @@ STANDS_FOR = {  # what a reader puts there
     "RUN_DIR": "runs/subj01",
 }
 WITH_DRY_RUN = ("pack", "train", "evaluate", "sweep", "submit")
-ELSEWHERE = ("data.reader=mindeye2",)  # other files than this world has
+ELSEWHERE = ("data.reader=mindeye2", "laion_fmri")  # other files than this world has
 
 
 def documented() -> list[str]:

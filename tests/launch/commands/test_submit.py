@@ -25,7 +25,7 @@ SINGLE = ("decoder.heads=single", "data.subjects=[1,2,5]")
 
 def words_of(folder: Path, *words: str) -> list[str]:
     places = [f"run_dir={folder / 'my run'}", f"shards_dir={folder / 'shards'}"]
-    return [*places, "evaluation.image_groups=null", *words]
+    return [*places, "evaluation.image_groups=null", "evaluation.image_classes=null", *words]
 
 
 @pytest.fixture

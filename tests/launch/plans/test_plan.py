@@ -245,5 +245,5 @@ def test_a_protocol_groups_or_judges_that_are_not_there_are_refused_before_ranks
         check_metrics(EvaluationConfig(protocol="takagy"))
     with pytest.raises(ConfigError, match="metric networks"):
         check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))
-    with pytest.raises(DataError, match="names groups of test images is missing"):
+    with pytest.raises(DataError, match="names groups or classes of images is missing"):
         check_metrics(EvaluationConfig(image_groups=tmp_path / "nothing.json"))
