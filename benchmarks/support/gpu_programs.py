@@ -83,7 +83,7 @@ def training(setting: Setting) -> dict[str, Any]:
     sizes = ["--hidden-size", "4096", "--prior-depth", "6", "--steps", "10"]
     if not setting.is_full:
         sizes = ["--hidden-size", "64", "--prior-depth", "1", "--voxels", "300", "--steps", "2"]
-    sizes += ["--dtype", "bfloat16" if is_gpu else "float32", "--epoch-steps", "20", "--trials", "500"]
+    sizes += ["--dtype", "bfloat16" if is_gpu else "float32", "--epoch-steps", "20" if setting.is_full else "3", "--trials", "500"]
     budget, found = read_budget(), {}
     for target in ("c", "z", "g02") if setting.is_full else ("g02",):
         for variant in ("plain", "nd_dist") if target == "c" or not setting.is_full else ("nd_dist",):
