@@ -47,13 +47,14 @@ def dry_run_command(
         console.print(f"# note: {plan.note}")
     console.print(plan.shell())
     with _verdict(console):
-        for line in describe_pack(config, plan.ranks) if command == "pack" else ():
-            console.print(f"# {line}")
+        failed = _say_pack(config, plan.ranks, console) if command == "pack" else None
         for name, found in check(command, config, plan.ranks).items():
             console.print(f"# {name}: {found}")
         require_starters(plan)
         for line in advice(command, config, plan.ranks):
             console.print(f"# note: {line}")
+        if failed is not None:
+            raise failed
 
 
 def dry_run_grid(config: Config, request: GridRequest, options: LaunchOptions) -> None:
@@ -87,6 +88,16 @@ def _verdict(console: Console) -> Iterator[None]:
             console.print(f"# would be refused: {problem.what}")
         raise
     console.print("# would start")
+
+
+def _say_pack(config: Config, ranks: int, console: Console) -> NdDistError | None:
+    """Print what packing would do as far as that is known; return what stood in the way, which checks may explain."""
+    try:
+        for line in describe_pack(config, ranks):
+            console.print(f"# {line}")
+    except NdDistError as error:
+        return error
+    return None
 
 
 def describe_pack(config: Config, ranks: int) -> Iterator[str]:

@@ -134,6 +134,13 @@ def test_values_that_can_work_are_not_refused(world: Path, start: str, command: 
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_a_packing_that_lacks_data_and_networks_is_told_of_both(world: Path) -> None:
+    result = nd("pack", "demo", *words_of(world), f"nsd_root={world / 'nothing'}", "model=no/such", "--dry-run")
+    assert result.stdout.count("# would be refused: ") == 2
+    assert "nd fetch nsd" in result.stderr
+    assert "nd fetch models" in result.stderr
+
+
 def test_everything_that_is_wrong_is_said_at_once(world: Path) -> None:
     words = [f"model={world / 'nothing'}", "evaluation.subjects=[2]", "evaluation.protocol=takagy"]
     result = nd("evaluate", "demo", *words_of(world), LAYERS, *words)
