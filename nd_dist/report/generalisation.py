@@ -74,11 +74,17 @@ def split_table(run_dirs: Sequence[Path]) -> MetricTable:
     The runs were trained and tested on other splits, so their images differ and intervals of differences are unpaired.
 
     Raises:
-        DataError: a run has no metrics, or not of the first one's protocol.
+        DataError: a run has no metrics, or not of the first one's protocol or number of resamples.
     """
     findings = [Findings(run_dir) for run_dir in run_dirs]
-    if len({each.metrics["protocol"] for each in findings}) > 1:
-        raise DataError("Runs of different protocols do not compare.", where=", ".join(map(str, run_dirs)))
+    made = {(each.metrics["protocol"], each.metrics["provenance"].get("bootstrap")) for each in findings}
+    if len(made) > 1:
+        raise DataError(
+            "Runs of different protocols, or with different numbers of resamples, do not compare.",
+            where=", ".join(map(str, run_dirs)),
+            found="; ".join(f"protocol {protocol}, {resamples} resamples" for protocol, resamples in sorted(made)),
+            todo="evaluate them with one evaluation.protocol and evaluation.bootstrap",
+        )
     metrics, lines = findings[0].shown_metrics, []
     shown = [(each, row) for each in findings for row in _main_rows(each)]
     for each, row in shown:

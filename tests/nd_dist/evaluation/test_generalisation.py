@@ -106,9 +106,11 @@ def test_runs_of_several_splits_stand_under_each_other_with_their_differences(wo
     assert {value for value, _, _ in table.rows[2].cells} <= {"", "+.000", "+0.0"}
     metrics = world / "other" / "metrics.json"
     content = json.loads(metrics.read_text())
-    metrics.write_text(json.dumps({**content, "protocol": "paper"}))
-    with pytest.raises(DataError, match="different protocols"):
-        split_table([world / "base", world / "other"])
+    fewer = {**content, "provenance": {**content["provenance"], "bootstrap": 200}}
+    for changed in ({**content, "protocol": "paper"}, fewer):
+        metrics.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="different protocols, or with different numbers of resamples"):
+            split_table([world / "base", world / "other"])
     metrics.write_text(json.dumps(content))
 
 
