@@ -46,6 +46,7 @@ class Job:
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
         image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
+        training_images: Training images of all subjects, from which classes are learnt; none: each subject's own.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
         departures: What these data are otherwise than the published ones, one sentence each.
@@ -65,6 +66,7 @@ class Job:
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
     image_classes: Groups = field(default_factory=dict)
+    training_images: tuple[int, ...] = ()
     content_id: str = ""
     is_simulated: bool | None = None
     departures: tuple[str, ...] = ()
