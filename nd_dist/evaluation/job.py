@@ -232,7 +232,7 @@ def fingerprints(job: Job) -> Fingerprints:
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
-            **({"image_classes": hash_json(job.image_classes)} if job.image_classes else {}),
+            **({"image_classes": hash_json([job.image_classes, job.training_images])} if job.image_classes else {}),
         },
         variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
