@@ -57,6 +57,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
         absent=absent,
         image_groups=groups if split == "test" else {},
         image_classes=read_classes(config.nsd_root, classes) if classes is not None else {},
+        training_images=_training_images(config, reader),
         content_id=_content_id(config, reader.index),
         is_simulated=reader.index.is_simulated,
         subject_names={subject: info.name for subject, info in reader.index.subjects.items() if info.name},
@@ -97,6 +98,12 @@ def _has_training_pictures(config: Config, reader: ShardReader) -> bool:
     table = reader.store(PICTURES)
     ids = {image_id for subject in config.evaluated_subjects for image_id in reader.images(subject, "train")}
     return bool((table["shard"][sorted(ids)] != ABSENT).all())
+
+
+def _training_images(config: Config, reader: ShardReader) -> tuple[int, ...]:
+    """Return the training images of all packed subjects of the recipe, ascending."""
+    subjects = [subject for subject in config.data.subjects if subject in reader.index.subjects]
+    return tuple(sorted({image_id for subject in subjects for image_id in reader.images(subject, "train")}))
 
 
 def _heldout_images(config: Config, reader: ShardReader) -> dict[int, list[int]]:

@@ -52,7 +52,8 @@ class Bench:
         """Probes for the classes of pictures; the judge that is read is the last one of two-way identification."""
         judges = [judge for judge in self.judges.features if judge.score == "two_way"]
         judge = judges[-1] if judges and SEEN not in self.job.absent else None
-        return Kinds(self.job.image_classes, self.job.source, judge, self.job.protocol)
+        job = self.job
+        return Kinds(job.image_classes, job.source, judge, job.protocol, job.training_images)
 
     @property
     def statistics(self) -> Statistics:

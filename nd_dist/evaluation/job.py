@@ -54,6 +54,7 @@ class Job:
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
         image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
+        training_images: Training images of all subjects, from which classes are learnt; none: each subject's own.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
         subject_names: Subject -> the data set's own name of it, where that says more than the number.
@@ -75,6 +76,7 @@ class Job:
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
     image_classes: Groups = field(default_factory=dict)
+    training_images: tuple[int, ...] = ()
     content_id: str = ""
     is_simulated: bool | None = None
     subject_names: Mapping[int, str] = field(default_factory=dict)
@@ -255,7 +257,7 @@ def keys_of(job: Job) -> Keys:
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
-            **({"image_classes": hash_json(job.image_classes)} if job.image_classes else {}),
+            **({"image_classes": hash_json([job.image_classes, job.training_images])} if job.image_classes else {}),
         },
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
         num_repeats=evaluation.num_repeats,

@@ -55,7 +55,7 @@ class Row:
 CONTROL_LABELS = {
     "shuffled": "chance: shuffled inputs",
     "nearest": "nearest training image",
-    "ridge": "ridge regression as the decoder",
+    "ridge": "ridge regression",
     "ceiling": "ceiling: true embeddings",
 }
 

@@ -35,12 +35,14 @@ class Kinds:
         source: Training pictures and their targets.
         judge: The judge whose features are read, None where training pictures are not at hand.
         protocol: What is done to pictures before judges see them.
+        training_images: Images that probes learn from; none: the training images of the subject that is read.
     """
 
     classes: Classes
     source: Source
     judge: Judge | None
     protocol: Protocol
+    training_images: Sequence[int] = ()
     _probes: dict[tuple[str, int], Probe] = field(default_factory=dict)
 
     def decoded(self, targets: ImageTargets, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
@@ -71,7 +73,8 @@ class Kinds:
     def _training_images(self, subject: int, image_ids: Sequence[int]) -> list[int]:
         """Return what a probe learns from: training images that show a class, but not those that it reads."""
         read = set(image_ids)
-        return probe_images(self.classes, [i for i in self.source.images(subject, "train") if i not in read])
+        ids = self.training_images or self.source.images(subject, "train")
+        return probe_images(self.classes, [image_id for image_id in ids if image_id not in read])
 
     def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the judge's features of training pictures (B, D), in chunks."""
