@@ -82,7 +82,7 @@ def training(setting: Setting) -> dict[str, Any]:
     is_gpu = setting.device == "cuda"
     sizes = ["--hidden-size", "4096", "--prior-depth", "6", "--steps", "10", "--epoch-steps", "20"]
     if not setting.is_full:
-        sizes = ["--hidden-size", "64", "--prior-depth", "1", "--voxels", "300", "--steps", "2", "--epoch-steps", "3"]
+        sizes = ["--hidden-size", "64", "--prior-depth", "1", "--voxels", "300", "--steps", "2", "--epoch-steps", "5"]
     sizes += ["--dtype", "bfloat16" if is_gpu else "float32", "--trials", "500"]
     budget, found = read_budget(), {}
     for target in ("c", "z", "g02") if setting.is_full else ("g02",):

@@ -49,7 +49,8 @@ def dry_run_command(
     with _verdict(console):
         failed = _say_pack(config, plan.ranks, console) if command == "pack" else None
         for name, found in check(command, config, plan.ranks).items():
-            console.print(f"# {name}: {found}")
+            if (command, name) != ("pack", "data set"):  # that was said with its sizes
+                console.print(f"# {name}: {found}")
         require_starters(plan)
         for line in advice(command, config, plan.ranks):
             console.print(f"# note: {line}")

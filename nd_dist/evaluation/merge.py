@@ -15,6 +15,7 @@ from typing import Any
 
 from nd_dist.config import Scalar
 from nd_dist.errors import DataError
+from nd_dist.evaluation.generalisation import KEY as GENERALISATION
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.result import FORMAT, entry_key, metrics_content
@@ -100,8 +101,7 @@ def merge_runs(out_dir: Path, run_dirs: Sequence[Path]) -> int:
             _link(run.folder / entry["folder"], target.pictures(point, subject))
             folder = str(target.pictures(point, subject).relative_to(out_dir))
             joined = {**point.describe(), "subject": subject, "folder": folder, "metrics": entry["metrics"]}
-            if "groups" in entry:
-                joined["groups"] = entry["groups"]
+            joined |= {name: entry[name] for name in ("groups", GENERALISATION) if name in entry}
             entries[entry_key(joined)] = joined
             scores[subject, point] = read_scores(*sources)
         for image_id in {image_id for ids in run.metrics["images"].values() for image_id in ids}:
