@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from launch.ranks.networks import meet
 from launch.ranks.rank import Rank, refuse_to_run
-from launch.supervise.checks import decoder_dir
+from launch.supervise.decoder import decoder_dir
 from nd_dist.config import Config
 from nd_dist.config.data import OWN_SPLIT
 from nd_dist.evaluation.generalisation import TRAINED

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.training_memory import SHAPES, VOXELS
 from launch.recipe import load_recipe
-from launch.supervise.checks import _check_split, checks_of, decoder_dir
+from launch.supervise.checks import checks_of
+from launch.supervise.decoder import check_split, decoder_dir
 from launch.supervise.memory import memory_note, needed_bytes, stage_counts
 from launch.supervise.preflight import advice, require
 from nd_dist.config import Config
@@ -126,6 +127,6 @@ def test_a_decoder_of_another_split_is_not_evaluated(place: str, tmp_path: Path,
     for trained, other in (("own", "tau"), ("tau", "own")):
         config = paper(shards, f"data.split={trained}")
         write_done(tmp_path / place / "stage2", training_fingerprint(config, {}, 2), 1, 0.0, "")
-        _check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={trained}"))
+        check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={trained}"))
         with pytest.raises(CheckpointError, match=f"(?s)expected: data.split={other}.*found: data.split={trained}"):
-            _check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={other}"))
+            check_split(paper(shards, f"run_dir={tmp_path}", f"data.split={other}"))
