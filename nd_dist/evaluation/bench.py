@@ -18,6 +18,7 @@ from nd_dist.evaluation.scoring.kinds import SEEN, Kinds
 from nd_dist.evaluation.scoring.score import JudgedSheets
 from nd_dist.fanout.results import has_result, read_record
 from nd_dist.files import hash_json
+from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.scores import Statistics
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
@@ -47,12 +48,15 @@ class Bench:
         networks = self.job.networks
         return Judges(networks.judges(), networks.pair_judges(), networks.device)
 
+    @property
+    def deepest_judge(self) -> Judge | None:
+        """The last metric network of two-way identification: the most abstract."""
+        return next((judge for judge in reversed(self.judges.features) if judge.score == "two_way"), None)
+
     @cached_property
     def kinds(self) -> Kinds:
-        """Probes for the classes of pictures; the judge that is read is the last one of two-way identification."""
-        judges = [judge for judge in self.judges.features if judge.score == "two_way"]
-        judge = judges[-1] if judges and SEEN not in self.job.absent else None
-        job = self.job
+        """Probes for the classes of pictures."""
+        job, judge = self.job, self.deepest_judge if SEEN not in self.job.absent else None
         return Kinds(job.image_classes, job.source, judge, job.protocol, job.training_images)
 
     @property

@@ -19,7 +19,7 @@ from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.points.units import Point, subject_name
 from nd_dist.evaluation.reconstruction.decode import StoredTargets, TrueTargets
-from nd_dist.evaluation.scoring.judging import features_of
+from nd_dist.evaluation.scoring.judging import seen_features
 from nd_dist.evaluation.scoring.score import JudgedImages
 from nd_dist.fanout.results import publish, write_staged
 from nd_dist.fanout.tasks import Steps, Task
@@ -27,21 +27,19 @@ from nd_dist.files import hash_json
 from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.generalisation import drops, effective_dimension, per_image, scored_means, similarities
 from nd_dist.metrics.scores import WINS, Scored
-from nd_dist.pixels import pictures_to_pixels
 
 FORMAT = 1
 ALL = "all images"
 TRAINED = "similarity to training pictures"
 """Stands in ``Job.absent`` where the source holds no pictures of training images."""
 KEY, ROWS = "generalisation", "features"
-READ_AT_ONCE = 64
 
 Entry = dict[str, Any]  # Any: JSON
 
 
 def trained_tasks(bench: Bench) -> list[Task]:
     """Return one task per subject: the features of its training pictures."""
-    if not _is_wanted(bench) or TRAINED in bench.keys.absent or (judge := _judge(bench)) is None:
+    if not _is_wanted(bench) or TRAINED in bench.keys.absent or (judge := bench.deepest_judge) is None:
         return []
     return [_trained_task(bench, judge, subject) for subject in bench.job.subjects]
 
@@ -60,7 +58,7 @@ def generalisation(
     """
     if not _is_wanted(bench):
         return {}
-    job, judge, ids = bench.job, _judge(bench), judged.image_ids
+    job, judge, ids = bench.job, bench.deepest_judge, judged.image_ids
     place = {image_id: row for row, image_id in enumerate(ids)}
     members = {name: np.array([place[i] for i in group if i in place]) for name, group in job.image_groups.items()}
     members = {name: rows for name, rows in members.items() if len(rows)}
@@ -81,11 +79,6 @@ def _is_wanted(bench: Bench) -> bool:
     return bench.job.split == "test" and bool(bench.job.image_groups)
 
 
-def _judge(bench: Bench) -> Judge | None:
-    """Return the network whose features are compared: the last one of two-way identification, the most abstract."""
-    return next((judge for judge in reversed(bench.judges.features) if judge.score == "two_way"), None)
-
-
 def _trained_task(bench: Bench, judge: Judge, subject: int) -> Task:
     job = bench.job
     folder, ids = _trained_folder(bench, subject), job.source.images(subject, "train")
@@ -93,9 +86,8 @@ def _trained_task(bench: Bench, judge: Judge, subject: int) -> Task:
 
     def work() -> Steps:
         rows = []
-        for start in range(0, len(ids), READ_AT_ONCE):
-            pixels_BCHW = pictures_to_pixels(job.source.pictures(ids[start : start + READ_AT_ONCE]))
-            rows += [found[judge.name] for found in features_of([job.protocol.original_first(pixels_BCHW)], [judge])]
+        for features_BD in seen_features(job.source, ids, judge, job.protocol):
+            rows.append(features_BD)
             yield
         features = {ROWS: torch.cat(rows)}
         publish(folder, fingerprint, {"judge": judge.name}, lambda staging: write_staged(staging / FEATURES, features))

@@ -24,6 +24,7 @@ from torch import Tensor
 from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import FEATURES, PICTURE, PIXELS, repeat_file
+from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.fanout.results import publish, read_png, read_record, write_staged
 from nd_dist.fanout.tasks import Steps
 from nd_dist.files import sha256_file
@@ -36,6 +37,7 @@ from nd_dist.pixels import pictures_to_pixels
 
 BATCH = {"cpu": 8, "cuda": 32}  # pictures in a batch, by the kind of device: what fills it
 MOST_SEEN = 16  # originals in memory at a time
+READ_AT_ONCE = 64  # pictures of a source
 
 Features = Mapping[str, Tensor]
 
@@ -189,6 +191,14 @@ def pair_metrics(
         metrics["repeat_pixcorr"] = repeat_agreement(pictures, Picture.correlation)
         metrics["repeat_ssim"] = repeat_agreement(pictures, Picture.similarity)
     return metrics
+
+
+def seen_features(source: Source, image_ids: Sequence[int], judge: Judge, protocol: Protocol) -> Iterator[Tensor]:
+    """Yield a judge's features (B, D) of pictures that were seen, some at a time."""
+    for start in range(0, len(image_ids), READ_AT_ONCE):
+        pixels_BCHW = pictures_to_pixels(source.pictures(image_ids[start : start + READ_AT_ONCE]))
+        for features in features_of([protocol.original_first(pixels_BCHW)], [judge]):
+            yield features[judge.name]
 
 
 def features_of(sets: Iterable[Tensor], judges: Sequence[Judge], batch: int = BATCH["cpu"]) -> Iterator[Features]:

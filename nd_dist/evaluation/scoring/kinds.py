@@ -6,24 +6,22 @@ pictures: from their true captions' embeddings, and from a judge's features of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.reconstruction.source import Source
-from nd_dist.evaluation.scoring.judging import features_of
+from nd_dist.evaluation.scoring.judging import seen_features
 from nd_dist.evaluation.scoring.score import JudgedImages
 from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.kind import Classes, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.metrics.protocols import Protocol
-from nd_dist.pixels import pictures_to_pixels
 from nd_dist.schema import SEMANTIC
 
 DECODED, SEEN = "kind", "kind_seen"
-CHUNK = 64
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Kinds:
             return {}
         if (SEEN, subject) not in self._probes:
             ids = self._training_images(subject, image_ids)
-            features_ND = np.concatenate(list(self._features(self.judge, ids)))
+            features_ND = torch.cat([*seen_features(self.source, ids, self.judge, self.protocol)]).numpy()
             self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
         _, repeats = judged.of(self.judge.name, self.protocol)
@@ -75,10 +73,3 @@ class Kinds:
         read = set(image_ids)
         ids = self.training_images or self.source.images(subject, "train")
         return probe_images(self.classes, [image_id for image_id in ids if image_id not in read])
-
-    def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the judge's features of training pictures (B, D), in chunks."""
-        for start in range(0, len(image_ids), CHUNK):
-            pixels = pictures_to_pixels(self.source.pictures(image_ids[start : start + CHUNK]))
-            for features in features_of([self.protocol.original_first(pixels)], [judge]):
-                yield features[judge.name].numpy()
