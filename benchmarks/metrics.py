@@ -42,7 +42,7 @@ from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.judges import Judge, load_phantom_judges
 from nd_dist.metrics.protocols import protocol_named
-from nd_dist.metrics.scores import Statistics, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import Statistics, kept_arrays, scored_arrays
 from nd_dist.pixels import pictures_to_pixels
 
 PROTOCOL = protocol_named("mindeye2")

@@ -19,7 +19,7 @@ from nd_dist.evaluation.scoring.score import JudgedSheets
 from nd_dist.fanout.results import has_result, read_record
 from nd_dist.files import hash_json
 from nd_dist.frozen.judges import Judge
-from nd_dist.metrics.scores import Statistics
+from nd_dist.metrics.statistics.scores import Statistics
 from nd_dist.schema import GUIDANCE, SEMANTIC
 
 

@@ -26,7 +26,7 @@ from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json
 from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.generalisation import drops, effective_dimension, per_image, scored_means, similarities
-from nd_dist.metrics.scores import WINS, Scored
+from nd_dist.metrics.statistics.scores import WINS, Scored
 
 FORMAT = 1
 ALL = "all images"

@@ -22,7 +22,7 @@ from nd_dist.evaluation.result import FORMAT, entry_key, metrics_content
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import read_record
 from nd_dist.files import canonical_json, read_json, write_json
-from nd_dist.metrics.scores import Scores, Statistics
+from nd_dist.metrics.statistics.scores import Scores, Statistics
 
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")
 OF_NO_ACCOUNT = (

@@ -24,7 +24,7 @@ from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_i
 from nd_dist.fanout.results import RECORD, read_record
 from nd_dist.frozen.judges import Score
 from nd_dist.metrics.protocols import protocol_named
-from nd_dist.metrics.scores import Scores, Statistics, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import Scores, Statistics, kept_arrays, scored_arrays
 from nd_dist.metrics.table import METRICS
 from nd_dist.provenance import provenance
 

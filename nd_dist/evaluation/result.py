@@ -24,7 +24,7 @@ from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import OUTDATED, has_result, read_record
 from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json, read_json, write_json
-from nd_dist.metrics.scores import Scores, Statistics
+from nd_dist.metrics.statistics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
 
 FORMAT = 3

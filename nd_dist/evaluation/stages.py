@@ -31,7 +31,7 @@ from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
 from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task, Work
-from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import EACH, kept_arrays, scored_arrays
 
 CALIBRATION_BUNDLES = 2  # the first warms up; the last is timed
 

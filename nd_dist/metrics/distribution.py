@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from nd_dist.metrics.bootstrap import Counts, Float64
 from nd_dist.metrics.identification import Features
+from nd_dist.metrics.statistics.bootstrap import Counts, Float64
 
 BLOCK_ROWS = 256
 DEGREE, COEFFICIENT = 3, 1.0

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.metrics.bootstrap import mean_of, mean_resampled, percentiles, two_way_added
 from nd_dist.metrics.identification import Distractors, standardize_rows
-from nd_dist.metrics.scores import EACH, WINS, Float64, Scored, Statistics
+from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled, percentiles, two_way_added
+from nd_dist.metrics.statistics.scores import EACH, WINS, Float64, Scored, Statistics
 from nd_dist.metrics.table import metric_of
 
 BLOCK_ROWS = 1024

@@ -17,7 +17,7 @@ from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE
 from nd_dist.events import events_path, read_events
 from nd_dist.fanout.results import read_record
 from nd_dist.files import read_json
-from nd_dist.metrics.scores import EACH, WINS
+from nd_dist.metrics.statistics.scores import EACH, WINS
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
 Curve = tuple[list[int], list[float]]

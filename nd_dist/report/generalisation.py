@@ -13,7 +13,7 @@ from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.metrics.generalisation import NEARER, SEEN_TO_TRAINED, TO_SEEN, TO_TRAINED, unpaired_difference
-from nd_dist.metrics.scores import RESAMPLED
+from nd_dist.metrics.statistics.scores import RESAMPLED
 from nd_dist.metrics.table import Metric, metric_of
 from nd_dist.report.findings import Findings, Row
 from nd_dist.report.tables import MetricTable, TableRow

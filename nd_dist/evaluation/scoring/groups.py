@@ -14,7 +14,7 @@ import torch
 
 from nd_dist.errors import DataError
 from nd_dist.files import read_json
-from nd_dist.metrics.scores import EACH, WINS, Statistics, scored_arrays
+from nd_dist.metrics.statistics.scores import EACH, WINS, Statistics, scored_arrays
 
 Groups = Mapping[str, tuple[int, ...]]
 

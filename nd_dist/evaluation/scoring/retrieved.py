@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
-from nd_dist.metrics.bootstrap import mean_of, mean_resampled
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
-from nd_dist.metrics.scores import DRAWS, Scored, Statistics, kept_arrays
+from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled
+from nd_dist.metrics.statistics.scores import DRAWS, Scored, Statistics, kept_arrays
 
 BLOCK_IMAGES = 128
 

@@ -19,12 +19,12 @@ from safetensors import safe_open
 from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
 from nd_dist.fanout.results import read_record
 from nd_dist.frozen.judges import Score
-from nd_dist.metrics.bootstrap import mean_of
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.distribution import frechet_distance, kernel_distance, kernel_distance_resampled, kernels
 from nd_dist.metrics.identification import BLOCK_ROWS, mean_correlation_wins
 from nd_dist.metrics.protocols import Protocol
-from nd_dist.metrics.scores import ADDED, DRAWS, EACH, RESAMPLED, WINS, Float64, Scored, Scores, Statistics
+from nd_dist.metrics.statistics.bootstrap import mean_of
+from nd_dist.metrics.statistics.scores import ADDED, DRAWS, EACH, RESAMPLED, WINS, Float64, Scored, Scores, Statistics
 
 Rows = npt.NDArray[np.float32]
 

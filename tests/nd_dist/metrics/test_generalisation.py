@@ -17,7 +17,7 @@ from nd_dist.metrics.generalisation import (
     similarities,
     unpaired_difference,
 )
-from nd_dist.metrics.scores import EACH, WINS, Statistics
+from nd_dist.metrics.statistics.scores import EACH, WINS, Statistics
 
 STATISTICS = Statistics(200)
 

@@ -17,7 +17,7 @@ from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named
-from nd_dist.metrics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
 
 NUM, REPEATS, WIDTH = 9, 3, 6
 JUDGES: dict[str, score.Score] = {"clip": "two_way", "swav": "distance"}
