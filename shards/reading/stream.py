@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -124,11 +125,10 @@ class TrialStream(IterableDataset[Batch]):
             self._announced_until = self._step + self.steps_per_pass  # later passes find the records in memory
         while len(self._ahead) <= self._config.threads:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
-        try:
+        with ExitStack() as undone:  # after an error, ctrl-C too, the next call begins with the same step
+            undone.callback(self._forget_ahead)
             batch = self._ahead.popleft().result()
-        except BaseException:  # ctrl-C too: the next call begins with the same step
-            self._forget_ahead()
-            raise
+            undone.pop_all()
         self._step = batch.step + 1
         return replace(batch, data_wait_s=time.perf_counter() - started)
 
