@@ -66,11 +66,11 @@ def evaluate(folder: Path, *lab: Path) -> set[str]:
 def lab(tmp_path: Path) -> Path:
     """A folder with an installed package of somebody else's."""
     place = tmp_path / "lab"
-    (place / "my_lab-1.dist-info").mkdir(parents=True)
-    (place / "my_lab-1.dist-info" / "METADATA").write_text("Name: my-lab\nVersion: 1\n")
-    (place / "my_lab.py").write_text(LAB)
-    points = "[nd_dist.metrics]\nbrightness = my_lab:metric\n[nd_dist.judges]\ncorner = my_lab:Judge\n"
-    (place / "my_lab-1.dist-info" / "entry_points.txt").write_text(points)
+    (place / "corner_lab-1.dist-info").mkdir(parents=True)
+    (place / "corner_lab-1.dist-info" / "METADATA").write_text("Name: corner-lab\nVersion: 1\n")
+    (place / "corner_lab.py").write_text(LAB)
+    points = "[nd_dist.metrics]\nbrightness = corner_lab:metric\n[nd_dist.judges]\ncorner = corner_lab:Judge\n"
+    (place / "corner_lab-1.dist-info" / "entry_points.txt").write_text(points)
     return place
 
 
@@ -89,9 +89,9 @@ def test_a_class_that_a_recipe_names_is_found_and_a_missing_one_is_named(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(lab))
-    assert named_object("sampler.guidance", "my_lab:Towards").version == 2
+    assert named_object("sampler.guidance", "corner_lab:Towards").version == 2
     assert registered("judges", "cpu")["corner"].name == "corner"
     assert registered("metrics")["brightness"].label == "Brightness"
-    for name in ("my_lab:Nothing", "nothing_here:Class", "clipp"):
+    for name in ("corner_lab:Nothing", "nothing_here:Class", "clipp"):
         with pytest.raises(ConfigError, match=name):
             named_object("sampler.guidance", name)
