@@ -5,23 +5,24 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench clean
+.PHONY: help setup demo demo-full claims test test-launch test-cluster test-slow check bench docs clean
 
 help:
-	@echo "make demo   the whole line on made-up data, ends with the path of report.html"
+	@echo "make demo   the whole pipeline on simulated data; prints the path of report.html"
 	@echo "make demo-full  the same with a larger world and a longer training: about half an hour"
 	@echo "make claims  what the method claims, measured on the larger world: about three quarters of an hour"
-	@echo "make test   the test suite: five minutes on two cores"
-	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, kills, the whole line"
+	@echo "make test   the test suite: eight or nine minutes on two cores"
+	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, killed ranks, the whole pipeline"
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
 	@echo "make check  format, lint, types, layers, make test and make test-launch"
+	@echo "make docs   the documentation as a site, in build/site; fails on a broken link"
 	@echo "make bench  the benchmarks (ratios against a baseline in the same run)"
 
 setup: $(STAMP)
 
 # torch first and alone: the other packages then take the build that is there (CPU or CUDA)
-$(STAMP): pyproject.toml constraints/tested.txt
+$(STAMP): pyproject.toml constraints/tested.txt constraints/beside-torch.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints/tested.txt torch
 	$(PIP) --constraint constraints/tested.txt --editable ".[dev,mpi]"
@@ -58,6 +59,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

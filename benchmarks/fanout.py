@@ -5,8 +5,8 @@
 
 Ranks take units from leases on shared storage, as `nd evaluate` does: real claims, real records, real files. A unit's
 work is made up here (a fixed amount of arithmetic, then the record), so that the figure is the fan-out's own and not
-that of a network. The model needs two measured numbers, the time of a unit outside its work (claim, record, look for
-the next) and the time of a look at all units; it plays the claims of N ranks, unit by unit, with unit times that vary.
+that of a network. The model needs one measured number, the time of a unit outside its work (claim, record, mark); it
+plays N ranks that do their own share and then take what others have left, with unit times that vary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, write_staged
-from nd_dist.fanout.tasks import Steps, Task, work_off
+from nd_dist.fanout.tasks import WAIT_S, Steps, Task, work_off
 
 SPREAD = 0.1
 """Standard deviation of unit times in the model, over their mean."""
@@ -64,14 +64,11 @@ def run_rank(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     tasks = make_tasks(arguments.folder, arguments.units, arguments.work_s)
     wait_for_start()
-    pool = LeasePool(arguments.folder / "leases", "bench", arguments.rank)
+    pool = LeasePool(arguments.folder / "leases", arguments.rank)
     wall, cpu = time.perf_counter(), time.process_time()
-    tally = work_off(tasks, pool, arguments.rank * len(tasks) // arguments.size)
+    tally = work_off(tasks, pool, arguments.rank, arguments.size)
     took = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    looking = time.perf_counter()
-    all(task.is_done() for task in tasks)
-    look_s = (time.perf_counter() - looking) / len(tasks)
-    answer({**took, "done": tally.done, "busy_s": tally.busy_s, "look_s": look_s})
+    answer({**took, "done": tally.done, "busy_s": tally.busy_s})
 
 
 def measure(size: int, arguments: argparse.Namespace) -> tuple[float, list[dict[str, float]]]:
@@ -83,24 +80,20 @@ def measure(size: int, arguments: argparse.Namespace) -> tuple[float, list[dict[
         return run_together(commands, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def simulate(num_ranks: int, num_units: int, unit_s: float, overhead_s: float, look_s: float, seed: int = 0) -> float:
-    """Return the seconds that N ranks need: each takes the next free unit, after looking past those that are taken.
+def simulate(num_ranks: int, num_units: int, unit_s: float, overhead_s: float, seed: int = 0) -> float:
+    """Return the seconds that N ranks need: none waits while a unit is left, and the end is noticed with a delay.
 
     Args:
         num_ranks: N.
         num_units: Units of all.
         unit_s: Mean seconds of a unit's work.
-        overhead_s: Seconds of a claim and a record.
-        look_s: Seconds to see that a unit is done.
+        overhead_s: Seconds of a claim, a record and a mark.
     """
     times = np.random.default_rng(seed).normal(1.0, SPREAD, num_units).clip(0.2) * unit_s
-    free = [(0.0, rank) for rank in range(num_ranks)]
-    heapq.heapify(free)
+    free = [0.0] * num_ranks
     for work_s in times:
-        now, rank = heapq.heappop(free)
-        # ranks start apart and walk in order: on its way a rank looks at what others did meanwhile
-        heapq.heappush(free, (now + overhead_s + look_s * num_ranks + float(work_s), rank))
-    return max(now for now, _ in free) + look_s * num_units
+        heapq.heapreplace(free, free[0] + overhead_s + float(work_s))
+    return max(free) + (1.25 * WAIT_S * num_ranks if num_ranks > 1 else 0.0)
 
 
 def parse() -> argparse.Namespace:
@@ -125,28 +118,27 @@ def main() -> None:
         return
     seconds: dict[int, list[float]] = {1: [], 2: []}
     busiest: dict[int, list[float]] = {1: [], 2: []}
-    overheads, looks, shares = [], [], []
+    overheads, shares = [], []
     for _ in range(arguments.rounds):
         for size, found in seconds.items():
             wall_s, answers = measure(size, arguments)
             found.append(wall_s)
             overheads += [(item["cpu_s"] - item["done"] * arguments.work_s) / item["done"] for item in answers]
             busiest[size].append(max(item["cpu_s"] for item in answers))
-            looks += [item["look_s"] for item in answers]
             shares += [item["done"] / arguments.units for item in answers] if size == 2 else []
     one, two = (float(np.median(seconds[size])) for size in (1, 2))
     busiest_one, busiest_two = (float(np.median(busiest[size])) for size in (1, 2))
-    overhead_s, look_s = float(np.median(overheads)), float(np.median(looks))
+    overhead_s = float(np.median(overheads))
     load = os.getloadavg()[0]
     print(f"{arguments.units} units of {arguments.work_s} CPU s, load {load:.1f}, medians of {arguments.rounds}")
     print(f"1 rank {one:.2f} s, 2 ranks {two:.2f} s: {one / two:.2f}x on the clock")
     print(f"by CPU seconds of the busiest rank, what two free cores give: {busiest_one / busiest_two:.2f}x")
     print(f"share of the units that one of two ranks did: {min(shares):.2f} to {max(shares):.2f}")
-    print(f"fan-out's own cost: {1000 * overhead_s:.1f} ms of CPU a unit, {1e6 * look_s:.0f} us to look at one")
+    print(f"fan-out's own cost: {1000 * overhead_s:.1f} ms of CPU a unit")
     print(f"model, {arguments.model_units} units of {arguments.unit_s:g} s (+-{100 * SPREAD:.0f} %):")
-    alone = simulate(1, arguments.model_units, arguments.unit_s, overhead_s, look_s)
+    alone = simulate(1, arguments.model_units, arguments.unit_s, overhead_s)
     for ranks in (1, 2, 8, 64, 256):
-        took = simulate(ranks, arguments.model_units, arguments.unit_s, overhead_s, look_s)
+        took = simulate(ranks, arguments.model_units, arguments.unit_s, overhead_s)
         print(f"  {ranks:4} ranks {took / 3600:9.3f} h  {alone / took:7.2f}x  {100 * alone / took / ranks:6.2f} %")
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from benchmarks.support.together import answer, run_together, wait_for_start
 from nd_dist.evaluation.points.layout import PICTURE
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images
+from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images
 from nd_dist.fanout.leases import LeasePool
 from nd_dist.fanout.results import has_result, publish, read_png, read_record, write_png, write_staged
 from nd_dist.fanout.tasks import Steps, Task, work_off
@@ -42,7 +42,7 @@ from nd_dist.frozen.field_judges import load_field_judges
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.judges import Judge, load_phantom_judges
 from nd_dist.metrics.protocols import protocol_named
-from nd_dist.metrics.scores import Statistics, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import Statistics, kept_arrays, scored_arrays
 from nd_dist.pixels import pictures_to_pixels
 
 PROTOCOL = protocol_named("mindeye2")
@@ -80,43 +80,41 @@ def load_judges(folder: Path | None) -> list[Judge]:
 
 def ours(folder: Path, num_pairs: int, judges: Sequence[Judge], rank: int, size: int) -> dict[str, float]:
     """Judge and score together with the other ranks, as those of `nd evaluate` do."""
-    pool = LeasePool(folder / "leases", PRINT, rank)
     units = [range(start, min(num_pairs, start + UNIT_IMAGES)) for start in range(0, num_pairs, UNIT_IMAGES)]
     for side in ("originals", "recons"):
         tasks = [judging_task(folder, side, unit, judges) for unit in units]
-        work_off(tasks, pool, rank * len(tasks) // size)
+        work_off(tasks, LeasePool(folder / "leases" / side, rank), rank, size)
     score = folder / "score"
 
     def work() -> Steps:
-        places = [
-            [folder / "judged" / side / str(pair) for pair in range(num_pairs)] for side in ("recons", "originals")
-        ]
-        arrays = dict(score_images(JudgedImages(places[0], places[1], 1), judge_scores(judges), PROTOCOL))
+        sheets = [JudgedSheets([sheet(folder, side, unit) for unit in units]) for side in ("recons", "originals")]
+        judged = JudgedImages(sheets[0], sheets[1], range(num_pairs), 1)
+        arrays = dict(score_images(judged, {judge.name: judge.score for judge in judges}, PROTOCOL))
         yield
         scored = scored_arrays(arrays, 1, PROTOCOL.distractors, Statistics(1000))
         kept = {**arrays, **kept_arrays(scored)}
         facts = {"metrics": {name: item.value for name, item in scored.items()}}
         publish(score, PRINT, facts, lambda staging: write_staged(staging / "arrays.safetensors", kept))
 
-    work_off([Task("score", lambda: has_result(score, PRINT), work)], pool)
+    tasks = [Task("score", lambda: has_result(score, PRINT), work)]
+    work_off(tasks, LeasePool(folder / "leases" / "score", rank), rank, size)
     return dict(read_record(score)["metrics"])
+
+
+def sheet(folder: Path, side: str, unit: range) -> Path:
+    """Return where the judgement of some pairs lies."""
+    return folder / "judged" / side / str(unit.start)
 
 
 def judging_task(folder: Path, side: str, unit: range, judges: Sequence[Judge]) -> Task:
     """Return the task that judges the originals or the reconstructions of some pairs."""
-    verdicts = [
-        Verdict(
-            folder / "judged" / side / str(pair),
-            PRINT,
-            folder / "originals" / str(pair),
-            folder / "recons" / str(pair) if side == "recons" else None,
-        )
-        for pair in unit
-    ]
+    place = sheet(folder, side, unit)
+    originals, recons = ({pair: folder / each / str(pair) for pair in unit} for each in ("originals", "recons"))
+    verdict = Verdict(place, PRINT, originals, recons if side == "recons" else {})
     return Task(
         f"{side}_{unit.start:05d}",
-        lambda: all(has_result(verdict.folder, PRINT) for verdict in verdicts),
-        lambda: judge_all(verdicts, PROTOCOL, Judges(judges)),
+        lambda: has_result(place, PRINT),
+        lambda: judge_all([verdict], PROTOCOL, Judges(judges)),
     )
 
 

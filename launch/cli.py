@@ -5,14 +5,14 @@ Heavy imports stay inside the commands: `nd --help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from launch.boundary import guarded
+from launch.config_cli import config_app
 from launch.options import (
     AllTargets,
     Hostfile,
@@ -25,27 +25,23 @@ from launch.options import (
     RunDir,
     Subjects,
     Submitted,
-    epilog_of,
+    command_of,
     launching,
 )
+from launch.results_cli import results_app
 from launch.study.cli import study_app
 
-Command = TypeVar("Command", bound=Callable[..., None])
 app = typer.Typer(
     name="nd",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distributed NeuralDiffuser: reconstruct seen pictures from fMRI.\n\n"
-    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole line on made-up data.",
+    "phantom -> pack -> train -> evaluate -> report; `nd demo` runs the whole pipeline on simulated data.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at settings and recipes: keys, show, recipes, schema.")
+app.add_typer(results_app)
 app.add_typer(config_app, name="config")
 app.add_typer(study_app, name="study")
-
-
-def _command(*examples: str, of: typer.Typer = app) -> Callable[[Command], Command]:
-    """Return what makes a function a command whose help ends with examples."""
-    return of.command(epilog=epilog_of(*examples))
+_command = partial(command_of, app)
 
 
 def _version(wanted: bool) -> None:
@@ -64,47 +60,80 @@ def _common(
     """Options of `nd` itself."""
 
 
-@_command("nd doctor", "nd doctor --hostfile hosts --shared /scratch/me")
+@_command(
+    "nd doctor", "nd doctor paper nsd_root=nsd shards_dir=shards", "nd doctor --hostfile hosts --shared /scratch/me"
+)
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. launch.interface=ib0.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="A recipe whose runs are looked at too; key=value settings.")
+    ] = None,
     hostfile: Hostfile = None,
     shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
 ) -> None:
-    """Say what is installed, what is missing, and the command that installs it; with --hostfile on every host."""
+    """Say what is installed, what a run would miss, and the command that mends it; with --hostfile on every host."""
     from launch.commands.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(hostfile, shared, overrides or []))
+    raise typer.Exit(run_doctor(hostfile, shared, words or []))
 
 
-@_command("nd phantom demo/nsd phantom.num_subjects=2")
+@_command("nd phantom demo/nsd phantom.num_subjects=2", "nd phantom laion --layout laion-fmri")
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
+    layout: Annotated[str, typer.Option("--layout", help="nsd or laion-fmri (default: the recipe's).")] = "",
 ) -> None:
-    """Write a small made-up NSD in NSD's own files and layout."""
+    """Write a small simulated data set in NSD's own files and folders, or in LAION-fMRI's."""
     from launch.commands.demo import make_phantom
 
-    make_phantom(recipe, [*(overrides or []), f"nsd_root={out_dir}"])
+    more = [f"phantom.layout={layout}"] if layout else []
+    make_phantom(recipe, [*(overrides or []), *more, f"nsd_root={out_dir}"])
+
+
+@_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
+def fetch(
+    what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to download into; models: else the Hugging Face cache.")
+    ] = None,
+    recipe: RecipeOption = "paper",
+    subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
+    mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
+) -> None:
+    """Download what a run reads, where there is a network: models, metric networks, captions."""
+    from launch.commands.fetch import fetch_command, make_fetcher
+    from launch.grid.plan import numbers
+    from launch.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    fetch_command(what, to, make_fetcher(mirror, dry_run), config, numbers(subjects, "--subjects"))
 
 
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
 @launching
 def pack(words: LaunchWords) -> None:
-    """Pack NSD into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
+    """Pack a data set into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
     words.launch("pack")
 
 
-@_command("nd verify shards", "nd verify shards --repair nsd_root=/data/nsd")
+@_command(
+    "nd verify shards",
+    "nd verify shards --repair nsd_root=/data/nsd",
+    "nd verify --source laion_fmri nsd_root=/data/laion_fmri",
+)
 def verify(
-    shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
+    shards_dir: Annotated[str, typer.Argument(help="Folder or URL of packed shards; with --source a recipe.")],
     overrides: Overrides = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Pack again what is damaged, as it was packed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repack what is damaged, as it was packed.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="Read the data set itself, before it is packed.")] = False,
 ) -> None:
     """Re-hash every shard and check the index against it; name what is wrong."""
-    from launch.commands.packed_shards import run_repair, run_verify
+    from launch.commands.packed_shards import run_repair, run_verify, run_verify_source
 
-    run_repair(shards_dir, overrides or []) if repair else run_verify(shards_dir, overrides or [])
+    run = run_verify_source if source else run_repair if repair else run_verify
+    run(shards_dir, overrides or [])
 
 
 @_command("nd export shards mindeye2_files --subject 1 --subject 2")
@@ -133,6 +162,7 @@ def train(
     grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print the hours, stop.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers, points_of
@@ -143,8 +173,17 @@ def train(
     if not (all_targets or subjects or grid):
         if at_once is not None:
             raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
+        if estimate:
+            from launch.commands.launching import estimate_training
+            from launch.recipe import load_recipe
+
+            config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
+            estimate_training(config, words.options)
+            return
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
+    if estimate:
+        raise ConfigError("--estimate times one training.", todo="name one, e.g. training.targets=[c], without a grid")
     from launch.commands.dry_run import dry_run_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe, takes
@@ -221,6 +260,35 @@ def score(
 
 
 @_command(
+    "nd reconstruct cat.jpg --caption 'a cat on a chair' --out pictures",
+    "nd reconstruct --voxels betas.npy --model runs/subj01 --out pictures",
+)
+def reconstruct(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write NAME.png into.")],
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Pictures of yours, by their true embeddings.")] = None,
+    voxels: Annotated[
+        Path | None, typer.Option("--voxels", help="Z-scored betas instead, trials by voxels (.npy).")
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Run folder, saved pipeline, Stable Diffusion folder, or name in the cache."),
+    ] = "phantom/stable-diffusion",
+    captions: Annotated[
+        list[str] | None, typer.Option("--caption", help="What a picture shows; repeat it for each picture.")
+    ] = None,
+    subject: Annotated[int | None, typer.Option("--subject", min=1, help="Whose voxels.")] = None,
+    kappa: Annotated[float | None, typer.Option("--kappa", min=0, help="Guidance scale; 0 is off.")] = None,
+    eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Guided share of the steps.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Reconstruct pictures of yours, or voxels, without a recipe: writes NAME.png for each."""
+    from launch.commands.reconstruct import reconstruct_command
+
+    settings = {"kappa": kappa, "eta": eta, **({"subject": subject} if subject is not None else {})}
+    reconstruct_command(pictures or [], voxels, model, out, captions or [], settings, seed)
+
+
+@_command(
     "nd submit train paper run_dir=/scratch/me/run slurm.ranks_per_node=8 slurm.gpus_per_node=8",
     "nd submit pack,train,evaluate paper run_dir=/scratch/me/run slurm.time=24:00:00 slurm.sbatch.mem=200G",
     "nd submit train,evaluate paper run_dir=/scratch/me/all --all-targets --subjects 1,2,5,7",
@@ -280,37 +348,6 @@ def logs(
     logs_command(run_dir, rank, command, follow)
 
 
-@_command("nd merge runs/all runs/subj01 runs/subj02")
-def merge(
-    out_dir: Annotated[Path, typer.Argument(help="Run folder to write; may not hold metrics yet.")],
-    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
-) -> None:
-    """Join the points of several runs (two sweeps, one run per subject) into one table and report."""
-    from launch.commands.results import run_merge
-
-    run_merge(out_dir, run_dirs)
-
-
-@_command("nd report runs/subj01 --figures figures --track tensorboard")
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that has metrics.json.")],
-    track: Annotated[
-        list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb (extra `track`); repeatable.")
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
-    ] = None,
-    beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Of a run that goes on: what all points have by now.")
-    ] = False,
-) -> None:
-    """Write report.html of a run: one page with tables, pictures and provenance."""
-    from launch.commands.results import run_report
-
-    run_report(run_dir, track or [], figures, beside, partial)
-
-
 @_command("nd demo --ranks 4")
 def demo(
     overrides: Overrides = None,
@@ -318,56 +355,10 @@ def demo(
     recipe: RecipeOption = "demo",
     full: Annotated[bool, typer.Option("--full", help="A larger world, about half an hour: demo_full.")] = False,
 ) -> None:
-    """Run the whole line on a phantom NSD: phantom, pack, verify, train, evaluate, sweep, report."""
+    """Run the whole pipeline on a phantom: phantom, pack, verify, train, evaluate, sweep, report."""
     from launch.commands.demo import run_demo
 
     run_demo("demo_full" if full else recipe, overrides or [], ranks)
-
-
-@_command("nd conformance reference_cases")
-def conformance(
-    directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
-) -> None:
-    """Compare this implementation with reference cases of the released code; exit 0 only if all hold."""
-    from launch.commands.results import run_conformance_table
-
-    raise typer.Exit(run_conformance_table(directory))
-
-
-@_command("nd config keys", "nd config keys batch", of=config_app)
-def keys(word: Annotated[str, typer.Argument(help="Only settings with this word in key or meaning.")] = "") -> None:
-    """List settings: key, type, default, meaning with its unit."""
-    from launch.commands.config import print_settings
-
-    print_settings(word)
-
-
-@_command("nd config show paper training.dtype=bfloat16 --diff", of=config_app)
-def show(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
-) -> None:
-    """Print the configuration of a recipe with overrides, checked and resolved; the output is a recipe too."""
-    from launch.commands.config import print_config
-
-    print_config(recipe, overrides or [], diff)
-
-
-@_command("nd config recipes", of=config_app)
-def recipes() -> None:
-    """List the recipes that come with nd_dist."""
-    from launch.commands.config import print_recipes
-
-    print_recipes()
-
-
-@_command("nd config schema > nd.schema.json", of=config_app)
-def schema() -> None:
-    """Print the JSON schema of a recipe, with which an editor completes and checks YAML files."""
-    from launch.commands.config import print_schema
-
-    print_schema()
 
 
 def main() -> None:

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from launch.plans.choose import LaunchOptions
 
+Command = TypeVar("Command", bound=Callable[..., None])
 _RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
@@ -30,7 +31,7 @@ def settings_like(incomplete: str) -> list[tuple[str, str]]:
 
 def commands_like(incomplete: str) -> list[str]:
     """Return the commands that can be submitted and begin with a text."""
-    from launch.commands.submit import SUBMITTED
+    from launch.plans.sbatch import SUBMITTED
 
     return [name for name in SUBMITTED if name.startswith(incomplete)]
 
@@ -116,11 +117,6 @@ class LaunchWords:
         (dry_run_command if self.dry_run else launch_command)(command, config, self.options)
 
 
-def epilog_of(*examples: str) -> str:
-    """Return the examples at the end of a command's help."""
-    return "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples])
-
-
 def launching(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose first argument, ``words``, is filled from the fields of ``LaunchWords`` by typer."""
     shared = inspect.signature(LaunchWords, eval_str=True).parameters.values()
@@ -134,3 +130,8 @@ def launching(command: Callable[..., None]) -> Callable[..., None]:
     filled.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     filled.__annotations__ = {}
     return filled
+
+
+def command_of(app: typer.Typer, *examples: str) -> Callable[[Command], Command]:
+    """Return what makes a function a command of a program, whose help ends with examples."""
+    return app.command(epilog="\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]))

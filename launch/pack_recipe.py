@@ -38,7 +38,7 @@ def write_pack_recipe(config: Config) -> None:
     captions = Path(config.data.captions.replace("${nsd_root}", str(config.nsd_root)))
     is_inside = captions.resolve().is_relative_to(config.nsd_root.resolve())
     below = "${nsd_root}/" + os.path.relpath(captions, config.nsd_root)
-    data = config.data.model_dump(mode="json")
+    data = config.data.model_dump(mode="json", exclude={"split"})
     values: dict[str, Any] = {  # Any: goes to YAML
         "nsd_root": _beside(config.nsd_root, shards_dir),
         **{name: _network(getattr(config, name), shards_dir) for name in ("model", "guidance_model")},

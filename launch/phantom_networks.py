@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = Config(run_dir=options.out_dir, launch=settings.launch)
     wanted = LaunchOptions(options.ranks, options.hostfile, options.launcher)
 
-    def check(_command: str, _config: Config, ranks: int) -> None:
+    def check(_command: str, _config: Config, ranks: int) -> dict[str, str]:
         settings.require_divisible(ranks)
         if not options.dry_run:
             write_text(options.out_dir / NETWORKS_YAML, config_yaml(settings))
+        return {}
 
     if options.export:
         from shards.phantom.networks.export import export  # heavy: torch and the networks

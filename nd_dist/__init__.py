@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nd_dist.frozen.stable_diffusion import load as load_stable_diffusion
     from nd_dist.metrics.protocols import PROTOCOLS
     from nd_dist.models.decoder import Decoder
+    from nd_dist.pipeline import NeuralDiffuserPipeline
+    from nd_dist.report.evaluation_card import evaluation_card
 
 _FACE = {
     "Config": "config",
@@ -38,6 +40,8 @@ _FACE = {
     "load_stable_diffusion": "frozen.stable_diffusion:load",
     "PROTOCOLS": "metrics.protocols",
     "Decoder": "models.decoder",
+    "NeuralDiffuserPipeline": "pipeline",
+    "evaluation_card": "report.evaluation_card",
 }
 __all__ = [
     "PROTOCOLS",
@@ -47,9 +51,11 @@ __all__ = [
     "Decoder",
     "GuidedSampler",
     "LatentGuidance",
+    "NeuralDiffuserPipeline",
     "PixelGuidance",
     "SampleOptions",
     "StableDiffusion",
+    "evaluation_card",
     "load_clip_vision",
     "load_stable_diffusion",
 ]

@@ -1,4 +1,4 @@
-"""NSD to WebDataset shards and back: readers, packer, index, stream, and a phantom NSD.
+"""Data sets to WebDataset shards and back: readers, packer, index, stream, and a phantom.
 
 What most programs need can be imported from here.
 """

@@ -24,7 +24,7 @@ from nd_dist.comm import Comm
 from nd_dist.compute.device import use_device
 from nd_dist.config import Config, DecoderConfig, TrainingConfig
 from nd_dist.errors import Requeue
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.training.run import train
@@ -80,10 +80,10 @@ def _is_time(asked: Iterator[int], limit: int) -> bool:
 def training(setting: Setting) -> dict[str, Any]:
     """Time a step of c, z and g at h=4096 with the prior, and of c in a loop like the released one under autocast."""
     is_gpu = setting.device == "cuda"
-    sizes = ["--hidden-size", "4096", "--prior-depth", "6", "--steps", "10"]
+    sizes = ["--hidden-size", "4096", "--prior-depth", "6", "--steps", "10", "--epoch-steps", "20"]
     if not setting.is_full:
-        sizes = ["--hidden-size", "64", "--prior-depth", "1", "--voxels", "300", "--steps", "2"]
-    sizes += ["--dtype", "bfloat16" if is_gpu else "float32", "--epoch-steps", "20", "--trials", "500"]
+        sizes = ["--hidden-size", "64", "--prior-depth", "1", "--voxels", "300", "--steps", "2", "--epoch-steps", "5"]
+    sizes += ["--dtype", "bfloat16" if is_gpu else "float32", "--trials", "500"]
     budget, found = read_budget(), {}
     for target in ("c", "z", "g02") if setting.is_full else ("g02",):
         for variant in ("plain", "nd_dist") if target == "c" or not setting.is_full else ("nd_dist",):
@@ -122,7 +122,7 @@ def evaluation(setting: Setting) -> dict[str, Any]:
         ran.setdefault(type(network).__name__, set()).update(where)
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    job = replace(job, networks=ModelFolders(job.config, device))
+    job = replace(job, networks=Networks(job.config, device))
     metrics = evaluate(job, Comm(), EventLog(job.config.run_dir, 0, "evaluate"))
     hook.remove()
     elsewhere = sorted(name for name, where in ran.items() if where - {device.type})

@@ -100,7 +100,7 @@ class ReleasedLoop:
         head = self._decoder.heads[self._target.name]
         if computes_mixer and isinstance(head, TokenHead):
             decoder = config.decoder
-            head.backbone.mixer = ComputedMixer(decoder.hidden_size, decoder.num_blocks, decoder.backbone_dropout)  # type: ignore[assignment]
+            head.backbone.mixer = ComputedMixer(decoder.hidden_size, decoder.num_blocks, decoder.backbone_dropout)
         self._decoder.to(device)
         parameters = list(self._decoder.parameters())
         self._optimizer = torch.optim.AdamW(parameters, lr=config.training.learning_rate, fused=is_fused or None)

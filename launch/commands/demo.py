@@ -1,4 +1,4 @@
-"""`nd demo`: every command on a phantom NSD, one after the other; and `nd phantom`, which writes it."""
+"""`nd demo`: every command on a phantom, one after the other; and `nd phantom`, which writes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_demo(recipe: str, overrides: Sequence[str], ranks: int | None) -> None:
 
 
 def make_phantom(recipe: str, overrides: Sequence[str]) -> None:
-    """Write the phantom NSD of a recipe and say what is in it."""
+    """Write the phantom of a recipe and say what is in it."""
     from shards.phantom.write import write_phantom
 
     config = load_recipe(recipe, overrides, "phantom")

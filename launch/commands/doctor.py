@@ -22,7 +22,8 @@ from launch.host_agents.agents import HostAgents, Inquiry
 from launch.plans.environment import environment
 from launch.plans.hostfile import read_hostfile
 from launch.plans.tools import find_tools
-from launch.recipe import load_settings
+from launch.recipe import load_recipe, load_settings
+from launch.supervise.checks import checks_of, run_checks
 from nd_dist.comm import load_mpi
 from nd_dist.config import Config, LaunchConfig
 from nd_dist.versions import CODE_DIR
@@ -38,6 +39,7 @@ REQUIRED = (
     "h5py",
     "nibabel",
 )
+SHARED_MEMORY_BYTES = 2**30  # containers have 64 MiB unless told otherwise
 OUR_PACKAGES = ("nd_dist", "launch", "shards")
 
 
@@ -58,16 +60,18 @@ class Check:
     todo: str = ""
 
 
-def run_doctor(hostfile: Path | None, shared_dir: Path, overrides: Sequence[str] = ()) -> int:
+def run_doctor(hostfile: Path | None, shared_dir: Path, words: Sequence[str] = ()) -> int:
     """Print every check as a table; return 0, or 3 if something required is missing.
 
     Args:
         hostfile: Hosts to check as well, all in parallel, in the way in which a launch would.
         shared_dir: A folder that all hosts must see (runs and shards lie below it).
-        overrides: Settings of the launch, e.g. ``launch.interface=ib0``.
+        words: A recipe, whose runs are looked at too, and settings, e.g. ``launch.interface=ib0``.
     """
-    config = load_settings(Config, None, overrides)
+    recipe = words[0] if words and "=" not in words[0] else None
+    config = load_settings(Config, None, words) if recipe is None else load_recipe(recipe, words[1:])
     checks = [*_python(), *_mpi(), *_slurm(config), *_accelerator(), *_tools()]
+    checks += _runs(config) if recipe is not None else []
     if hostfile is not None:
         checks += _hosts(hostfile, shared_dir, config.launch)
     table = Table(title="nd doctor", title_justify="left")
@@ -78,6 +82,20 @@ def run_doctor(hostfile: Path | None, shared_dir: Path, overrides: Sequence[str]
         table.add_row(check.name, Text(check.state, colours[check.state]), check.found, check.todo)
     make_console().print(table, soft_wrap=False)
     return 3 if any(check.state == "missing" for check in checks) else 0
+
+
+def _runs(config: Config) -> Iterator[Check]:
+    """Yield what packing, training and evaluating by a recipe find: the very checks that they begin with."""
+    told: set[str] = set()
+    for command in ("pack", "train", "evaluate"):
+        found, problems = run_checks(checks_of(command, config))
+        for name, text in found.items():
+            yield Check(f"{command}: {name}", "ok", text)
+        for name, problem in problems.items():
+            if str(problem) not in told:
+                told.add(str(problem))
+                text = f"{problem.what} {problem.where}"
+                yield Check(f"{command}: {name}", "missing", text, problem.todo)
 
 
 def _hosts(hostfile: Path, shared_dir: Path, launch: LaunchConfig) -> Iterator[Check]:
@@ -152,7 +170,20 @@ def _accelerator() -> Iterator[Check]:
     """Yield the check of the GPUs that torch sees."""
     import torch
 
-    if torch.cuda.is_available():
+    from launch.supervise.memory import gpu_bytes
+
+    if not torch.cuda.is_available() and gpu_bytes():
+        header = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout
+        driver = re.search(r"CUDA Version: ([\d.]+)", header)
+        able = driver.group(1) if driver else "unknown"
+        wheel = f"cu{able.replace('.', '')}" if driver else "cuXYZ"
+        yield Check(
+            "GPU",
+            "missing",
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not reach it; its driver is for CUDA {able}",
+            f"pip install torch --index-url https://download.pytorch.org/whl/{wheel}, or of an older CUDA",
+        )
+    elif torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(number)
             yield Check(f"GPU {number}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
@@ -167,6 +198,10 @@ def _tools() -> Iterator[Check]:
             yield Check(program, "ok", found)
         else:
             yield Check(program, "note", "missing: needed only for several hosts", f"apt-get install {package}")
-    places = {"here": Path(), "TMPDIR": Path(tempfile.gettempdir()), "/dev/shm": Path("/dev/shm"), "home": Path.home()}
+    shared_memory = Path("/dev/shm")
+    if shared_memory.is_dir() and shutil.disk_usage(shared_memory).total < SHARED_MEMORY_BYTES:
+        found = f"{shutil.disk_usage(shared_memory).total / 2**20:.0f} MiB: NCCL and MPI may want more"
+        yield Check("/dev/shm", "note", found, "docker run --shm-size=8g, or --ipc=host")
+    places = {"here": Path(), "TMPDIR": Path(tempfile.gettempdir()), "/dev/shm": shared_memory, "home": Path.home()}
     free = (f"{name} {shutil.disk_usage(path).free / 2**30:.1f} GiB" for name, path in places.items() if path.is_dir())
     yield Check("free space", "ok", f"{', '.join(free)} (Triton, torch and Hugging Face keep caches below home)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,11 +12,11 @@ from rich.console import Console
 from launch.console import make_console
 from launch.grid.plan import GridRequest
 from launch.grid.run import make_grid, show_grid
-from launch.grid.state import config_of
+from launch.grid.state import grid_checks
 from launch.plans.choose import LaunchOptions, choose, make_plan, require_head
 from launch.plans.tools import find_tools
 from launch.recipe import changed_settings, yaml_text
-from launch.supervise.preflight import advice, preflight, require_starters
+from launch.supervise.preflight import Problems, advice, preflight, require, require_starters
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, NdDistError
 from nd_dist.world import World
@@ -29,7 +29,7 @@ def dry_run_command(
     command: str,
     config: Config,
     options: LaunchOptions,
-    check: Callable[[str, Config, int], None] = preflight,
+    check: Callable[[str, Config, int], Mapping[str, str]] = preflight,
 ) -> None:
     """Print what a command would run, and whether it would start; start nothing.
 
@@ -47,11 +47,15 @@ def dry_run_command(
         console.print(f"# note: {plan.note}")
     console.print(plan.shell())
     with _verdict(console):
-        check(command, config, plan.ranks)
+        failed = _say_pack(config, plan.ranks, console) if command == "pack" else None
+        for name, found in check(command, config, plan.ranks).items():
+            if (command, name) != ("pack", "data set"):  # that was said with its sizes
+                console.print(f"# {name}: {found}")
         require_starters(plan)
-        told = describe_pack(config, plan.ranks) if command == "pack" else advice(command, config, plan.ranks, True)
-        for line in told:
-            console.print(f"# {line}")
+        for line in advice(command, config, plan.ranks):
+            console.print(f"# note: {line}")
+        if failed is not None:
+            raise failed
 
 
 def dry_run_grid(config: Config, request: GridRequest, options: LaunchOptions) -> None:
@@ -64,8 +68,7 @@ def dry_run_grid(config: Config, request: GridRequest, options: LaunchOptions) -
     grid = make_grid(config, request, options)
     show_grid(grid, console)
     with _verdict(console):
-        for training in grid.plan:
-            preflight("train", config_of(config, training), grid.ranks)
+        require(grid_checks(config, grid.plan, grid.ranks))
 
 
 def _told(config: Config) -> Console:
@@ -82,9 +85,20 @@ def _verdict(console: Console) -> Iterator[None]:
     try:
         yield
     except NdDistError as error:
-        console.print(f"# would be refused: {error.what}")
+        for problem in error.problems if isinstance(error, Problems) else (error,):
+            console.print(f"# would be refused: {problem.what}")
         raise
     console.print("# would start")
+
+
+def _say_pack(config: Config, ranks: int, console: Console) -> NdDistError | None:
+    """Print what packing would do as far as that is known; return what stood in the way, which checks may explain."""
+    try:
+        for line in describe_pack(config, ranks):
+            console.print(f"# {line}")
+    except NdDistError as error:
+        return error
+    return None
 
 
 def describe_pack(config: Config, ranks: int) -> Iterator[str]:

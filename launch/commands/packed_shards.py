@@ -9,10 +9,11 @@ from launch.commands.launching import launch_command
 from launch.console import make_console
 from launch.pack_recipe import read_pack_recipe
 from launch.plans.choose import LaunchOptions
-from launch.recipe import load_settings
+from launch.recipe import load_recipe, load_settings
+from launch.supervise.checks import model_checks
+from launch.supervise.preflight import require
 from nd_dist.config import Config, RemoteConfig
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.frozen.folders import resolve_folder
 from nd_dist.location import parse_location
 
 
@@ -41,6 +42,29 @@ def run_verify(location: str, overrides: Sequence[str] = ()) -> None:
             todo="`nd verify --repair` on the folder that was packed makes what is damaged again",
         )
     console.print(f"  verify: every shard and table of {location} is as its index says ({what})")
+
+
+def run_verify_source(recipe: str, overrides: Sequence[str]) -> None:
+    """Read a recipe's data set to its end, before it is packed, and print each problem.
+
+    Args:
+        recipe: Name or path of the recipe.
+        overrides: ``key=value`` words.
+
+    Raises:
+        DataError: there is a problem.
+    """
+    from shards.upkeep.source import verify_source
+
+    config, console = load_recipe(recipe, overrides, "pack"), make_console()
+    num_problems = 0
+    for problem in verify_source(config):
+        console.print(f"  {problem}")
+        num_problems += 1
+    if num_problems:
+        raise DataError(f"{num_problems} problem(s) in the data set.", where=str(config.nsd_root))
+    subjects, expects = ", ".join(map(str, config.data.subjects)), f"is as {config.data.reader} expects it"
+    console.print(f"  verify: all of subjects {subjects} in {config.nsd_root} {expects}")
 
 
 def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
@@ -74,9 +98,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
         return
     config = read_pack_recipe(shards_dir, overrides)
     open_reader(config)
-    if any(path.startswith("features/") and not path.startswith("features/img/") for path in damaged):
-        for network in (config.model, config.guidance_model):
-            resolve_folder(network)
+    require(model_checks(config))
     for path in repair(shards_dir):
         console.print(f"  removed {path} (set aside until it is packed again)")
     try:

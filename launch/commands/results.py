@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from nd_dist.conformance import Row
 
 
+def print_splits(run_dirs: Sequence[Path]) -> None:
+    """Print the main point of runs on several splits under each other, with differences to the first."""
+    from nd_dist.report.generalisation import split_table
+
+    found = split_table(run_dirs)
+    table = Table(title=found.title, title_justify="left")
+    for heading in ("split", *(f"{metric.label} {metric.arrow}" for metric in found.metrics)):
+        table.add_column(heading, overflow="fold")
+    for row in found.rows:
+        table.add_row(row.label, *(f"{value}\n{small}" if small else value for value, small, _ in row.cells))
+    make_console().print(table, soft_wrap=False)
+
+
 def run_report(
     run_dir: Path,
     trackers: Sequence[str] = (),

@@ -9,7 +9,7 @@ from launch.commands.launching import launch_command
 from launch.commands.results import run_report
 from launch.plans.choose import LaunchOptions
 from launch.recipe import load_settings
-from launch.supervise.preflight import check_metrics
+from launch.supervise.checks import check_metrics
 from nd_dist.config import Config
 
 
@@ -31,11 +31,12 @@ def score_command(settings: dict[str, object], overrides: Sequence[str], options
     run_report(config.run_dir)
 
 
-def _check(command: str, config: Config, ranks: int) -> None:
+def _check(command: str, config: Config, ranks: int) -> dict[str, str]:
     """Look at the pictures' names, numbers and sizes, and at the folder of judges, before ranks are started."""
     from nd_dist.evaluation.given import GivenPictures
 
-    check_metrics(config.evaluation)
+    found = {"judges": check_metrics(config.evaluation)}
     given = GivenPictures.open(config)
     given.originals.check_sizes()
     given.recons.check_sizes()
+    return found

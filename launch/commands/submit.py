@@ -13,15 +13,15 @@ from pathlib import Path
 from launch.console import make_console
 from launch.grid.plan import GridRequest, plan_grid, subject_dir
 from launch.keys import nearest
-from launch.plans.sbatch import Submission, sbatch_text, unasked_memory
+from launch.plans.sbatch import SUBMITTED, Submission, sbatch_text, unasked_memory
 from launch.recipe import config_yaml, load_recipe
-from launch.supervise.preflight import advice, preflight
+from launch.supervise.checks import Checks, checks_of
+from launch.supervise.preflight import advice, require
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.files import write_text
 from nd_dist.versions import CODE_DIR
 
-SUBMITTED = ("pack", "train", "evaluate", "sweep")
 SBATCH_WITHIN_S = 60
 
 
@@ -42,11 +42,12 @@ def submit_command(
             waits = f"# sbatch --dependency={job.after}:JOB, the job above\n" if job.after else ""
             console.print(waits + sbatch_text(job), end="")
         console.print(f"# note: {note}\n" if note else "", end="")
-    packed = not isinstance(config.shards_dir, Path) or (config.shards_dir / "index.json").is_file()
-    if "train" in commands and "pack" not in commands and not grid and packed:  # else it waits for what packs
-        preflight("train", config)
-        for line in advice("train", config, config.slurm.nodes * config.slurm.ranks_per_node, dry_run):
-            console.print(f"# {line}" if dry_run else f"  note: {line}")
+    ranks = config.slurm.nodes * config.slurm.ranks_per_node
+    found = require(_checks(commands, config, grid, ranks))
+    for name, text in found.items() if dry_run and not grid else ():
+        console.print(f"# {name}: {text}")
+    for line in advice("train", config, ranks) if "train" in commands and not grid else ():
+        console.print(f"# note: {line}" if dry_run else f"  note: {line}")
     if dry_run:
         return
     require_sbatch()
@@ -70,6 +71,26 @@ def require_sbatch() -> None:
     """
     if shutil.which("sbatch") is None:
         raise ConfigError("There is no sbatch on this machine.", todo="run the command on a login node of the cluster")
+
+
+def _checks(commands: Sequence[str], config: Config, grid: GridRequest | None, ranks: int) -> Checks:
+    """Return the checks of all commands, each after those before it."""
+    from launch.grid.state import grid_checks  # imports numpy, for which a shell that completes words does not wait
+
+    checks: Checks = {}
+    for number, command in enumerate(commands):
+        before = commands[:number]
+        if grid and command == "train":
+            checks |= grid_checks(config, plan_grid(config, grid), ranks, before)
+            continue
+        for subject in (grid.subjects if grid and command != "pack" else ()) or (config.training.target_subject,):
+            own: dict[str, int | str] = {"training.target_subject": subject}
+            own |= {"run_dir": str(subject_dir(config, subject))} if grid else {}
+            found = checks_of(command, config.replaced(own), ranks, before)
+            checks |= {
+                f"{command}, {name}" + (f", subject {subject}" if grid else ""): each for name, each in found.items()
+            }
+    return checks
 
 
 def plan_jobs(commands: Sequence[str], config: Config, is_array: bool, grid: GridRequest | None) -> list[Submission]:

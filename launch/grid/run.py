@@ -35,7 +35,7 @@ from launch.grid.plan import (
     subject_dir,
 )
 from launch.grid.process import SSH_FAILED, TrainingProcess, command_of, slot_variables
-from launch.grid.state import outcome_of, share_of, state_on_disk, validations_of
+from launch.grid.state import grid_checks, outcome_of, share_of, state_on_disk, validations_of
 from launch.host_agents.agents import HostAgents, Inquiry, require_hosts
 from launch.plans.allocation import unused_nodes
 from launch.plans.choose import LaunchOptions, listed_hosts, new_launch_id, require_fitting, require_head
@@ -44,6 +44,7 @@ from launch.plans.hosts import Host, filter_hosts, num_local_gpus
 from launch.recipe import config_yaml
 from launch.supervise.lock import RunFolder, state_dir
 from launch.supervise.outcome import tail_of
+from launch.supervise.preflight import require
 from launch.supervise.stop import StopSignal
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure, Requeue
@@ -113,9 +114,11 @@ def grid_command(config: Config, request: GridRequest, options: LaunchOptions) -
     """Train the grid of a request.
 
     Raises:
-        NdDistError: see ``run_grid`` and ``make_grid``.
+        NdDistError: see ``run_grid``, ``make_grid`` and ``grid_checks``.
     """
-    run_grid(make_grid(config, request, options), make_console())
+    grid = make_grid(config, request, options)
+    require(grid_checks(config, grid.plan, grid.ranks))
+    run_grid(grid, make_console())
 
 
 def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> Grid:
@@ -167,14 +170,14 @@ def run_grid(grid: Grid, console: Console) -> None:
         CheckpointError: a run folder holds another recipe's training.
         WorldError: a host cannot take part.
     """
-    from shards.format.index import Index
+    from shards.format.splits import open_index
 
     folder = RunFolder(grid.config.run_dir, grid.launch_id)
     if grid.note:
         console.print(f"  note: {grid.note}")
     try:
         write_text(grid.recipe_path, config_yaml(grid.config))
-        index = Index.read(grid.config.shards_dir, grid.config.remote)
+        index = open_index(grid.config)
         grid.states = {training: state_on_disk(grid.config, training, index) for training in grid.plan}
         with _agents_of(grid) as agents, folder.stop as stop, _board(grid, console):
             if agents is not None:

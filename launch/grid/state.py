@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from launch.grid.plan import State, Training, recipe_at
+from launch.supervise.checks import Checks, check_stage, checks_of
 from nd_dist.config import Config
 from nd_dist.errors import Requeue
 from nd_dist.events import events_path, read_events
-from nd_dist.training.records import check_fingerprint, read_done, stage_dir, training_fingerprint
-from shards.format.codec import stores_of
+from nd_dist.training.records import read_done, stage_dir
 from shards.format.index import Index
 
 TAIL_BYTES = 4096
@@ -23,18 +24,9 @@ def state_on_disk(config: Config, training: Training, index: Index) -> State:
         CheckpointError: it was made with another recipe.
     """
     folder = stage_dir(training.run_dir, training.stage)
-    record = read_done(folder)
-    if not record:
+    if not read_done(folder):
         return "saved" if (folder / "latest.json").exists() else "waiting"
-    from nd_dist.training.source import stage_request  # imports torch
-
-    found, own = record["fingerprint"], config_of(config, training)
-    ranks = found.get("launch.ranks", 1)
-    request = stage_request(own, training.stage, ranks)
-    stores = stores_of(request.targets, own.training.int8_targets)
-    data = index.identity(request.subjects, stores, request.sessions)
-    wanted = training_fingerprint(own, data, training.stage, found["start"], ranks)
-    check_fingerprint(wanted, found, folder)
+    check_stage(config_of(config, training), index, training.stage)
     return "done"
 
 
@@ -45,6 +37,17 @@ def config_of(config: Config, training: Training) -> Config:
         update={"target_subject": training.subject, "targets": training.targets, "stages": (training.stage,)}
     )
     return config.model_copy(update={"training": section, "run_dir": training.run_dir})
+
+
+def grid_checks(config: Config, plan: Sequence[Training], ranks: int, coming: Collection[str] = ()) -> Checks:
+    """Return the checks of all trainings; memory and disk, which take seconds, only of the first subject's."""
+    checks: Checks = {}
+    for training in plan:
+        found = checks_of("train", config_of(config, training), ranks, coming)
+        if training.subject != plan[0].subject:
+            found.pop("room", None)
+        checks |= {f"{training.name}, {name}": check for name, check in found.items()}
+    return checks
 
 
 def outcome_of(training: Training, returncode: int) -> State:

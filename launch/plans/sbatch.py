@@ -11,6 +11,7 @@ from typing import Literal
 from nd_dist.config import SlurmConfig
 from nd_dist.errors import ConfigError
 
+SUBMITTED = ("pack", "train", "evaluate", "sweep")
 REQUEUE_CODE, FAILURE_CODE = 5, 4
 NODES_ANSWER_WITHIN_S = 60
 MEMORY = {"mem", "mem-per-cpu", "mem-per-gpu", "exclusive"}

@@ -37,13 +37,18 @@ def load_extractor(config: Config, device: torch.device) -> FrozenExtractor:
 
     Raises:
         CheckpointError: a model folder is missing or incomplete.
+        DataError: a receipt of the shards is damaged.
     """
     from nd_dist.compute.device import DTYPES
-    from nd_dist.frozen import clip_vision, stable_diffusion
+    from nd_dist.frozen import stable_diffusion
     from nd_dist.frozen.extractor import FrozenExtractor
+    from nd_dist.frozen.vision_tower import load_guidance_network
+    from shards.packing.receipts import read_receipts
 
     dtype, roles = DTYPES[config.frozen.dtype], {role_of(name) for name in config.data.targets}
     parts = [part for role, part in (("semantic", "text_encoder"), ("initial", "vae")) if role in roles]
     sd = stable_diffusion.load(config.model, dtype, device, parts)
-    clip = clip_vision.load(config.guidance_model, dtype=dtype, device=device)
-    return FrozenExtractor(sd, clip, config.frozen, config.seed)
+    clip = load_guidance_network(config, dtype, device)
+    made_by = [receipt.recipe.get("extractor", {}) for receipt in read_receipts(config.shards_folder).values()]
+    recorded = {str(value) for fingerprint in made_by for value in fingerprint.values()}
+    return FrozenExtractor(sd, clip, config.frozen, config.seed, recorded)

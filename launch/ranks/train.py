@@ -16,8 +16,8 @@ from nd_dist.training.source import StageRequest, Stream
 from nd_dist.training.validation import REPEATS
 from nd_dist.world import World
 from shards.format.codec import stores_of
+from shards.format.splits import open_index
 from shards.reading.reader import ShardReader
-from shards.reading.selection import is_heldout
 from shards.reading.stream import StreamConfig, TrialStream
 from shards.sources.classes import read_classes
 
@@ -31,7 +31,7 @@ class ShardSource:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self._reader = ShardReader(config.shards_dir, config.remote)
+        self._reader = ShardReader.over(open_index(config))
         self._config, self._world, self._training = config, world, config.training
         self.specs: tuple[TargetSpec, ...] = self._reader.index.target_specs
         self.num_voxels: Mapping[int, int] = self._reader.num_voxels
@@ -62,9 +62,8 @@ class ShardSource:
 
     def fit_images(self, subject: int, sessions: Sequence[int] | None) -> list[int]:
         """Return the ascending ids of the images that a subject is trained on, held-out images left out."""
-        image_ids = np.array(self._reader.images(subject, "train", sessions))
-        fraction = self._training.heldout_fraction
-        return [int(image_id) for image_id in image_ids[~is_heldout(image_ids, fraction)]]
+        heldout = set(self._reader.heldout_images(subject, self._training.heldout_fraction))
+        return [image_id for image_id in self._reader.images(subject, "train", sessions) if image_id not in heldout]
 
     def mean_voxels(
         self, subject: int, image_ids: Sequence[int], sessions: Sequence[int] | None
@@ -87,8 +86,7 @@ class ShardSource:
         fraction = self._training.heldout_fraction
         if fraction == 0:
             return "test", self._reader.images(subject, "test")
-        image_ids = np.array(self._reader.images(subject, "train"))
-        return "heldout", [int(image_id) for image_id in image_ids[is_heldout(image_ids, fraction)]]
+        return "heldout", self._reader.heldout_images(subject, fraction)
 
     def validation_trials(
         self, subject: int, image_ids: Sequence[int], targets: Sequence[str]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from launch.options import DryRun, Hostfile, LauncherName, Overrides, Ranks, epilog_of
+from launch.options import DryRun, Hostfile, LauncherName, Overrides, Ranks, command_of
 from launch.study import STUDIES_DIR
 
 study_app = typer.Typer(no_args_is_help=True, help="A whole paper as one file: plan, run, status, report.")
+_command = partial(command_of, study_app)
 
 
 def studies_like(incomplete: str) -> list[str]:
@@ -22,7 +24,7 @@ StudyName = Annotated[
 ]
 
 
-@study_app.command(epilog=epilog_of("nd study plan paper --gpu h100 --gpus 8", "nd study plan phantom"))
+@_command("nd study plan paper --gpu h100 --gpus 8", "nd study plan phantom")
 def plan(
     study: StudyName,
     overrides: Overrides = None,
@@ -36,7 +38,7 @@ def plan(
     print_costs(load_study(study, overrides or []), gpu, gpus)
 
 
-@study_app.command(epilog=epilog_of("nd study run phantom --ranks 2", "nd study run paper seeds=[42,43] --submit"))
+@_command("nd study run phantom --ranks 2", "nd study run paper seeds=[42,43] --submit")
 def run(
     study: StudyName,
     overrides: Overrides = None,
@@ -62,7 +64,7 @@ def run(
         run_study(found, LaunchOptions(ranks, hostfile, launcher), stage)
 
 
-@study_app.command(epilog=epilog_of("nd study status phantom"))
+@_command("nd study status phantom")
 def status(study: StudyName, overrides: Overrides = None) -> None:
     """Say how every stage of a study stands."""
     from launch.study.run import study_status
@@ -71,7 +73,7 @@ def status(study: StudyName, overrides: Overrides = None) -> None:
     study_status(load_study(study, overrides or []))
 
 
-@study_app.command(epilog=epilog_of("nd study report phantom"))
+@_command("nd study report phantom")
 def report(study: StudyName, overrides: Overrides = None) -> None:
     """Write a study's tables (HTML, CSV, Markdown, LaTeX) from what is evaluated by now; the rest is "not run"."""
     from launch.study.report import report_study

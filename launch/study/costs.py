@@ -30,7 +30,7 @@ from nd_dist.files import read_json
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec, role_of
 from nd_dist.training import ridge
-from shards.sources.nsd_counts import KNOWN, KnownCounts
+from shards.sources.known import NSD, KnownCounts
 
 BUDGET = Path(__file__).with_name("gpu_budget.json")
 PUBLISHED_MODEL, PUBLISHED_WIDTH = "CompVis/stable-diffusion-v1-4", 4096
@@ -101,7 +101,7 @@ def is_published(config: Config) -> bool:
 def subject_counts(config: Config) -> dict[int, KnownCounts]:
     """Return what each subject holds: NSD's counts, or those of the phantom that a recipe makes."""
     if is_published(config):
-        return {subject: KNOWN[subject] for subject in config.data.subjects if subject in KNOWN}
+        return {subject: NSD[subject] for subject in config.data.subjects if subject in NSD}
     phantom = config.phantom
     trials = phantom.num_sessions * phantom.trials_per_session
     counts = KnownCounts(

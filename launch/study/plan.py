@@ -12,7 +12,7 @@ from typing import Literal
 
 from launch.grid.plan import file_name, subject_dir
 from launch.study.study import Study, decoder_points, decoder_recipe, with_points
-from launch.supervise.preflight import decoder_dir
+from launch.supervise.decoder import decoder_dir
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.files import hash_json

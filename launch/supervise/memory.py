@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,8 +27,12 @@ from nd_dist.training.engine.sharded import shard_large_layers
 from nd_dist.training.objective.objectives import Objective, StepInputs
 from nd_dist.training.parameters import REDUCE_BUCKET
 from nd_dist.training.ranks import GlobalRows
+from nd_dist.training.ridge import Cost
 from nd_dist.training.source import StageRequest, stage_request
 from nd_dist.world import World
+
+if TYPE_CHECKING:
+    from shards.format.index import Index
 
 HEADROOM = 1.1
 """Allocator fragments, libraries' workspaces: a guess."""
@@ -109,10 +114,10 @@ def peak_bytes(counts: Counts, ranks: int, zero_stage: int, is_half: bool) -> fl
     return kept_bytes(counts, ranks, zero_stage, is_half) + max(stepping, passing)
 
 
-def needed_bytes(
+def stage_counts(
     config: Config, num_voxels: Mapping[int, int], specs: Sequence[TargetSpec], ranks: int
-) -> dict[int, float]:
-    """Return the bytes that each stage of a recipe needs on a GPU, with some room.
+) -> dict[int, Counts]:
+    """Return the counts of each stage of a recipe.
 
     Args:
         config: The recipe.
@@ -120,16 +125,30 @@ def needed_bytes(
         specs: The targets that are trained.
         ranks: Ranks of the training.
     """
-    training = config.training
-    needed: dict[int, float] = {}
-    for stage in training.stages:
+    counts: dict[int, Counts] = {}
+    for stage in config.training.stages:
         request: StageRequest = stage_request(config, stage, ranks)
         with torch.device("meta"):
             decoder = Decoder(config.decoder, {s: num_voxels[s] for s in request.subjects}, specs, request.pictures)
         # buffers too: once transformers has loaded a model, its torch.linspace ignores the device
-        counts = count(decoder.to("meta"), training, request.num_rows, ranks)
-        needed[stage] = HEADROOM * peak_bytes(counts, ranks, training.zero_stage, training.dtype != "float32")
-    return needed
+        counts[stage] = count(decoder.to("meta"), config.training, request.num_rows, ranks)
+    return counts
+
+
+def needed_bytes(counts: Mapping[int, Counts], training: TrainingConfig, ranks: int) -> dict[int, float]:
+    """Return the bytes that each stage needs on a GPU, with some room."""
+    is_half = training.dtype != "float32"
+    return {stage: HEADROOM * peak_bytes(own, ranks, training.zero_stage, is_half) for stage, own in counts.items()}
+
+
+def checkpoint_bytes(counts: Mapping[int, Counts], training: TrainingConfig) -> float:
+    """Return the bytes that all stages leave on disk: checkpoints, the last model and the best one."""
+    width, total = 4 if training.dtype == "float32" else 2, 0.0
+    for own in counts.values():
+        parameters = own.deepspeed + own.divided
+        state = 12 * parameters + width * own.deepspeed  # float32 weights and two moments; DeepSpeed's own copy
+        total += training.keep_checkpoints * state + 2 * 4 * parameters
+    return total
 
 
 def gpu_bytes() -> int:
@@ -139,6 +158,27 @@ def gpu_bytes() -> int:
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout
     return min((int(line) for line in answer.split() if line.isdigit()), default=0) * 2**20
+
+
+def ridge_cost(config: Config, index: Index) -> str:
+    """Return what a ridge regression takes, in words; images are counted by the index, before any is read.
+
+    Raises:
+        ConfigError: this machine's GPUs are too small.
+    """
+    training = config.training
+    subject, specs = index.subjects[training.target_subject], index.target_specs
+    share = 1.0 if training.sessions is None else min(1.0, len(training.sessions) / subject.sessions)
+    num_images = round((subject.images - subject.test_images) * share * (1.0 - training.heldout_fraction))
+    cost = Cost.of(num_images, subject.voxels, [spec for spec in specs if spec.name in training.targets])
+    if 0 < (available := gpu_bytes()) < cost.device_bytes:
+        raise ConfigError(
+            "A ridge regression needs more memory than a GPU has.",
+            expected=f"{cost.device_bytes / 1e9:.1f} GB",
+            found=f"{available / 1e9:.1f} GB",
+            todo="fit it on the CPU, with no GPU in sight (CUDA_VISIBLE_DEVICES=)",
+        )
+    return cost.describe()
 
 
 def memory_note(needed: Mapping[int, float], available: int, config: Config, ranks: int) -> str:

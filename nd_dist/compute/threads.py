@@ -28,13 +28,15 @@ class Behind:
 
     def do(self, work: Callable[[], None]) -> None:
         """Start a piece of work once the one before is done, whose error is raised here."""
-        self._wait()
+        self.wait()
         self._last = self._thread.submit(work)
 
-    def _wait(self) -> None:
+    def wait(self) -> bool:
+        """Wait until everything is done, whose error is raised here; return whether there was anything."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
+        return last is not None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -44,4 +46,4 @@ class Behind:
         """Wait until the thread has done everything; an error that is on its way already goes first."""
         self._thread.shutdown()
         if kind is None:
-            self._wait()
+            self.wait()

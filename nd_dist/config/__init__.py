@@ -45,7 +45,7 @@ class Config(Section):
     seed: Count = 0
     """Seed of the run; every other seed derives from it and the unit of work."""
     nsd_root: Path = Path("nsd")
-    """Folder of NSD (or of a phantom NSD)."""
+    """Folder of the data set: NSD, or another that `data.reader` reads, or a phantom."""
     shards_dir: Location = Path("shards_out")
     """Folder of the packed shards; for training and evaluation also a URL (http, https, s3) of such a folder."""
     run_dir: Path = Path("runs/default")
@@ -98,10 +98,11 @@ class Config(Section):
 
     @property
     def fits_ridge_beside(self) -> bool:
-        """Whether a ridge regression is fitted and evaluated beside the network, as a control."""
-        is_target = self.evaluated_subjects == (self.training.target_subject,)
+        """Whether a ridge regression is fitted and evaluated beside a network of several targets, as a control."""
+        training, is_network = self.training, self.decoder.kind != "ridge"
         is_asked = self.evaluation.controls and self.evaluation.embeddings == "decoded"
-        return is_asked and is_target and self.decoder.kind != "ridge" and 2 in self.training.stages
+        is_whole = self.evaluated_subjects == (training.target_subject,) and len(training.targets) > 1
+        return is_asked and is_network and is_whole and 2 in training.stages
 
     @property
     def shards_folder(self) -> Path:

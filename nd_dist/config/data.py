@@ -11,16 +11,20 @@ from nd_dist.config.base import Dtype, Fraction, Positive, Section, SubjectId
 from nd_dist.location import parse_location
 from nd_dist.schema import TARGETS
 
+OWN_SPLIT = "own"
+
 
 class PhantomConfig(Section):
-    """The made-up NSD that `nd phantom` writes (counts of the real one: 8 subjects, 40 sessions of 750 trials)."""
+    """The made-up data set that `nd phantom` writes (counts of NSD: 8 subjects, 40 sessions of 750 trials)."""
 
+    layout: Literal["nsd", "laion-fmri"] = "nsd"
+    """Whose file formats and folders: NSD's, or LAION-fMRI's."""
     num_subjects: Positive = 4
-    """Subjects; each has its own number of voxels and its own brain grid."""
+    """Subjects (laion-fmri: at most five); each has its own number of voxels and its own brain grid."""
     num_sessions: Annotated[int, Field(ge=2)] = 9
     """Sessions of a complete subject; the last subject but one misses some."""
     trials_per_session: Annotated[int, Field(ge=10)] = 80
-    """Trials in a session; each image is shown three times."""
+    """Trials in a session (laion-fmri: about); each image is shown three times (laion-fmri: shared ones six times)."""
     num_shared: Positive = 24
     """Test images, seen by every subject."""
     num_voxels: Annotated[int, Field(ge=50)] = 400
@@ -30,19 +34,27 @@ class PhantomConfig(Section):
 
 
 class DataConfig(Section):
-    """What is packed from NSD, and how."""
+    """What is packed from a data set, and how."""
 
-    reader: Annotated[str, Field(pattern=r"^(nsd|mindeye2|[\w.]+:\w+)$")] = "nsd"
-    """Layout of `nsd_root`: NSD's own files (nsd), MindEye2's published ones (mindeye2), or one that a class of yours
-    reads, `package.module:Class` (docs/own-data.md)."""
+    reader: Annotated[str, Field(pattern=r"^(nsd|mindeye2|laion_fmri|[\w.]+:\w+)$")] = "nsd"
+    """Layout of `nsd_root`: NSD's own files (nsd), MindEye2's published ones (mindeye2), LAION-fMRI's (laion_fmri), or
+    one that a class of yours reads, `package.module:Class` (docs/own-data.md)."""
     betas: str = "betas_fithrf_GLMdenoise_RR"
     """Version of the single-trial betas (folder name)."""
     betas_format: Literal["auto", "nifti", "hdf5"] = "auto"
     """File format of the betas; auto takes HDF5 where both exist (it reads by session chunk)."""
     roi: str = "nsdgeneral"
-    """Name of the ROI volume whose positive labels select the voxels."""
+    """Name of the ROI volume whose positive labels select the voxels; laion_fmri: a ROI, a category of them, `all`, or
+    several joined by `+`."""
+    min_noise_ceiling: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Take only voxels of the ROI whose noise ceiling (percent; NSD: of the mean of three trials, LAION-fMRI: of
+    twelve) is at least this."""
     subjects: tuple[SubjectId, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Subjects to pack and to train on."""
+    split: str = OWN_SPLIT
+    """Which images are trained on and which tested: the data set's own test set (own; of NSD the images that all
+    subjects share), or a split that it names (LAION-fMRI: tau, ood, cluster_k5_0 ..). Chosen when shards are read, not
+    when they are packed; what is tested for one of `data.subjects` is trained on for none."""
     max_sessions: Positive | None = None
     """Take training trials of the first sessions of every subject only (1 = the "1 hour" setting); none takes all.
     Test trials stay complete."""
@@ -90,6 +102,9 @@ class FrozenConfig(Section):
     """Pixel statistics before the guidance CLIP (the released code uses ImageNet's with CLIP)."""
     antialias: bool = False
     """Antialiased resize before the guidance CLIP (torchvision's tensor default: off up to 0.16, on from 0.17)."""
+    guidance_layers: tuple[str, ...] = ()
+    """Modules of another guidance network (any vision tower of transformers) whose outputs are the guidance targets
+    g02, g04 .. in this order, six at most; none: the MLP outputs of the first six blocks of a CLIP."""
     batch_size: Positive = 32
     """Pictures per forward pass when targets are extracted."""
     dtype: Dtype = "float32"

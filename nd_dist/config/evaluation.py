@@ -25,6 +25,9 @@ class SamplerConfig(Section):
     """Classifier-free guidance scale."""
     sag_scale: Annotated[float, Field(ge=0)] = 0.75
     """Self-attention guidance scale; 0 is off (one UNet pass less per step)."""
+    guidance: dict[str, float] = {"clip": 1.0}  # noqa: RUF012 - pydantic copies it
+    """Guidance terms and their weights: clip (features of the layers), latent (the initial latent), pixels (the
+    initial picture at 32 x 32), or a class of yours as module:Class (docs/sampler.md)."""
     layer_scale: tuple[float, ...] = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
     """Factors a_l of the guidance layers, applied after the norm weights."""
     x0_form: Literal["official", "ddim"] = "official"
@@ -63,6 +66,8 @@ class EvaluationConfig(Section):
     """Subjects to reconstruct (none: the training's target subject)."""
     num_images: Positive | None = None
     """Test images to reconstruct, first ids first (none: all)."""
+    image_ids: tuple[Count, ...] | None = None
+    """Test images to reconstruct, by their 0-based ids (none: by number, as above)."""
     num_repeats: Positive = 5
     """Reconstructions of an image."""
     embeddings: Literal["decoded", "ground_truth"] = "decoded"
@@ -100,6 +105,11 @@ class EvaluationConfig(Section):
     """Images in one work unit; on a GPU they ride in one forward batch, with all repeats."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of the test images for the intervals."""
+    keep_features: bool = False
+    """Keep the judges' features of a point once it is scored (1 MB a picture with the field's judges); without them a
+    change of the statistics judges its pictures again."""
+    keep_pictures: Annotated[int, Field(ge=0)] | None = None
+    """Images, first ids first, whose reconstructions stay once their point is scored (none: all)."""
 
 
 class ScoreConfig(Section):
@@ -139,6 +149,9 @@ class SweepConfig(Section):
     interval of the best."""
     num_images: Positive = 16
     """Training images of each subject on which the point is chosen (a fixed random choice)."""
+    halving: bool = False
+    """Try all points on a quarter of these images, the better half of them on half, and half of those on all: points
+    that are clearly worse stop early."""
     report: Literal["grid", "chosen"] = "grid"
     """Test images are reconstructed at every point, or at the chosen one (and without guidance) only."""
 

@@ -68,8 +68,13 @@ class ClipGuidance:
                 expected=f"{len(names)} factors, for {', '.join(names)}",
                 found=f"{len(layer_scale)} factors",
             )
-        self._clip, self._layer_scale, self._names = clip, tuple(layer_scale), names
+        self._clip, self._layer_scale, self._names = clip, tuple(layer_scale), tuple(names)
         self._antialias, self._normalize = antialias, normalize
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The layers."""
+        return self._names
 
     def prepare(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the target features (B, L, D) of every layer, float32 or wider, and the weights (B, K).
@@ -78,7 +83,8 @@ class ClipGuidance:
             DataError: a layer's target is missing or has another shape (another guidance model made it).
         """
         wide = torch.promote_types(self._clip.dtype, torch.float32)
-        features = {name: require_target(targets, name, self._clip.feature_shape).to(wide) for name in self._names}
+        shapes = self._clip.feature_shapes
+        features = {name: require_target(targets, name, shapes[name]).to(wide) for name in self._names}
         norms_BK = torch.stack([value.flatten(1).norm(dim=1) for value in features.values()], dim=1)
         return {**features, WEIGHTS: layer_weights(norms_BK, self._layer_scale)}
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from nd_dist.errors import DataError
 from nd_dist.schema import INITIAL
 
+Decode = Callable[[torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class ImageEstimate:
@@ -28,7 +30,7 @@ class ImageEstimate:
     """
 
     latents_BCHW: torch.Tensor
-    decode: Callable[[torch.Tensor], torch.Tensor]
+    decode: Decode
 
     @cached_property
     def pixels_BCHW(self) -> torch.Tensor:  # noqa: N802 - shape suffix
@@ -39,6 +41,11 @@ class ImageEstimate:
 
 class Guidance(Protocol):
     """What the sampler needs of a guidance term."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets that it pulls towards."""
+        ...
 
     def prepare(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Check the targets and return all that ``loss`` needs, each tensor with one row per sample."""
@@ -75,7 +82,7 @@ class LatentGuidance:
     """
 
     def __init__(self, latent_shape: tuple[int, int, int], target: str = INITIAL) -> None:
-        self._shape, self._target = latent_shape, target
+        self._shape, self._target, self.targets = latent_shape, target, (target,)
 
     def prepare(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the target latents."""
@@ -91,14 +98,19 @@ class PixelGuidance:
 
     Args:
         resolution: Side of the square target pictures.
-        target: Name of the target, pixels (B, 3, resolution, resolution) in [0,1].
+        target: Name of the target: pixels (B, 3, resolution, resolution) in [0,1], or what ``decode`` makes pixels of.
+        decode: Makes larger pixels of the target, e.g. of the initial latents (B, C, H, W); none: it is pixels.
     """
 
-    def __init__(self, resolution: int, target: str = "pixels") -> None:
-        self._resolution, self._target = resolution, target
+    def __init__(self, resolution: int, target: str = "pixels", decode: Decode | None = None) -> None:
+        self._resolution, self._target, self._decode, self.targets = resolution, target, decode, (target,)
 
     def prepare(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the target pixels."""
+        if self._decode is not None and self._target in targets:
+            with torch.no_grad():
+                decoded = ImageEstimate(targets[self._target], self._decode).pixels_BCHW
+            return {self._target: F.adaptive_avg_pool2d(decoded, self._resolution)}
         shape = (3, self._resolution, self._resolution)
         return {self._target: require_target(targets, self._target, shape)}
 
@@ -106,3 +118,33 @@ class PixelGuidance:
         """Return each sample's mean squared difference of area-averaged pixels."""
         averaged = F.adaptive_avg_pool2d(estimate.pixels_BCHW, self._resolution)
         return (averaged - prepared[self._target]).square().flatten(1).mean(dim=1)
+
+
+class SumOfGuidance:
+    """Several terms at once.
+
+    Args:
+        terms: Name -> the term and its weight.
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[Guidance, float]]) -> None:
+        self._terms = terms
+        self.targets = tuple(dict.fromkeys(name for term, _ in terms.values() for name in term.targets))
+
+    def prepare(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what every term prepares, under the term's name."""
+        return {
+            f"{name}/{key}": values
+            for name, (term, _) in self._terms.items()
+            for key, values in term.prepare({each: targets[each] for each in term.targets if each in targets}).items()
+        }
+
+    def loss(self, estimate: ImageEstimate, prepared: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return each sample's weighted sum of the terms' losses."""
+        losses = []
+        for name, (term, weight) in self._terms.items():
+            own = {
+                key.removeprefix(f"{name}/"): values for key, values in prepared.items() if key.startswith(f"{name}/")
+            }
+            losses.append(weight * term.loss(estimate, own))
+        return torch.stack(losses).sum(dim=0)

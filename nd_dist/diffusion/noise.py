@@ -28,7 +28,7 @@ class NoiseRequest:
     """One reconstruction to make: the unit that names it in seeds and errors.
 
     Args:
-        image_id: 0-based NSD image id.
+        image_id: 0-based image id.
         repeat: Which of the image's reconstructions, 0-based.
         run_seed: Seed of the run.
     """

@@ -138,6 +138,11 @@ class GuidedSampler:
         guard.settle()
         return self._result(x, losses, pictures, guard)
 
+    @property
+    def guidance_targets(self) -> tuple[str, ...]:
+        """Names of the targets that guided steps need."""
+        return self._guidance.targets
+
     @staticmethod
     def start(z_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """Return z noised to the plan's level: sqrt(abar) z + sqrt(1 - abar) noise."""

@@ -69,7 +69,7 @@ def _decode_task(bench: Bench, predictor: Predictor, batch: _Batch) -> Task:
     point, subject, number, image_ids, is_training = batch
     job, config = bench.job, bench.job.config_at(point)
     folder = job.layout.decoded(point, subject) / batch_name(number, is_training)
-    fingerprint = hash_json([bench.prints.decoded(point, subject), list(image_ids)])
+    key = hash_json([bench.keys.key("decoded", point, subject), list(image_ids)])
 
     def work() -> Steps:
         voxels_BV = job.source.voxels(subject, image_ids, two_repeats=config.evaluation.two_repeats)
@@ -84,9 +84,9 @@ def _decode_task(bench: Bench, predictor: Predictor, batch: _Batch) -> Task:
             made |= {} if is_training else {name: torch.from_numpy(values)}
             yield
         facts = {"image_ids": list(image_ids)}
-        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / PREDICTIONS, made))
+        publish(folder, key, facts, lambda staging: write_staged(staging / PREDICTIONS, made))
 
-    return Task(f"decode_{folder.parent.name}_{folder.name}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"decode_{folder.parent.name}_{folder.name}", lambda: bench.has(folder, key), work)
 
 
 def statistics_tasks(bench: Bench) -> list[Task]:
@@ -99,7 +99,7 @@ def _statistics_task(bench: Bench, point: Point, subject: int) -> Task:
     job, rule = bench.job, bench.job.z_calibration(point)
     folder = job.layout.decoded(point, subject) / STATISTICS_FOLDER
     image_ids, training_ids = job.split_images(subject), job.source.images(subject, "train")
-    fingerprint = hash_json([bench.prints.decoded(point, subject), list(image_ids)])
+    key = hash_json([bench.keys.key("decoded", point, subject), list(image_ids)])
 
     def work() -> Steps:
         predicted: dict[str, Moments] = {}
@@ -117,6 +117,6 @@ def _statistics_task(bench: Bench, point: Point, subject: int) -> Task:
             yield
         found = statistics_of(predicted, wanted, job.config_at(point).evaluation.calibrated_by)
         facts = {"image_ids": list(image_ids)}
-        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / STATISTICS, found))
+        publish(folder, key, facts, lambda staging: write_staged(staging / STATISTICS, found))
 
-    return Task(f"statistics_{folder.parent.name}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"statistics_{folder.parent.name}", lambda: bench.has(folder, key), work)

@@ -23,7 +23,7 @@ from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.picture_sets import PictureSet, open_pictures, read_array
 from nd_dist.evaluation.points.layout import ARRAYS, PICTURE, PIXELS, repeat_file
 from nd_dist.evaluation.points.units import Point, subject_name
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
 from nd_dist.fanout.results import publish, write_png, write_staged
 from nd_dist.fanout.tasks import Steps, Task
@@ -128,7 +128,7 @@ class GivenPictures:
 
 
 @dataclass
-class JudgesAlone(ModelFolders):
+class JudgesAlone(Networks):
     """The metric networks without those that make pictures.
 
     Args:
@@ -178,24 +178,24 @@ def given_tasks(bench: Bench) -> list[Task]:
 
 
 def _store_task(bench: Bench, source: GivenPictures, number: int, image_ids: Sequence[int]) -> Task:
-    layout, prints, (subject,) = bench.job.layout, bench.prints, bench.job.subjects
-    made = prints.pictures(THE_POINT, subject)
-    wanted = [(layout.original_of(image), prints.originals, source.originals, image) for image in image_ids]
+    layout, keys, (subject,) = bench.job.layout, bench.keys, bench.job.subjects
+    originals, made = keys.key("originals"), keys.key("pictures", THE_POINT, subject)
+    wanted = [(layout.original_of(image), originals, source.originals, image) for image in image_ids]
     wanted += [(layout.pictures_of(THE_POINT, subject, image), made, source.recons, image) for image in image_ids]
 
     def is_done() -> bool:
-        return all(bench.has(folder, fingerprint) for folder, fingerprint, _, _ in wanted)
+        return all(bench.has(folder, key) for folder, key, _, _ in wanted)
 
     def work() -> Steps:
-        for folder, fingerprint, pictures, image in wanted:
-            if not bench.has(folder, fingerprint):
-                _store(folder, fingerprint, pictures, image, is_original=pictures is source.originals)
+        for folder, key, pictures, image in wanted:
+            if not bench.has(folder, key):
+                _store(folder, key, pictures, image, is_original=pictures is source.originals)
             yield
 
     return Task(f"given_{number:05d}", is_done, work)
 
 
-def _store(folder: Path, fingerprint: str, pictures: PictureSet, image_id: int, is_original: bool) -> None:
+def _store(folder: Path, key: str, pictures: PictureSet, image_id: int, is_original: bool) -> None:
     """Publish an image's pictures as PNG; floats, which PNG would round, beside it as they are."""
     facts: dict[str, Any] = {"image_id": image_id, "name": pictures.names[image_id], "files": {}}
 
@@ -208,12 +208,12 @@ def _store(folder: Path, fingerprint: str, pictures: PictureSet, image_id: int, 
         if pictures.has_floats:
             write_staged(staging / PIXELS, {"pixels": pixels_RCHW})
 
-    publish(folder, fingerprint, facts, write)
+    publish(folder, key, facts, write)
 
 
 def _retrieval_task(bench: Bench, source: GivenPictures) -> Task:
     job, (subject,) = bench.job, bench.job.subjects
-    folder, fingerprint = job.layout.retrieval(THE_POINT, subject), bench.prints.score(THE_POINT, subject)
+    folder, key = job.layout.retrieval(THE_POINT, subject), bench.keys.key("score", THE_POINT, subject)
 
     def work() -> Steps:
         brain, image = (GivenFeatures(read_array(path)) for path in source.features)
@@ -221,6 +221,6 @@ def _retrieval_task(bench: Bench, source: GivenPictures) -> Task:
         metrics, arrays = retrieval_metrics(brain, image, "given features", ids, bench.statistics)
         yield
         facts = {"metrics": metrics, "image_ids": list(ids)}
-        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
+        publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
-    return Task(f"retrieval_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"retrieval_{subject_name(subject)}", lambda: bench.has(folder, key), work)

@@ -1,23 +1,26 @@
-"""What is evaluated, and the fingerprints that say which results on disk belong to it. Computes no result."""
+"""What is evaluated, and the keys that say which results on disk belong to it. Computes no result."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.evaluation.points.axes import config_at, decoding_settings
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Bundle, Point, plan_bundles
-from nd_dist.evaluation.reconstruction.networks import Networks
+from nd_dist.evaluation.reconstruction.networks import Networks, guidance_settings
 from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.evaluation.scoring.groups import Groups
 from nd_dist.fanout.leases import STALE_S
+from nd_dist.fanout.results import OUTDATED, SETTINGS
 from nd_dist.files import hash_json, read_json
 from nd_dist.metrics.protocols import Protocol, protocol_named
+from nd_dist.metrics.table import added_metrics
 from nd_dist.schema import Split
 from nd_dist.seeds import unit_seed
 
@@ -25,6 +28,11 @@ FORMAT = 1
 JUDGING_FORMAT = 2
 STATISTICS_FORMAT = 3
 SELECTION = "selection"
+# how the sampler runs, but not what it makes: in the settings of pictures they stand as they are by default
+IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop"}
+PLAIN = Point(0.0, 0.0)  # without guidance, at the recipe's settings
+
+Stage = Literal["run", "originals", "judged_originals", "decoded", "pictures", "judged", "score", "retrieval"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,13 @@ class Job:
         selection: How a point was chosen on training images, for the record; empty where none was.
         image_groups: Named groups of test images whose metrics are reported apart as well.
         image_classes: Named classes of images, training images too, of which it is asked how much is decoded.
+        training_images: Training images of all subjects, from which classes are learnt; none: each subject's own.
         content_id: Hash of what is read of the source; empty: the source's own.
         is_simulated: Whether the data are made up, as the source states; None: it does not say.
+        subject_names: Subject -> the data set's own name of it, where that says more than the number.
         departures: What these data are otherwise than the published ones, one sentence each.
         has_given_features: Whether the source brings features for retrieval.
+        round_images: Images of an early round of a search, whose scores lie apart; 0: it is none.
     """
 
     config: Config
@@ -65,10 +76,13 @@ class Job:
     selection: Mapping[str, Any] = field(default_factory=dict)
     image_groups: Groups = field(default_factory=dict)
     image_classes: Groups = field(default_factory=dict)
+    training_images: tuple[int, ...] = ()
     content_id: str = ""
     is_simulated: bool | None = None
+    subject_names: Mapping[int, str] = field(default_factory=dict)
     departures: tuple[str, ...] = ()
     has_given_features: bool = False
+    round_images: int = 0
 
     @property
     def protocol(self) -> Protocol:
@@ -79,7 +93,7 @@ class Job:
     def layout(self) -> Layout:
         """Where files go; training images, which only serve to choose a point, never mix with test images."""
         root = self.config.run_dir / SELECTION if self.split == "train" else self.config.run_dir
-        return Layout(root, self.config.evaluation.protocol)
+        return Layout(root, self.config.evaluation.protocol, self.round_images)
 
     @property
     def subjects(self) -> tuple[int, ...]:
@@ -96,25 +110,35 @@ class Job:
         ids = sorted(heldout or self.source.images(subject, self.split))
         if not ids:
             raise DataError(f"Subject {subject} has no {self.split} images.", todo="run `nd verify` on the shards")
-        if self.split == "test":
-            return ids
-        drawn = sorted(ids, key=lambda image_id: unit_seed(0, "selection", image_id))
-        return sorted(drawn[: self.config.sweep.num_images])
+        return ids if self.split == "test" else sorted(_drawn(ids)[: self.config.sweep.num_images])
 
     def images(self, subject: int) -> tuple[int, ...]:
-        """Return the images that are reconstructed: of test images the first ``evaluation.num_images``."""
-        limit = self.config.evaluation.num_images if self.split == "test" else None
-        return tuple(self.split_images(subject)[:limit])
+        """Return the images that are reconstructed: of test images those that the recipe names, or the first.
+
+        Raises:
+            ConfigError: one that the recipe names is none.
+        """
+        found, evaluation = self.split_images(subject), self.config.evaluation
+        if self.split == "train":
+            return tuple(sorted(_drawn(found)[: self.round_images or None]))
+        if unknown := sorted(set(evaluation.image_ids or ()) - set(found)):
+            raise ConfigError(
+                f"Images are no test images of subject {subject}.",
+                where="evaluation.image_ids",
+                expected=f"some of {len(found)} ids, {found[0]} to {found[-1]}",
+                found=", ".join(map(str, unknown)),
+            )
+        return tuple(sorted(evaluation.image_ids or found))[: evaluation.num_images]
 
     def all_images(self) -> tuple[int, ...]:
-        """Return the images of all subjects, ascending, each once."""
-        return tuple(sorted({image_id for subject in self.subjects for image_id in self.images(subject)}))
+        """Return the images of all subjects, ascending, each once; for every round of a search the same."""
+        images = self.images if self.split == "test" else self.split_images
+        return tuple(sorted({image_id for subject in self.subjects for image_id in images(subject)}))
 
     def bundles(self) -> list[Bundle]:
         """Return the bundles of units that ranks claim."""
         images = {subject: self.images(subject) for subject in self.subjects}
-        evaluation = self.config.evaluation
-        return plan_bundles(self.points, images, evaluation.batch_size, evaluation.num_repeats)
+        return plan_bundles(self.points, images, self.config.evaluation.batch_size)
 
     def config_at(self, point: Point) -> Config:
         """Return the recipe as it is at a point."""
@@ -138,69 +162,72 @@ class Job:
         return "stored" if self.split == "train" and rule == "test_set" else rule
 
 
+def _drawn(image_ids: Sequence[int]) -> list[int]:
+    """Return training images in the order in which they are drawn."""
+    return sorted(image_ids, key=lambda image_id: unit_seed(0, "selection", image_id))
+
+
 @dataclass(frozen=True)
-class Fingerprints:
-    """Which results on disk are this job's. Made on one rank, given to all.
+class Keys:
+    """Which results on disk are this job's: what determines them, and their hash. Made on one rank, given to all.
 
     Args:
-        settings: JSON settings that determine the pictures at the recipe's own settings, apart from point and subject.
+        pictures: Variant of a point -> JSON settings that determine its pictures, kappa, eta and subject aside; ``""``
+            has the recipe's own.
         judging: JSON settings that determine metrics of pictures.
         statistics: JSON settings that determine intervals.
-        variants: Point name -> settings, for points with settings of their own and controls.
         images: Subject -> hash of its images.
+        num_repeats: Reconstructions of an image that count.
+        begun: (point, subject) -> repeats with which its pictures were begun, where more are wanted now.
         absent: What cannot be computed -> why.
     """
 
-    settings: Mapping[str, Any]
+    pictures: Mapping[str, Mapping[str, Any]]
     judging: Mapping[str, Any]
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     images: Mapping[int, str] = field(default_factory=dict)
+    num_repeats: int = 1
+    begun: Mapping[tuple[Point, int], int] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def run(self) -> str:
-        """Fingerprint of everything but points and images: results that may stand in one metrics file."""
-        return hash_json([self.settings, self.judging, self.statistics])
+    def own(self) -> Mapping[str, Any]:
+        """Settings that determine the pictures of the recipe's own points."""
+        return self.pictures[""]
 
-    @property
-    def originals(self) -> str:
-        """Fingerprint of the stored originals."""
-        return hash_json(self.settings["shards"])
-
-    @property
-    def judged_originals(self) -> str:
-        """Fingerprint of the originals' features."""
-        return hash_json([self.originals, self.judging])
-
-    def decoded(self, point: Point, subject: int) -> str:
-        """Fingerprint of a subject's predictions."""
-        settings = self._settings_of(point)
-        return hash_json({"subject": subject, "decoding": settings["decoding"], "shards": settings["shards"]})
-
-    def point_settings(self, point: Point, subject: int) -> dict[str, Any]:
+    def settings(self, point: Point, subject: int) -> dict[str, Any]:
         """Return the settings that determine the pictures of a point and subject."""
         guidance = {"kappa": point.kappa, "eta": point.eta} if point.is_guided else {}
-        return {**self._settings_of(point), "subject": subject, "guidance": guidance}
+        settings = {**self.pictures.get(variant_name(point), self.own), "subject": subject, "guidance": guidance}
+        return {**settings, "num_repeats": self.begun.get((point, subject), self.num_repeats)}
 
-    def pictures(self, point: Point, subject: int) -> str:
-        """Fingerprint of the pictures of a point and subject."""
-        return hash_json(self.point_settings(point, subject))
+    def key(self, stage: Stage, point: Point = PLAIN, subject: int = 0) -> str:
+        """Return the hash of all that determines what a stage makes of a point and subject.
 
-    def judged(self, point: Point, subject: int) -> str:
-        """Fingerprint of the metrics and features of single images."""
-        return hash_json([self.pictures(point, subject), self.judging])
-
-    def score(self, point: Point, subject: int) -> str:
-        """Fingerprint of the scores of a point and subject."""
-        return hash_json([self.judged(point, subject), self.statistics, self.images[subject]])
-
-    def retrieval(self, point: Point, subject: int) -> str:
-        """Fingerprint of the retrieval scores of a subject."""
-        return hash_json([self.decoded(point, subject), self.statistics, self.images[subject]])
-
-    def _settings_of(self, point: Point) -> Mapping[str, Any]:
-        return self.variants.get(variant_name(point), self.settings)
+        ``run`` is everything but points and images: results that may stand in one metrics file.
+        """
+        settings = self.settings(point, subject)
+        is_more = settings["num_repeats"] != self.num_repeats
+        inputs: Any  # JSON
+        match stage:
+            case "run":
+                inputs = [{**self.own, "num_repeats": self.num_repeats}, self.judging, self.statistics]
+            case "originals":
+                inputs = self.own["shards"]
+            case "judged_originals":
+                inputs = [self.key("originals"), self.judging]
+            case "decoded":
+                inputs = {"subject": subject, "decoding": settings["decoding"], "shards": settings["shards"]}
+            case "pictures":
+                inputs = settings
+            case "judged":
+                pictures = self.key("pictures", point, subject)
+                inputs = [pictures, self.judging, *([self.num_repeats] if is_more else [])]
+            case "score":
+                inputs = [self.key("judged", point, subject), self.statistics, self.images[subject]]
+            case "retrieval":
+                inputs = [self.key("decoded", point, subject), self.statistics, self.images[subject]]
+        return hash_json(inputs)
 
 
 def variant_name(point: Point) -> str:
@@ -209,37 +236,49 @@ def variant_name(point: Point) -> str:
     return "" if plain else Point(0.0, 0.0, point.settings, point.control).name
 
 
-def fingerprints(job: Job) -> Fingerprints:
-    """Return the fingerprints of a job; hashes model folders, so call it on one rank."""
-    evaluation = job.config.evaluation
-    judges = job.networks.judges()
-    judging = {
-        "format": JUDGING_FORMAT,
-        "protocol": job.protocol.settings(),
-        "judges": {judge.name: judge.identity for judge in judges},
-        **({"pair_judges": pairs} if (pairs := _identities(job.networks.pair_judges())) else {}),
-    }
-    variants: dict[str, dict[str, Any]] = {}
+def keys_of(job: Job) -> Keys:
+    """Return the keys of a job; hashes model folders and looks at what is on disk, so call it on one rank."""
+    evaluation, networks = job.config.evaluation, job.networks
+    pictures = {"": _settings(job, PLAIN)}
     for point in (*job.points, *job.decodings()):
-        if name := variant_name(point):
-            variants.setdefault(name, _settings(job, point))
-    return Fingerprints(
-        settings=_settings(job, Point(0.0, 0.0)),
-        judging=judging,
+        if (name := variant_name(point)) not in pictures:
+            pictures[name] = _settings(job, point)
+    pairs = {judge.name: judge.identity for judge in networks.pair_judges()}
+    keys = Keys(
+        pictures=pictures,
+        judging={
+            "format": JUDGING_FORMAT,
+            "protocol": job.protocol.settings(),
+            "judges": {judge.name: judge.identity for judge in networks.judges()},
+            **({"pair_judges": pairs} if pairs else {}),
+            **({"metrics": added} if (added := added_metrics()) else {}),
+        },
         statistics={
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
-            **({"image_classes": hash_json(job.image_classes)} if job.image_classes else {}),
+            **({"image_classes": hash_json([job.image_classes, job.training_images])} if job.image_classes else {}),
         },
-        variants=variants,
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
-        absent={**job.absent, **job.networks.absent()},
+        num_repeats=evaluation.num_repeats,
+        absent={**job.absent, **networks.absent()},
     )
+    return replace(keys, begun=_begun(job, keys))
 
 
-def _identities(judges: Any) -> dict[str, str]:
-    return {judge.name: judge.identity for judge in judges}
+def _begun(job: Job, keys: Keys) -> dict[tuple[Point, int], int]:
+    """Return with how many repeats pictures were begun whose settings are this job's otherwise."""
+    found: dict[tuple[Point, int], int] = {}
+    for point, subject in itertools.product(job.points, job.subjects):
+        folder = job.layout.pictures(point, subject)
+        for path in (folder / SETTINGS, *(folder.parent / OUTDATED).glob(f"{folder.name}-*/{SETTINGS}")):
+            content = read_json(path) if path.exists() else {}
+            num_repeats = content.get("settings", {}).get("num_repeats", keys.num_repeats)
+            if num_repeats != keys.num_repeats:
+                begun = {(point, subject): num_repeats}
+                if replace(keys, begun=begun).key("pictures", point, subject) == content["fingerprint"]:
+                    found |= begun
+    return found
 
 
 def _settings(job: Job, point: Point) -> dict[str, Any]:
@@ -248,12 +287,15 @@ def _settings(job: Job, point: Point) -> dict[str, Any]:
     settings = {
         "format": FORMAT,
         "seed": config.seed,
-        "sampler": config.sampler.model_dump(mode="json", exclude={"kappa", "eta"}),
-        "guidance_input": {"antialias": config.frozen.antialias, "normalize": config.frozen.normalize},
+        "sampler": {**config.sampler.model_dump(mode="json", exclude={"kappa", "eta", "guidance"}), **IMMATERIAL},
+        "guidance_input": {
+            "antialias": config.frozen.antialias,
+            "normalize": config.frozen.normalize,
+            **guidance_settings(config),
+        },
         "networks": job.networks.identity(config),
         "shards": job.content_id or job.source.index.id,
         "decoding": _decoding(job, point),
-        "num_repeats": config.evaluation.num_repeats,
     }
     return settings if point.control == "none" else {**settings, "control": point.control}
 

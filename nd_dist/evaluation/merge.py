@@ -15,22 +15,23 @@ from typing import Any
 
 from nd_dist.config import Scalar
 from nd_dist.errors import DataError
+from nd_dist.evaluation.generalisation import KEY as GENERALISATION
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.result import FORMAT, entry_key, metrics_content
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import read_record
 from nd_dist.files import canonical_json, read_json, write_json
-from nd_dist.metrics.scores import Scores, Statistics
+from nd_dist.metrics.statistics.scores import Scores, Statistics
 
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")
 OF_NO_ACCOUNT = (
     "run_dir", "nsd_root", "shards_dir", "phantom", "launch", "sweep", "data", "sampler.kappa", "sampler.eta",
     "evaluation.subjects", "evaluation.baseline", "evaluation.controls", "evaluation.points", "evaluation.batch_size",
-    "evaluation.num_images", "score.originals", "score.reconstructions", "score.brain_features",
-    "score.image_features", "evaluation.image_groups", "evaluation.image_classes", "evaluation.judges_dir",
-    "training.target_subject", "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.validate_every",
+    "evaluation.num_images", "evaluation.image_ids", "evaluation.keep_features", "evaluation.keep_pictures",
+    "score.originals", "score.reconstructions", "score.brain_features", "score.image_features",
+    "evaluation.image_groups", "evaluation.image_classes", "evaluation.judges_dir", "training.target_subject",
+    "training.reader_threads", "training.checkpoint_every", "training.keep_checkpoints", "training.validate_every",
 )  # fmt: skip
 
 
@@ -100,8 +101,7 @@ def merge_runs(out_dir: Path, run_dirs: Sequence[Path]) -> int:
             _link(run.folder / entry["folder"], target.pictures(point, subject))
             folder = str(target.pictures(point, subject).relative_to(out_dir))
             joined = {**point.describe(), "subject": subject, "folder": folder, "metrics": entry["metrics"]}
-            if "groups" in entry:
-                joined["groups"] = entry["groups"]
+            joined |= {name: entry[name] for name in ("groups", GENERALISATION) if name in entry}
             entries[entry_key(joined)] = joined
             scores[subject, point] = read_scores(*sources)
         for image_id in {image_id for ids in run.metrics["images"].values() for image_id in ids}:
@@ -139,7 +139,8 @@ def _check_together(first: FinishedRun, other: FinishedRun) -> None:
 def _own_settings(first: FinishedRun, run: FinishedRun) -> dict[str, Scalar]:
     """Return the settings in which a run differs from the first one."""
     base = first.settings()
-    differing = {key: value for key, value in run.settings().items() if base.get(key) != value}
+    # a key that only one of them has is younger than the other run, which had its default
+    differing = {key: value for key, value in run.settings().items() if base.get(key, value) != value}
     plain = (bool, int, float, str)
     return {key: value if isinstance(value, plain) else canonical_json(value) for key, value in differing.items()}
 

@@ -1,6 +1,6 @@
 """One rank of an evaluation: claim, reconstruct, judge, score, until everything has a result, whoever made it.
 
-    decode -> statistics -> originals -> reconstruct and judge -> score -> metrics.json
+    decode -> statistics -> originals -> reconstruct, judge, score -> metrics.json
 
 Each arrow is a wait for *results on disk*, never for a rank: when a rank dies its claims go stale, the others finish
 them, and no collective call is left to hang in. MPI is used once, at the start, to agree on the job.
@@ -9,14 +9,16 @@ them, and no collective call is left to hang in. MPI is used once, at the start,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nd_dist.comm import Comm
@@ -24,27 +26,34 @@ from nd_dist.compute.device import platform_facts
 from nd_dist.errors import NdDistError, Requeue
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
+from nd_dist.evaluation.generalisation import trained_tasks
 from nd_dist.evaluation.given import given_tasks
-from nd_dist.evaluation.job import SELECTION, Fingerprints, Job, fingerprints
+from nd_dist.evaluation.job import SELECTION, Job, Keys, keys_of
 from nd_dist.evaluation.points.units import Bundle, Point, distinct_points
-from nd_dist.evaluation.reconstruction.costs import StepCost, StepCount, cost_class, estimate, fit_cost, unit_steps
-from nd_dist.evaluation.result import metrics_task, settle_metrics
+from nd_dist.evaluation.reconstruction.costs import (
+    DiskUse,
+    StepCost,
+    StepCount,
+    cost_class,
+    estimate,
+    fit_cost,
+    unit_steps,
+)
+from nd_dist.evaluation.result import metrics_task, scored_entries, settle_metrics
 from nd_dist.evaluation.stages import (
-    bundle_tasks,
     calibration_tasks,
-    measured_costs,
+    measurements,
     nearest_tasks,
     original_tasks,
-    score_tasks,
+    point_tasks,
 )
 from nd_dist.evaluation.sweep import Choice, select
 from nd_dist.events import EventLog
 from nd_dist.fanout.leases import Lease, LeasePool
-from nd_dist.fanout.results import claim_folder, remove_leftovers
+from nd_dist.fanout.results import SETTINGS, claim_folder, remove_leftovers
 from nd_dist.fanout.tasks import Tally, Task, Watch, work_off
 from nd_dist.files import read_json, write_json
 
-ROLL_CALL_S = 10.0
 SAY_S = 30.0
 
 
@@ -68,10 +77,10 @@ def evaluate(job: Job, comm: Comm, events: EventLog, should_stop: Callable[[], b
         RankFailure: a unit of work keeps killing ranks.
         NdDistError: whatever else is wrong with folders, networks or settings.
     """
-    agreed = _agree([job], comm, events)
-    run = Worker(comm, events, agreed.launch, should_stop)
-    metrics = run.evaluate(job, agreed.prints[0])
-    run.roll_call(job)
+    launch, keys = _agree([job], comm, events)
+    run = Worker(comm, events, launch, should_stop)
+    metrics = run.evaluate(job, keys[0])
+    run.sign_off(job)
     return metrics
 
 
@@ -97,20 +106,28 @@ def sweep(
         The content of metrics.json of the test images; empty with ``only_estimate``.
     """
     rule = report.config.sweep
-    jobs = [search, report] if rule.select else [report]
-    agreed = _agree(jobs, comm, events)
-    run = Worker(comm, events, agreed.launch, should_stop)
-    run.estimate(list(zip(jobs, agreed.prints, strict=True)))
+    jobs = [*_rounds(search), report] if rule.select else [report]
+    launch, keys = _agree(jobs, comm, events)
+    run = Worker(comm, events, launch, should_stop)
+    run.estimate(list(zip(jobs, keys, strict=True))[-2:])
     if only_estimate:
-        run.roll_call(report)
+        run.sign_off(report)
         return {}
     if rule.select:
-        choice = select(run.evaluate(search, agreed.prints[0]), rule.select, rule.rule)
+        search = run.halved(jobs[:-1], keys)
+        choice = select(run.evaluate(search, keys[-2]), rule.select, rule.rule)
         report = _with_choice(report, search, choice)
         events.write("point_chosen", **choice.chosen.describe(), metric=choice.metric)
-    metrics = run.evaluate(report, agreed.prints[-1])
-    run.roll_call(report)
+    metrics = run.evaluate(report, keys[-1])
+    run.sign_off(report)
     return metrics
+
+
+def _rounds(search: Job) -> list[Job]:
+    """Return the rounds of a search: all points on a quarter of the images, then on half, then on all."""
+    num_images = search.config.sweep.num_images
+    earlier = [num_images // 4, num_images // 2] if search.config.sweep.halving else []
+    return [*(dataclasses.replace(search, round_images=count) for count in earlier if count > 1), search]
 
 
 def _with_choice(report: Job, search: Job, choice: Choice) -> Job:
@@ -130,61 +147,78 @@ def _is_reported(point: Point, chosen: Point) -> bool:
     return point.without_seed.settings == chosen.settings and (same_guidance or not point.is_guided)
 
 
-@dataclass(frozen=True)
-class _Agreed:
-    """What rank 0 found out and told everyone."""
-
-    launch: str
-    prints: list[Fingerprints]
-
-
-def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> _Agreed:
-    """Return rank 0's view of the jobs; where rank 0 cannot make it, its error is raised on every rank."""
-    agreed: _Agreed | NdDistError | None = None
+def _agree(jobs: Sequence[Job], comm: Comm, events: EventLog) -> tuple[str, list[Keys]]:
+    """Return the launch's id and each job's keys as rank 0 made them; its error is raised on every rank."""
+    agreed: tuple[str, list[Keys]] | NdDistError = "", []
     if comm.rank == 0:
         try:
-            prints = [fingerprints(job) for job in jobs]
-            for job, own in zip(jobs, prints, strict=True):
+            keys = [keys_of(job) for job in jobs]
+            for job, own in zip(jobs, keys, strict=True):
+                _clear_up(job)
                 _claim_folders(job, own, events)
-                for message in (settle_metrics(job, own), _absent(job, own)):
+                for message in () if job.round_images else (settle_metrics(job, own), *_notices(job, own)):
                     if message:
                         events.write("notice", message=message)
-            agreed = _Agreed(uuid.uuid4().hex[:12], prints)
+            agreed = uuid.uuid4().hex[:12], keys
         except NdDistError as error:
             agreed = error
-    answer = comm.broadcast(agreed)
+    answer: tuple[str, list[Keys]] | NdDistError = comm.broadcast(agreed)
     if isinstance(answer, NdDistError):
         raise answer
-    assert isinstance(answer, _Agreed)
     return answer
 
 
-def _absent(job: Job, prints: Fingerprints) -> str:
-    """Return which of the protocol's metrics will be missing, by reason; made-up worlds have judges of their own."""
-    if job.is_simulated or job.split == "train":
-        return ""
+def _clear_up(job: Job) -> None:
+    """Remove the claims of earlier launches, and what ranks left half-written that were killed."""
+    looks = [LeasePool(folder).look() for folder in job.layout.leases.glob("*/*")]
+    if any(look.held.keys() - look.done for look in looks):
+        for folder in (job.layout.reconstructions, job.layout.work):
+            remove_leftovers(folder)
+    shutil.rmtree(job.layout.leases, ignore_errors=True)
+
+
+def _notices(job: Job, keys: Keys) -> Iterator[str]:
+    """Yield what of the protocol will be missing, by reason, and what guidance will not change."""
     reasons: dict[str, list[str]] = {}
-    for name, reason in prints.absent.items():
+    # made-up worlds have judges of their own
+    for name, reason in ({} if job.is_simulated or job.split == "train" else keys.absent).items():
         reasons.setdefault(reason, []).append(name)
-    return "; ".join(f"not computed: {', '.join(names)} ({reason})" for reason, names in reasons.items())
+    if reasons:
+        yield "; ".join(f"not computed: {', '.join(names)} ({reason})" for reason, names in reasons.items())
+    guided = [point for point in job.points if point.is_guided]
+    if without := [point.name for point in guided if not unit_steps(job.config_at(point), [point]).guided]:
+        yield f"no step is guided at {', '.join(without)}: eta is too small"
 
 
-def _claim_folders(job: Job, prints: Fingerprints, events: EventLog) -> None:
+def _claim_folders(job: Job, keys: Keys, events: EventLog) -> None:
     """Make room for this job's results: those of other settings move aside."""
-    layout = job.layout
+    layout, judging = job.layout, dict(keys.judging)
     wanted = [
-        (layout.originals, prints.originals, {"shards": prints.settings["shards"]}),
-        (layout.judged_originals, prints.judged_originals, dict(prints.judging)),
+        (layout.originals, keys.key("originals"), {"shards": keys.own["shards"]}),
+        (layout.judged_originals, keys.key("judged_originals"), judging),
     ]
-    for point in distinct_points(job.points):
-        for subject in job.subjects:
-            settings = prints.point_settings(point, subject)
-            wanted.append((layout.pictures(point, subject), prints.pictures(point, subject), settings))
-            wanted.append((layout.judged(point, subject), prints.judged(point, subject), dict(prints.judging)))
-    for folder, fingerprint, settings in wanted:
-        done = claim_folder(folder, fingerprint, settings)
+    for point, subject in itertools.product(distinct_points(job.points), job.subjects):
+        pictures, judged, score = (keys.key(stage, point, subject) for stage in ("pictures", "judged", "score"))
+        wanted.append((layout.pictures(point, subject), pictures, keys.settings(point, subject)))
+        wanted.append((layout.judged(point, subject), judged, judging))
+        wanted.append((layout.score(point, subject), score, dict(keys.statistics)))
+    for point, subject in itertools.product(job.decodings(), job.subjects):
+        retrieval = keys.key("retrieval", point, subject)
+        wanted.append((layout.retrieval(point, subject), retrieval, dict(keys.statistics)))
+    now, before = platform_facts(job.networks.device), Counter[str]()
+    for folder, key, settings in wanted:
+        done = claim_folder(folder, key, settings, now)
         if done in ("moved", "restored"):
             events.write("results_of_other_settings", folder=str(folder.relative_to(layout.run_dir)), done=done)
+        elif done == "kept" and folder != layout.originals and folder.is_relative_to(layout.reconstructions):
+            made_with = read_json(folder / SETTINGS).get("made_with") or now
+            before[", ".join(made_with.values())] += made_with != now
+    for words, count in before.items():
+        if count:
+            message = (
+                f"pictures of {count} point(s) were begun with {words}; what is made now may differ in last digits"
+            )
+            events.write("notice", message=message)
 
 
 @dataclass
@@ -208,24 +242,41 @@ class Worker:
     costs: dict[str, StepCost] = field(default_factory=dict)
     _said_at: float = field(default=0.0, init=False)
 
-    def evaluate(self, job: Job, prints: Fingerprints) -> dict[str, Any]:
+    def evaluate(self, job: Job, keys: Keys) -> dict[str, Any]:
         """Go through all phases of a job and return the content of its metrics.json."""
-        bench = Bench(job, prints)
+        bench = Bench(job, keys)
         self._prepare(bench)
         bench.costs = self.costs
-        self._phase(bench, "reconstruct", bundle_tasks(bench))
-        self._phase(bench, "score", score_tasks(bench))
+        self._phase(bench, "trained", trained_tasks(bench))
+        self._phase(bench, "reconstruct", point_tasks(bench))
         self._phase(bench, "metrics", [metrics_task(bench)])
         metrics: dict[str, Any] = read_json(job.layout.metrics)
         return metrics
 
-    def estimate(self, jobs: Sequence[tuple[Job, Fingerprints]]) -> None:
+    def halved(self, rounds: Sequence[Job], keys: Sequence[Keys]) -> Job:
+        """Return the last round of a search with the points that are left after those before it."""
+        points = rounds[-1].points
+        for job, own in zip(rounds[:-1], keys, strict=False):
+            bench = Bench(dataclasses.replace(job, points=points), own, self.costs)
+            self._prepare(bench)
+            self._phase(bench, "reconstruct", point_tasks(bench), f"{job.round_images} images")
+            ranked = select({"split": job.split, "points": scored_entries(bench)}, job.config.sweep.select).ranked
+            kept = {item.point for item in ranked[: -(-len(ranked) // 2)]}
+            points = tuple(point for point in points if point.without_seed in kept)
+            self.events.write("points_stopped", images=job.round_images, left=len(points))
+        return dataclasses.replace(rounds[-1], points=points)
+
+    def estimate(self, jobs: Sequence[tuple[Job, Keys]]) -> None:
         """Measure a few units of the first job, and say what everything that is left costs."""
-        benches = [Bench(job, prints) for job, prints in jobs]
+        benches = [Bench(job, keys) for job, keys in jobs]
         first = benches[0]
         self._prepare(first)
         self._phase(first, "calibrate", calibration_tasks(first))
-        self.costs = {name: fit_cost(measured) for name, measured in measured_costs(first).items()}
+        measured = measurements(first)
+        self.costs = {
+            name: fit_cost([(StepCount(int(each["guided"]), int(each["plain"])), each["seconds"]) for each in found])
+            for name, found in measured.items()
+        }
         if self.comm.rank:
             return
         unfinished = [item for bench in benches for item in _unfinished(bench)]
@@ -234,6 +285,11 @@ class Worker:
         found = estimate(unfinished, self.costs, self.comm.size)
         self.events.write("estimate", **dataclasses.asdict(found), wall_hours=found.wall_hours)
         self.events.write("notice", message=found.describe())
+        sizes = next((each for found in measured.values() for each in found if "picture_bytes" in each), None)
+        if sizes is not None:
+            disk = _disk_use(benches[-1].job, sizes["picture_bytes"], sizes["feature_bytes"])
+            groups = len(distinct_points(benches[-1].job.points)) * len(benches[-1].job.subjects)
+            self.events.write("notice", message=disk.describe(groups))
 
     def _prepare(self, bench: Bench) -> None:
         """Decode, and store the pictures that were seen: what reconstructions need first."""
@@ -243,23 +299,22 @@ class Worker:
         self._phase(bench, "given", given_tasks(bench))
         self._phase(bench, "originals", original_tasks(bench))
 
-    def _phase(self, bench: Bench, name: str, tasks: list[Task]) -> None:
-        """Work off the tasks of a phase with the other ranks."""
+    def _phase(self, bench: Bench, name: str, tasks: list[Task], part: str = "") -> None:
+        """Work off the tasks of a phase, or of a part of one, with the other ranks."""
         job = bench.job
         label = f"{SELECTION}: {name}" if job.split == "train" else name
+        label, name = (f"{label}, {part}", f"{name}-{part}") if part else (label, name)
         limit_s = job.config.launch.silence_s
-        pool = LeasePool(job.layout.leases, self.launch, self.comm.rank, job.stale_s, limit_s)
+        pool = LeasePool(job.layout.leases / self.launch / name, self.comm.rank, job.stale_s, limit_s)
         report = partial(self._progress, label) if self.comm.rank == 0 and name != "metrics" and tasks else None
         began = partial(self._began, label)
         goes_on = partial(self._goes_on, min(SAY_S, limit_s / 4))
         watch = Watch(self.should_stop, goes_on, report, partial(self._took_over, label), began)
         try:
-            tally = work_off(tasks, pool, self.comm.rank * len(tasks) // self.comm.size, watch)
+            tally = work_off(tasks, pool, self.comm.rank, self.comm.size, watch)
         except Requeue:
             self.events.write("evaluation_stopped", phase=label)
             raise
-        finally:
-            pool.close()
         self.tallies.setdefault(label, Tally()).add(tally)
 
     def _goes_on(self, every_s: float) -> None:
@@ -275,46 +330,34 @@ class Worker:
         self.events.write("unit_began", phase=phase, unit=unit)
 
     def _took_over(self, phase: str, lease: Lease) -> None:
-        owner = {key: lease.taken_from.get(key) for key in ("rank", "host", "pid", "launch")}
-        self.events.write("unit_taken_over", phase=phase, unit=lease.task, dead=owner)
+        self.events.write("unit_taken_over", phase=phase, unit=lease.task, dead=dict(lease.taken_from))
 
-    def roll_call(self, job: Job) -> None:
-        """Say what this rank did; rank 0 waits a moment for the others and names those that are missing."""
+    def sign_off(self, job: Job) -> None:
+        """Say what this rank did."""
         work = {
             name: {"done": tally.done, "taken_over": tally.taken_over, "busy_s": round(tally.busy_s, 3)}
             for name, tally in self.tallies.items()
         }
-        identity = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        identity["device"] = platform_facts(job.networks.device)["device"]
-        write_json(self._rank_file(job, self.comm.rank), {**identity, "work": work})
+        facts = {"launch": self.launch, "rank": self.comm.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        facts["device"] = platform_facts(job.networks.device)["device"]
+        write_json(job.layout.ranks / self.launch / f"rank-{self.comm.rank:04d}.json", {**facts, "work": work})
         self.events.write("evaluation_done", work=work)
-        if self.comm.rank:
-            return
-        missing = self._missing(job)
-        deadline = time.monotonic() + min(ROLL_CALL_S, job.stale_s)
-        while missing and time.monotonic() < deadline:
-            time.sleep(0.1)
-            missing = self._missing(job)
-        if missing:
-            self.events.write("ranks_missing", ranks=missing, size=self.comm.size)
-        else:
-            for folder in ("reconstructions", "evaluation", SELECTION):
-                remove_leftovers(job.config.run_dir / folder)
 
-    def _rank_file(self, job: Job, rank: int) -> Path:
-        """Return where a rank says what it did."""
-        return job.layout.ranks / self.launch / f"rank-{rank:04d}.json"
 
-    def _missing(self, job: Job) -> list[int]:
-        """Return the ranks that have not said that they are done."""
-        return [rank for rank in range(self.comm.size) if not self._rank_file(job, rank).exists()]
+def _disk_use(job: Job, picture_bytes: float, feature_bytes: float) -> DiskUse:
+    """Return what a job takes on disk; features are there of two families of points at a time, or of all."""
+    evaluation, bundles = job.config.evaluation, job.bundles()
+    groups = [len(job.images(subject)) for subject in job.subjects for _ in distinct_points(job.points)]
+    kept = [min(count, count if evaluation.keep_pictures is None else evaluation.keep_pictures) for count in groups]
+    widest = max(len(bundle.points) for bundle in bundles)
+    at_a_time = sum(groups) if evaluation.keep_features else min(sum(groups), 2 * widest * max(groups))
+    return DiskUse(sum(groups), sum(kept), at_a_time, evaluation.num_repeats, picture_bytes, feature_bytes)
 
 
 def _unfinished(bench: Bench) -> list[tuple[Bundle, int, StepCount]]:
-    """Return the bundles that are not done, with the number of images left and the work of one."""
-    found = []
-    for bundle in bench.job.bundles():
-        left = sum(bool(bench.missing(bundle, image_id)) for image_id in bundle.image_ids)
-        if left:
-            found.append((bundle, left, unit_steps(bench.job.config_at(bundle.points[0]), bundle.points)))
-    return found
+    """Return the bundles that are not done, with their number of images and the work of one."""
+    return [
+        (bundle, len(bundle.image_ids), unit_steps(bench.job.config_at(bundle.points[0]), bundle.points))
+        for bundle in bench.job.bundles()
+        if bench.missing(bundle)
+    ]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from nd_dist.evaluation.bench import Bench
-from nd_dist.evaluation.points.layout import ARRAYS
-from nd_dist.evaluation.points.units import Bundle, Point, distinct_points, image_name, subject_name
+from nd_dist.evaluation.generalisation import generalisation
+from nd_dist.evaluation.points.layout import ARRAYS, FEATURES
+from nd_dist.evaluation.points.units import Bundle, Point, subject_name
 from nd_dist.evaluation.reconstruction.controls import nearest_images
-from nd_dist.evaluation.reconstruction.costs import StepCount, cost_class, unit_steps
+from nd_dist.evaluation.reconstruction.costs import cost_class, unit_steps
 from nd_dist.evaluation.reconstruction.decode import StoredTargets, TrueTargets
 from nd_dist.evaluation.reconstruction.reconstruct import (
     Reconstruction,
@@ -26,13 +28,12 @@ from nd_dist.evaluation.reconstruction.reconstruct import (
 from nd_dist.evaluation.scoring.groups import group_metrics
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import JudgedImages, judge_scores, score_images, scored_sets
+from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task, Work
-from nd_dist.metrics.scores import EACH, kept_arrays, scored_arrays
-from nd_dist.schema import GUIDANCE, SEMANTIC
+from nd_dist.metrics.statistics.scores import EACH, kept_arrays, scored_arrays
 
-CALIBRATION_BATCHES = 2  # the first warms up; the last is timed
+CALIBRATION_BUNDLES = 2  # the first warms up; the last is timed
 
 
 def nearest_tasks(bench: Bench) -> list[Task]:
@@ -42,51 +43,45 @@ def nearest_tasks(bench: Bench) -> list[Task]:
 
 
 def _nearest_task(bench: Bench, point: Point, subject: int) -> Task:
-    job, folder, fingerprint = bench.job, bench.job.layout.nearest(subject), bench.prints.pictures(point, subject)
+    job, folder, key = bench.job, bench.job.layout.nearest(subject), bench.keys.key("pictures", point, subject)
 
     def work() -> Steps:
-        compared, name = bench.targets(point, subject), _compared_target(bench, point, subject)
+        compared, name = bench.targets(point, subject), bench.compared_target(point, subject)
         ids, candidates = job.images(subject), job.source.images(subject, "train")
         found: dict[int, int] = {}
         for nearest in nearest_images(compared, TrueTargets(job.source), name, ids, candidates):
             found = nearest
             yield
         facts = {"target": name, "nearest": {str(image_id): chosen for image_id, chosen in found.items()}}
-        publish(folder, fingerprint, facts, lambda staging: None)
+        publish(folder, key, facts, lambda staging: None)
 
-    return Task(f"nearest_{subject_name(subject)}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"nearest_{subject_name(subject)}", lambda: bench.has(folder, key), work)
 
 
 def original_tasks(bench: Bench) -> list[Task]:
-    """Return the tasks that store and judge the pictures that were seen, some images each."""
-    ids, size = bench.job.all_images(), max(8, bench.job.config.evaluation.batch_size)
-    chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
-    return [_original_task(bench, index, chunk) for index, chunk in enumerate(chunks)]
+    """Return the tasks that store and judge the pictures that were seen, some images each; none if all is scored."""
+    pairs = itertools.product(bench.job.points, bench.job.subjects)
+    if all(bench.has_score(point, subject) for point, subject in pairs):
+        return []
+    return [_original_task(bench, ids, folder, key) for ids, folder, key in bench.original_sheets()]
 
 
-def _original_task(bench: Bench, index: int, image_ids: Sequence[int]) -> Task:
-    job, prints = bench.job, bench.prints
-    judged = job.layout.judged_originals
-
-    def is_done() -> bool:
-        return all(bench.has(judged / image_name(image_id), prints.judged_originals) for image_id in image_ids)
-
-    def verdicts() -> Iterator[Verdict]:
-        for image_id in image_ids:
-            original, folder = job.layout.original_of(image_id), judged / image_name(image_id)
-            if not bench.has(original, prints.originals):
-                store_original(original, prints.originals, job.source, image_id)
-            if not bench.has(folder, prints.judged_originals):
-                yield Verdict(folder, prints.judged_originals, original)
+def _original_task(bench: Bench, image_ids: Sequence[int], folder: Path, key: str) -> Task:
+    layout, original_key = bench.job.layout, bench.keys.key("originals")
 
     def work() -> Steps:
-        yield from judge_all(verdicts(), job.protocol, Judges(bench.judges.features))
+        for image_id in image_ids:
+            place = layout.original_of(image_id)
+            if not bench.has(place, original_key):
+                store_original(place, original_key, bench.job.source, image_id)
+        verdict = Verdict(folder, key, {image_id: layout.original_of(image_id) for image_id in image_ids})
+        yield from judge_all([verdict], bench.job.protocol, Judges(bench.judges.features, (), bench.judges.device))
 
-    return Task(f"original_{index:05d}", is_done, work)
+    return Task(f"original_{folder.name}", lambda: bench.has(folder, key), work)
 
 
 def calibration_tasks(bench: Bench) -> list[Task]:
-    """Return one task per cost class: make and time a few units, which count as done afterwards."""
+    """Return one task per cost class: make and time a few bundles, which count as done afterwards."""
     classes: dict[str, dict[str, list[Bundle]]] = {}
     for bundle in bench.job.bundles():
         if bundle.points[0].control == "none":
@@ -97,57 +92,80 @@ def calibration_tasks(bench: Bench) -> list[Task]:
 
 def _calibration_task(bench: Bench, name: str, kinds: Sequence[Sequence[Bundle]]) -> Task:
     first = kinds[0][0]
-    folder, fingerprint = bench.job.layout.costs / name, bench.prints.judged(first.points[0], first.subject)
+    folder, key = bench.job.layout.costs / name, bench.keys.key("judged", first.points[0], first.subject)
 
     def work() -> Steps:
         measured = []
         for bundles in kinds:
-            timed: list[tuple[StepCount, float]] = []
-            every_batch = ((bundle, batch) for bundle in bundles for batch in _batches(bench, bundle))
-            for bundle, batch in itertools.islice(every_batch, CALIBRATION_BATCHES):
-                config, points = bench.job.config_at(bundle.points[0]), batch.points
+            timed: list[dict[str, float]] = []
+            for bundle in [bundle for bundle in bundles if bench.missing(bundle)][:CALIBRATION_BUNDLES]:
+                points = bench.missing(bundle)
                 bench.sampler(bundle.points[0])  # loading is not what a unit costs
                 before = time.monotonic()
-                made = _made(bench, bundle, batch)
-                yield
-                yield from _written_and_judged(bench, replace(bundle, image_ids=tuple(batch.results)), made)
-                timed.append((unit_steps(config, points), (time.monotonic() - before) / len(batch.places)))
-            measured += [{"guided": w.guided, "plain": w.plain, "seconds": s} for w, s in timed[-1:]]
-        publish(folder, fingerprint, {"measured": measured}, lambda staging: None)
+                yield from _bundle_work(bench, bundle)
+                steps = unit_steps(bench.job.config_at(bundle.points[0]), points)
+                seconds = (time.monotonic() - before) / len(bundle.image_ids)
+                sizes = _sizes(bench, bundle, points[0])
+                timed.append({"guided": steps.guided, "plain": steps.plain, "seconds": seconds, **sizes})
+            measured += timed[-1:]
+        publish(folder, key, {"measured": measured}, lambda staging: None)
 
-    return Task(f"calibrate_{name}", lambda: bench.has(folder, fingerprint), work)
+    return Task(f"calibrate_{name}", lambda: bench.has(folder, key), work)
 
 
-def measured_costs(bench: Bench) -> dict[str, list[tuple[StepCount, float]]]:
+def _sizes(bench: Bench, bundle: Bundle, point: Point) -> dict[str, float]:
+    """Return the bytes of a reconstruction of a bundle, and of its features."""
+    folders = [bench.job.layout.pictures_of(point, bundle.subject, image_id) for image_id in bundle.image_ids]
+    pictures = [path.stat().st_size for folder in folders for path in folder.glob("repeat-*.png")]
+    features = (bench.sheet(bundle, point)[0] / FEATURES).stat().st_size
+    return {"picture_bytes": sum(pictures) / len(pictures), "feature_bytes": features / len(pictures)}
+
+
+def _bundle_work(bench: Bench, bundle: Bundle) -> Steps:
+    """Do all the work of a bundle here and now."""
+    rest = yield from _bundle_task(bench, bundle).work()
+    yield from rest or ()
+
+
+def measurements(bench: Bench) -> dict[str, list[dict[str, float]]]:
     """Return cost class -> what its calibration measured; a class without measurements is left out."""
-    found = {}
-    for task in calibration_tasks(bench):
-        name = task.name.removeprefix("calibrate_")
-        entries = read_record(bench.job.layout.costs / name).get("measured", [])
-        if entries:
-            found[name] = [(StepCount(entry["guided"], entry["plain"]), float(entry["seconds"])) for entry in entries]
-    return found
+    names = [task.name.removeprefix("calibrate_") for task in calibration_tasks(bench)]
+    found = {name: read_record(bench.job.layout.costs / name).get("measured", []) for name in names}
+    return {name: measured for name, measured in found.items() if measured}
 
 
-def bundle_tasks(bench: Bench) -> list[Task]:
-    """Return one task per bundle: reconstruct its images and judge them."""
-    return [_bundle_task(bench, bundle) for bundle in bench.job.bundles()]
+def point_tasks(bench: Bench) -> list[Task]:
+    """Return the tasks of all points: one per bundle, to reconstruct and judge its images; one to score each point.
+
+    A point is scored soon after its last bundle, and what only its score needed is let go: there is never much of it.
+    """
+    tasks: list[Task] = []
+    scores: list[Task] = []
+    for (points, subject), bundles in itertools.groupby(
+        bench.job.bundles(), key=lambda bundle: (bundle.points, bundle.subject)
+    ):
+        made = [_bundle_task(bench, bundle) for bundle in bundles]
+        tasks += [*made, *scores]  # by now those before are done
+        scores = [_score_task(bench, point, subject, tuple(task.name for task in made)) for point in points]
+    retrieval = [
+        _retrieval_task(bench, point, subject) for point in bench.job.decodings() for subject in bench.job.subjects
+    ]
+    return [*tasks, *scores, *retrieval]
 
 
 def _bundle_task(bench: Bench, bundle: Bundle) -> Task:
-    def is_done() -> bool:
-        return not any(bench.missing(bundle, image_id) for image_id in bundle.image_ids)
-
     def work() -> Work:
         made: list[Reconstruction] = []
         for batch in _batches(bench, bundle):
-            made += _made(bench, bundle, batch)
+            config, point = bench.job.config_at(bundle.points[0]), bundle.points[0]
+            targets = bench.targets(point, bundle.subject)
+            made += reconstruct(batch.places, batch.results, config, bench.sampler(point), targets)
             yield
         return _written_and_judged(bench, bundle, made)
 
     work_of_one = unit_steps(bench.job.config_at(bundle.points[0]), bundle.points)
     weight = bench.cost_of(bundle.points[0]).seconds(work_of_one) * len(bundle.image_ids)
-    return Task(bundle.name, is_done, work, weight)
+    return Task(bundle.name, lambda: not bench.missing(bundle), work, weight)
 
 
 class _Batch(NamedTuple):
@@ -156,11 +174,6 @@ class _Batch(NamedTuple):
     places: list[int]
     results: dict[int, list[Result]]
 
-    @property
-    def points(self) -> list[Point]:
-        """The points at which its images are made."""
-        return [result.point for result in next(iter(self.results.values()))]
-
 
 def _batches(bench: Bench, bundle: Bundle) -> Iterator[_Batch]:
     """Yield what is to be made of a bundle's pictures, a forward batch at a time.
@@ -168,11 +181,13 @@ def _batches(bench: Bench, bundle: Bundle) -> Iterator[_Batch]:
     On a GPU a batch has a place for every image of a bundle, whose own place never changes; where one is made already
     its place is filled with one that is not. On a CPU, where that gains nothing, a batch has a single place.
     """
-    groups: dict[tuple[Point, ...], dict[int, list[Result]]] = {}
-    for image_id in bundle.image_ids:
-        results = _unmade(bench, bundle, image_id)
-        if results and bundle.points[0].control != "nearest":
-            groups.setdefault(tuple(result.point for result in results), {})[image_id] = results
+    groups: dict[tuple[int, tuple[Point, ...]], dict[int, list[Result]]] = {}
+    points = bench.missing(bundle)
+    for image_id in bundle.image_ids if bundle.points[0].control != "nearest" else ():
+        unmade = sorted(_unmade(bench, points, bundle.subject, image_id), key=lambda result: result.first)
+        for first, results in itertools.groupby(unmade, key=lambda result: result.first):
+            found = list(results)
+            groups.setdefault((first, tuple(result.point for result in found)), {})[image_id] = found
     for wanted in groups.values():
         if bench.job.networks.device.type == "cpu":
             yield from (_Batch([image_id], {image_id: results}) for image_id, results in wanted.items())
@@ -182,82 +197,59 @@ def _batches(bench: Bench, bundle: Bundle) -> Iterator[_Batch]:
         yield _Batch(places + [filler] * (bench.job.config.evaluation.batch_size - len(places)), wanted)
 
 
-def _made(bench: Bench, bundle: Bundle, batch: _Batch) -> list[Reconstruction]:
-    """Make the pictures of a forward batch."""
-    config, point = bench.job.config_at(bundle.points[0]), bundle.points[0]
-    targets = bench.targets(point, bundle.subject)
-    return reconstruct(batch.places, batch.results, config, bench.sampler(point), targets)
-
-
-def _unmade(bench: Bench, bundle: Bundle, image_id: int) -> list[Result]:
-    """Return where the pictures of an image go that are neither judged nor made."""
-    layout, prints, subject = bench.job.layout, bench.prints, bundle.subject
-    unmade = bench.unmade(bundle, image_id)
-    return [
-        Result(point, layout.pictures_of(point, subject, image_id), prints.pictures(point, subject))
-        for point in bench.missing(bundle, image_id)
-        if point in unmade
-    ]
+def _unmade(bench: Bench, points: Sequence[Point], subject: int, image_id: int) -> list[Result]:
+    """Return where the pictures of an image go that are not all made."""
+    layout, unmade = bench.job.layout, []
+    for point in points:
+        first = bench.repeats_made(point, subject, image_id)
+        if first < bench.keys.num_repeats:
+            place, key = layout.pictures_of(point, subject, image_id), bench.keys.key("pictures", point, subject)
+            unmade.append(Result(point, place, key, first))
+    return unmade
 
 
 def _written_and_judged(bench: Bench, bundle: Bundle, made: Sequence[Reconstruction]) -> Steps:
     """Write the pictures of a bundle and judge them: the disk's and the processor's work beside the next bundle."""
-    config = bench.job.config_at(bundle.points[0])
+    config, layout, subject = bench.job.config_at(bundle.points[0]), bench.job.layout, bundle.subject
+    points = bench.missing(bundle)
     for reconstruction in made:
         reconstruction.publish(config.sampler)
         yield
     if bundle.points[0].control == "nearest":
         for image_id in bundle.image_ids:
-            for result in _unmade(bench, bundle, image_id):
-                found = read_record(bench.job.layout.nearest(bundle.subject))["nearest"][str(image_id)]
-                copy_picture(result, bench.job.source, found, image_id, config.evaluation.num_repeats)
+            for result in _unmade(bench, points, subject, image_id):
+                found = read_record(layout.nearest(subject))["nearest"][str(image_id)]
+                copy_picture(result, bench.job.source, found, image_id, bench.keys.num_repeats)
             yield
-    yield from _judge(bench, bundle, bundle.image_ids)
-
-
-def _judge(bench: Bench, bundle: Bundle, image_ids: Sequence[int]) -> Steps:
-    """Judge reconstructions where that is missing, image by image."""
-    job, prints, layout, subject = bench.job, bench.prints, bench.job.layout, bundle.subject
+    seen = {image_id: layout.original_of(image_id) for image_id in bundle.image_ids}
     verdicts = [
         Verdict(
-            layout.judged(point, subject) / image_name(image_id),
-            prints.judged(point, subject),
-            layout.original_of(image_id),
-            layout.pictures_of(point, subject, image_id),
+            *bench.sheet(bundle, point),
+            seen,
+            {image_id: layout.pictures_of(point, subject, image_id) for image_id in bundle.image_ids},
+            bench.keys.num_repeats,
         )
-        for image_id in image_ids
-        for point in bench.missing(bundle, image_id)
+        for point in points
     ]
-    yield from judge_all(verdicts, job.protocol, bench.judges)
+    yield from judge_all(verdicts, bench.job.protocol, bench.judges)
 
 
-def score_tasks(bench: Bench) -> list[Task]:
-    """Return one task per point and subject, and one per subject and way of decoding for retrieval."""
-    job = bench.job
-    tasks = [_score_task(bench, point, subject) for point in distinct_points(job.points) for subject in job.subjects]
-    retrieval = [_retrieval_task(bench, point, subject) for point in job.decodings() for subject in job.subjects]
-    return [*retrieval, *tasks]
-
-
-def _score_task(bench: Bench, point: Point, subject: int) -> Task:
-    job, layout = bench.job, bench.job.layout
-    folder, fingerprint = layout.score(point, subject), bench.prints.score(point, subject)
+def _score_task(bench: Bench, point: Point, subject: int, after: tuple[str, ...]) -> Task:
+    job, folder = bench.job, bench.job.layout.score(point, subject)
 
     def work() -> Steps:
-        ids, scores = job.images(subject), judge_scores(bench.judges.features)
-        judged = JudgedImages(
-            [layout.judged(point, subject) / image_name(image_id) for image_id in ids],
-            [layout.judged_originals / image_name(image_id) for image_id in ids],
-            job.config.evaluation.num_repeats,
-        )
+        ids, scores = job.images(subject), {judge.name: judge.score for judge in bench.judges.features}
+        bundles = [each for each in job.bundles() if each.subject == subject and point in each.points]
+        sheets = JudgedSheets([bench.sheet(bundle, point)[0] for bundle in bundles])
+        judged = JudgedImages(sheets, bench.judged_originals(), ids, bench.keys.num_repeats, job.networks.device)
         arrays: dict[str, torch.Tensor] = {}
-        for key, array in score_images(judged, scores, job.protocol):
-            arrays[key] = array
+        for name, array in score_images(judged, scores, job.protocol):
+            arrays[name] = array
             yield
         kinds = dict(bench.kinds.seen(judged, subject, ids))
         yield
         if point.control == "nearest":  # copies of one picture agree by construction
-            arrays = {key: array for key, array in arrays.items() if not key.startswith(EACH + "repeat_")}
+            arrays = {name: array for name, array in arrays.items() if not name.startswith(EACH + "repeat_")}
         else:
             kinds |= bench.kinds.decoded(bench.targets(point, subject), subject, ids)
         arrays |= {EACH + name: torch.from_numpy(each_N) for name, each_N in kinds.items()}
@@ -265,37 +257,56 @@ def _score_task(bench: Bench, point: Point, subject: int) -> Task:
         yield
         scored |= scored_sets(judged, scores, job.protocol, bench.statistics)
         yield
-        metrics = {name: item.as_json() for name, item in scored.items()}
-        groups = group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics)
-        facts = {"metrics": metrics, "groups": groups, "image_ids": list(ids), "subject": subject}
+        facts = {
+            "metrics": {name: item.as_json() for name, item in scored.items()},
+            "groups": group_metrics(arrays, ids, job.image_groups, bench.summed_repeats, bench.statistics),
+            "failures": _failures(bench, point, subject),
+            "image_ids": list(ids),
+            "subject": subject,
+            **generalisation(bench, point, subject, judged, arrays),
+        }
         kept = {**arrays, **kept_arrays(scored)}
-        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, kept))
+        key = bench.keys.key("score", point, subject)
+        publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, kept))
+        _let_go(bench, point, subject)
 
     name = f"score_{job.layout.protocol}_{point.name}_{subject_name(subject)}"
-    return Task(name, lambda: bench.has(folder, fingerprint), work)
+    return Task(name, lambda: bench.has_score(point, subject), work, weight=0.0, after=after)
+
+
+def _failures(bench: Bench, point: Point, subject: int) -> list[dict[str, Any]]:
+    """Return the reconstructions of a point that were not finite: image, repeat, what and where in the run."""
+    job = bench.job
+    records = {image: read_record(job.layout.pictures_of(point, subject, image)) for image in job.images(subject)}
+    return [
+        {"image_id": image, **failure} for image, record in records.items() for failure in record.get("failures", [])
+    ]
+
+
+def _let_go(bench: Bench, point: Point, subject: int) -> None:
+    """Remove what only the scores of a point needed, as the recipe says."""
+    layout, evaluation = bench.job.layout, bench.job.config.evaluation
+    if bench.job.round_images:
+        return
+    if not evaluation.keep_features:
+        shutil.rmtree(layout.judged(point, subject), ignore_errors=True)
+    if evaluation.keep_pictures is not None:
+        for image_id in bench.job.images(subject)[evaluation.keep_pictures :]:
+            shutil.rmtree(layout.pictures_of(point, subject, image_id), ignore_errors=True)
 
 
 def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
     job, folder = bench.job, bench.job.layout.retrieval(point, subject)
-    fingerprint = bench.prints.retrieval(point, subject)
+    key = bench.keys.key("retrieval", point, subject)
 
     def work() -> Steps:
         predicted = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject))
-        name = _compared_target(bench, point, subject)
+        name = bench.compared_target(point, subject)
         true = TrueTargets(job.source)
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
         yield
         facts = {"metrics": metrics, "image_ids": list(ids)}
-        publish(folder, fingerprint, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
+        publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
 
-    return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, fingerprint), work)
-
-
-def _compared_target(bench: Bench, point: Point, subject: int) -> str:
-    """Return the target that retrieval compares: the deepest guidance layer that is decoded, else the semantic one."""
-    job = bench.job
-    if not job.is_decoded(point):
-        return GUIDANCE[-1]
-    names = StoredTargets(job.layout.decoded(point, subject), job.split_images(subject)).names
-    return next((name for name in reversed(GUIDANCE) if name in names), SEMANTIC)
+    return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, key), work)

@@ -32,33 +32,31 @@ class Candidate:
         """Return the candidate as JSON."""
         return {**self.point.describe(), "value": self.value, "ci_low": self.ci_low, "ci_high": self.ci_high}
 
+    @property
+    def guidance(self) -> tuple[float, float, str]:
+        """What tells more guidance from less."""
+        return self.point.kappa, self.point.eta, self.point.name
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen point.
-
-    Args:
-        chosen: The point with its value.
-        metric: Metric that decided.
-        higher_is_better: Its direction.
-        rule: How it decided.
-        others: Every other candidate, best first.
-    """
+    """The chosen point: the metric that decided, its direction, the rule, and the candidates, best first."""
 
     chosen: Candidate
     metric: str
     higher_is_better: bool
     rule: Rule
-    others: tuple[Candidate, ...]
+    ranked: tuple[Candidate, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return the choice as JSON."""
+        """Return the choice as JSON, the chosen candidate first."""
+        others = [item.describe() for item in self.ranked if item != self.chosen]
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "rule": self.rule,
             "chosen": self.chosen.describe(),
-            "candidates": [item.describe() for item in (self.chosen, *self.others)],
+            "candidates": [self.chosen.describe(), *others],
         }
 
 
@@ -96,9 +94,11 @@ def select(report: Mapping[str, Any], metric: str = "pixcorr", rule: Rule = "bes
     higher = bool(next(iter(values.values()))[0]["higher_is_better"])
     candidates = [Candidate(point, *(_mean(found, key) for key in _ENDS)) for point, found in values.items()]
     sign = -1.0 if higher else 1.0
-    ranked = sorted(candidates, key=lambda item: (sign * item.value, *_guidance(item.point)))
-    chosen = ranked[0] if rule == "best" else _least_guided(ranked)
-    return Choice(chosen, metric, higher, rule, tuple(item for item in ranked if item != chosen))
+    ranked = sorted(candidates, key=lambda item: (sign * item.value, *item.guidance))
+    best = ranked[0]
+    close = [item for item in ranked if best.ci_low <= item.value <= best.ci_high] or [best]
+    chosen = best if rule == "best" else min(close, key=lambda item: item.guidance)
+    return Choice(chosen, metric, higher, rule, tuple(ranked))
 
 
 _ENDS = ("value", "ci_low", "ci_high")
@@ -107,15 +107,3 @@ _ENDS = ("value", "ci_low", "ci_high")
 def _mean(found: list[Mapping[str, Any]], key: str) -> float:
     numbers = [float(item["value"] if item[key] is None else item[key]) for item in found]
     return math.fsum(numbers) / len(numbers)
-
-
-def _guidance(point: Point) -> tuple[float, float, str]:
-    """Return what tells more guidance from less."""
-    return point.kappa, point.eta, point.name
-
-
-def _least_guided(ranked: list[Candidate]) -> Candidate:
-    """Return the least guided candidate whose value lies within the interval of the best."""
-    best = ranked[0]
-    close = [item for item in ranked if best.ci_low <= item.value <= best.ci_high]
-    return min(close or ranked[:1], key=lambda item: _guidance(item.point))

@@ -11,12 +11,10 @@ import errno
 import os
 import shutil
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from socket import gethostname
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +30,6 @@ FORMAT = 1
 RECORD = "record.json"
 OUTDATED = "outdated"
 SETTINGS = "settings.json"
-MAX_PENDING = 8  # results in memory that are not on disk yet
 PNG_LEVEL = 1  # of zlib: 35 ms a picture of 512 pixels where the default takes 90, for 15 % more bytes
 
 
@@ -80,37 +77,6 @@ def publish(folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Cal
         shutil.rmtree(staging, ignore_errors=True)
 
 
-class Publisher:
-    """Publishes results from a thread of its own, in order: the rank computes the next while the disk takes the last.
-
-    A context manager; on leaving it everything is on disk, or the first error is raised.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._pending: deque[Future[bool]] = deque()
-
-    def publish(self, folder: Path, fingerprint: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """Publish as the function ``publish`` does, soon.
-
-        Raises:
-            DataError: an earlier result could not be written.
-        """
-        while len(self._pending) >= MAX_PENDING or (self._pending and self._pending[0].done()):
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(publish, folder, fingerprint, facts, write))
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Wait until everything is on disk."""
-        self._thread.shutdown()
-        for future in self._pending:
-            future.result()
-
-
 def write_staged(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors into a staging folder; ``publish`` flushes them to disk, once, with everything else in it."""
     try:
@@ -147,16 +113,19 @@ def remove_leftovers(root: Path) -> int:
     return len(parts)
 
 
-def claim_folder(folder: Path, fingerprint: str, settings: Mapping[str, Any]) -> str:
+def claim_folder(
+    folder: Path, fingerprint: str, settings: Mapping[str, Any], made_with: Mapping[str, str] | None = None
+) -> str:
     """Make ``folder`` the home of results of one fingerprint; return what was done: new, kept, moved or restored.
 
     Results of other settings that lie there are not lost: they move to ``outdated/`` beside it, and come back when
     their settings do.
 
     Args:
-        folder: Folder of result folders, e.g. of one point and subject.
+        folder: Folder of result folders, e.g. of one point and subject, or of one result.
         fingerprint: Of the settings.
         settings: What the fingerprint was made of, written beside the results for people.
+        made_with: Versions and hardware of a new folder, which results do not depend on but for their last digits.
     """
     done = "new"
     if folder.exists():
@@ -170,18 +139,22 @@ def claim_folder(folder: Path, fingerprint: str, settings: Mapping[str, Any]) ->
         return "restored"
     staging = _staging(folder)
     try:
-        write_json(staging / SETTINGS, {"fingerprint": fingerprint, "settings": dict(settings)})
+        content = {"fingerprint": fingerprint, "settings": dict(settings), "made_with": dict(made_with or {})}
+        write_json(staging / SETTINGS, content)
         if _rename_once(staging, folder):
             return done
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return claim_folder(folder, fingerprint, settings)  # another launch was first: its folder appeared whole
+    return claim_folder(
+        folder, fingerprint, settings, made_with
+    )  # another launch was first: its folder appeared whole
 
 
 def _settled(folder: Path) -> str:
-    """Return the fingerprint that a folder belongs to, ``unknown`` where it does not say."""
+    """Return the fingerprint that a folder belongs to, by its settings or its record; ``unknown`` without both."""
     marker = folder / SETTINGS
-    return str(read_json(marker).get("fingerprint", "unknown")) if marker.exists() else "unknown"
+    content = read_json(marker) if marker.exists() else read_record(folder)
+    return str(content.get("fingerprint", "unknown"))
 
 
 def _staging(folder: Path) -> Path:

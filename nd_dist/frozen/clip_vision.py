@@ -8,23 +8,25 @@ order), D width, C channels, H height, W width.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import read_json
-from nd_dist.frozen.folders import CONFIG_NAME, hash_weights, model_name, resolve_folder, weight_files
+from nd_dist.frozen.folders import CONFIG_NAME, NETWORK, list_files, model_name, resolve_folder, weight_files
+from nd_dist.frozen.weights import hash_network, iterate_tensors
 from nd_dist.pixels import Normalization, resize_bilinear
 from nd_dist.schema import NUM_GUIDANCE_LAYERS, guidance_name
 
 # A file may name the tower as transformers 4 (vision_model.encoder...) or 5 (encoder...), alone or inside CLIPModel.
 _PREFIX = re.compile(r"^(?:clip\.)?(?:vision_model\.)?")
 _NEEDED = re.compile(r"^(?:embeddings\.(?!position_ids)|pre_layrnorm\.|encoder\.layers\.(\d+)\.)")
+CLIP_KINDS = ("clip", "clip_vision_model")
 _ALIAS = re.compile(r"^Linear-(\d+)$")
 
 
@@ -79,6 +81,11 @@ class ClipVision:
         return 1 + patches * patches, int(self.tower.config.hidden_size)
 
     @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Target name -> shape (L, D) of one image's features."""
+        return dict.fromkeys(self.layer_names, self.feature_shape)
+
+    @property
     def device(self) -> torch.device:
         """Device of the tower."""
         return next(self.tower.parameters()).device  # type: ignore[no-any-return]
@@ -100,23 +107,34 @@ class ClipVision:
         """
         resized = resize_bilinear(pixels_BCHW.to(self.device), self.image_size, antialias)
         inputs = self._normalizations.setdefault(normalize, Normalization(normalize))(resized).to(self.dtype)
-        taps: list[torch.Tensor] = []
-        handles = [
-            layer.mlp.fc2.register_forward_hook(lambda _module, _inputs, output: taps.append(output))
-            for layer in _encoder(self.tower).layers
-        ]
+        return self._tapped([layer.mlp.fc2 for layer in _encoder(self.tower).layers], inputs)
+
+    def _tapped(self, modules: Sequence[torch.nn.Module], inputs_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return what some modules put out in a pass, each as tokens (B, L, D)."""
+        taps: dict[int, torch.Tensor] = {}
+
+        def keep(place: int) -> Callable[[Any, Any, Any], None]:
+            return lambda _module, _inputs, output: taps.update({place: _tokens(output)})
+
+        handles = [module.register_forward_hook(keep(place)) for place, module in enumerate(modules)]
         try:
-            self.tower(pixel_values=inputs)
+            self.tower(pixel_values=inputs_BCHW)
         finally:
             for handle in handles:
                 handle.remove()
-        return taps
+        return [taps[place] for place in range(len(modules))]
 
-    def hash(self) -> str:
-        """Return the sha256 over the folder's weights and configuration."""
+    def hash(self, recorded: Collection[str] = ()) -> str:
+        """Return the sha256 over the folder's weights and configuration (see ``weights.hash_network``)."""
         if self.folder is None:
             raise CheckpointError("A network made in memory has no files to record.", where=self.name)
-        return hash_weights(self.folder)
+        return hash_network(self.folder, recorded=recorded)
+
+
+def _tokens(output: Any) -> torch.Tensor:
+    """Return a module's output as tokens (B, L, D): maps (B, C, H, W) by row, of several outputs the first."""
+    tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return tensor.flatten(2).transpose(1, 2) if tensor.ndim == 4 else tensor
 
 
 def load(
@@ -128,11 +146,10 @@ def load(
     """Load the first ``num_layers`` blocks of a CLIP folder (CLIPModel or CLIPVisionModel, names of any version).
 
     Raises:
-        CheckpointError: the folder is missing, torn, has no safetensors, too few blocks, or other shapes.
+        CheckpointError: the folder is missing, torn, has no weights, too few blocks, or other shapes.
     """
     folder = resolve_folder(model)
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError("A CLIP folder has no config.json.", where=str(folder))
+    list_files(folder, NETWORK)
     return ClipVision(
         build_tower(_vision_config(folder), weight_files(folder), num_layers).to(device=device, dtype=dtype),
         name=model_name(model),
@@ -141,7 +158,7 @@ def load(
 
 
 def build_tower(config: dict[str, Any], files: list[Path], num_layers: int = NUM_GUIDANCE_LAYERS) -> Any:
-    """Return a frozen tower of ``num_layers`` blocks with weights from safetensors files.
+    """Return a frozen tower of ``num_layers`` blocks with weights from files.
 
     Args:
         config: Arguments of transformers' CLIPVisionConfig.
@@ -181,6 +198,14 @@ def _encoder(tower: Any) -> Any:
 
 def _vision_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG_NAME)
+    if (kind := str(config.get("model_type", "clip"))) not in CLIP_KINDS:
+        raise CheckpointError(
+            "The guidance network is no CLIP.",
+            where=str(folder),
+            expected=f"a folder of model_type {' or '.join(CLIP_KINDS)}",
+            found=kind,
+            todo="for another vision tower name the modules to take features from: frozen.guidance_layers=[...]",
+        )
     nested = config.get("vision_config")
     return dict(nested if nested is not None else config)
 
@@ -188,14 +213,9 @@ def _vision_config(folder: Path) -> dict[str, Any]:
 def _read_needed(files: list[Path], num_layers: int) -> dict[str, torch.Tensor]:
     """Return the tensors of embeddings, first norm and the first blocks, named as transformers 5 does."""
     stored: dict[str, torch.Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as content:
-                for raw_name in content.keys():  # noqa: SIM118 - safe_open is no mapping
-                    name = _PREFIX.sub("", raw_name)
-                    needed = None if "text_model" in raw_name else _NEEDED.match(name)
-                    if needed and (needed.group(1) is None or int(needed.group(1)) < num_layers):
-                        stored[name] = content.get_tensor(raw_name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError("A weight file could not be read.", where=str(path), found=str(error)) from error
+    for raw_name, read in iterate_tensors(files):
+        name = _PREFIX.sub("", raw_name)
+        needed = None if "text_model" in raw_name else _NEEDED.match(name)
+        if needed and (needed.group(1) is None or int(needed.group(1)) < num_layers):
+            stored[name] = read()
     return stored

@@ -16,7 +16,7 @@ MISSING = "not recorded"
 RELEVANT_KEYS: Mapping[Role, tuple[str, ...]] = {
     "semantic": ("text_encoder_sha256", "tokenizer_sha256"),
     "initial": ("vae_sha256", "vae_encode", "picture_size"),
-    "guidance": ("guidance_model_sha256", "guidance_size", "normalize", "antialias"),
+    "guidance": ("guidance_model_sha256", "guidance_layers", "guidance_size", "normalize", "antialias"),
 }
 
 

@@ -1,6 +1,6 @@
 """The frozen ConvNeXt teacher of z's contrastive term: pictures -> one projected row per position of its last map.
 
-A model folder: ``config.json`` and ``model.safetensors`` of transformers' ``ConvNextModel``, and
+A model folder: ``config.json`` and the weights of transformers' ``ConvNextModel``, and
 ``projector.safetensors`` with ``norm.{weight,bias}`` and ``layers.{i}.{weight,bias}``, i counting Linear, LayerNorm,
 ReLU, Linear, LayerNorm, ReLU, Linear (a Linear without a bias in the file has none).
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import CheckpointError
-from nd_dist.frozen.folders import resolve_folder
+from nd_dist.frozen.folders import find_weights, resolve_folder
 
 PROJECTOR = "projector.safetensors"
 MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
@@ -43,7 +43,7 @@ class ConvNextTeacher(nn.Module):
 
         path = resolve_folder(folder)
         try:
-            self.network = ConvNextModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+            self.network = ConvNextModel.from_pretrained(path, **find_weights(path).options)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 "The teacher's ConvNeXt cannot be loaded.", where=str(path), found=str(error).splitlines()[0]

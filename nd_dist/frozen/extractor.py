@@ -33,10 +33,13 @@ class FrozenExtractor:
         clip: Guidance CLIP.
         config: Posterior mode or sample, pixel statistics, antialias, batch size.
         seed: Run seed; matters only when ``config.vae_encode`` is ``sample``.
+        recorded: Hashes of networks in records that are to be continued (see ``weights.hash_network``).
     """
 
-    def __init__(self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int) -> None:
-        self._sd, self._clip, self._config, self._seed = sd, clip, config, seed
+    def __init__(
+        self, sd: StableDiffusion, clip: ClipVision, config: FrozenConfig, seed: int, recorded: Collection[str] = ()
+    ) -> None:
+        self._sd, self._clip, self._config, self._seed, self._recorded = sd, clip, config, seed, recorded
         rows, on_cpu = config.batch_size, sd.device.type == "cpu"
         self._text_rows, self._clip_rows = (AdaptiveChunks(what, rows) for what in ("captions", "guidance features"))
         self._lanczos = Lanczos(sd.picture_size)
@@ -45,7 +48,7 @@ class FrozenExtractor:
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
         """Names and shapes of the targets: c (L, D), z (C, H, W), one guidance layer (L, D) per tapped block."""
-        guidance = (TargetSpec(name, "guidance", self._clip.feature_shape) for name in self._clip.layer_names)
+        guidance = (TargetSpec(name, "guidance", shape) for name, shape in self._clip.feature_shapes.items())
         return (
             TargetSpec(SEMANTIC, "semantic", self._sd.text_shape),
             TargetSpec(INITIAL, "initial", self._sd.latent_shape),
@@ -56,13 +59,13 @@ class FrozenExtractor:
     def fingerprint(self) -> dict[str, object]:
         """What made the targets: model names, hashes of their files, every setting that changes a value (JSON)."""
         config = self._config
-        hashes = {f"{part}_sha256": digest for part, digest in self._sd.hashes().items()}
+        hashes = {f"{part}_sha256": digest for part, digest in self._sd.hashes(self._recorded).items()}
         return {
             "format": FINGERPRINT_FORMAT,
             "model": self._sd.name,
             "guidance_model": self._clip.name,
             **hashes,
-            "guidance_model_sha256": self._clip.hash(),
+            "guidance_model_sha256": self._clip.hash(self._recorded),
             "picture_size": self._sd.picture_size,
             "guidance_size": self._clip.image_size,
             "normalize": config.normalize,
@@ -70,6 +73,7 @@ class FrozenExtractor:
             "vae_encode": config.vae_encode,
             "vae_seed": self._seed if config.vae_encode == "sample" else None,
             "dtype": str(self._sd.dtype).removeprefix("torch."),
+            **({"guidance_layers": list(config.guidance_layers)} if config.guidance_layers else {}),
         }
 
     def extract(
@@ -84,7 +88,7 @@ class FrozenExtractor:
         Args:
             pictures_BHWC: uint8 pictures (B, H, W, 3) of any size.
             captions: Captions of each picture, at least one where c is wanted; their embeddings are averaged.
-            image_ids: 0-based NSD ids; they seed the VAE's sample, and name a picture in errors.
+            image_ids: 0-based ids; they seed the VAE's sample, and name a picture in errors.
             wanted: Names of the targets to make (none: all); a network that none of them needs does not run.
 
         Returns:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.files import sha256_file
+from nd_dist.frozen.folders import NETWORK, find_weights, list_files, weight_files
 from nd_dist.frozen.judges import Judge, NetworkJudge, Preparation, Score, SharedPass, Statistics, tap_layers
 from nd_dist.frozen.optional_judges import load_distribution_judge
 from nd_dist.metrics.protocols import JudgeSettings
@@ -72,6 +73,19 @@ def load_field_judges(folder: Path, settings: JudgeSettings, device: torch.devic
     return [*judges, *load_distribution_judge(folder, device)]
 
 
+def require_field_judges(folder: Path, settings: JudgeSettings) -> None:
+    """Refuse a folder that lacks a network of ``load_field_judges``; nothing is read.
+
+    Raises:
+        ConfigError: torchvision is not installed, or cannot be imported beside this torch.
+        CheckpointError: a weight file is missing.
+    """
+    _torchvision_models()
+    for recipe in _RECIPES:
+        _require_file(_weights_path(folder, recipe, settings), recipe)
+    list_files(folder / CLIP_FOLDER, NETWORK)
+
+
 class _Inputs:
     """What the networks get; those of one size and normalisation share it.
 
@@ -107,11 +121,7 @@ def _torchvision_judges(
 ) -> list[NetworkJudge]:
     """Return the judges of one network: torchvision's architecture, our weights file, a tapped layer each."""
     recipe = recipes[0]
-    is_efficientnet = recipe.file == "efficientnet_b1"
-    path = folder / (
-        f"{recipe.file}_{inputs.settings.efficientnet_weights.lower()}" if is_efficientnet else recipe.file
-    )
-    path = path.with_name(f"{path.name}.safetensors")
+    path = _weights_path(folder, recipe, inputs.settings)
     # torchvision's pretrained Inception-v3 re-scales its normalised input; without weights it has to be told to
     inception: dict[str, Any] = {"init_weights": False, "transform_input": True}
     options = inception if recipe.builder == "inception_v3" else {}
@@ -134,18 +144,25 @@ def _torchvision_judges(
     ]
 
 
-def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
-    """Read a state dictionary; a head that the tapped layer does not need may be missing (SwAV has none)."""
-    where = str(path)
+def _weights_path(folder: Path, recipe: _Recipe, settings: JudgeSettings) -> Path:
+    version = f"_{settings.efficientnet_weights.lower()}" if recipe.file == "efficientnet_b1" else ""
+    return folder / f"{recipe.file}{version}.safetensors"
+
+
+def _require_file(path: Path, recipe: _Recipe) -> None:
     if not path.is_file():
         raise CheckpointError(
             "The weights of a metric network are missing.",
-            where=where,
+            where=str(path),
             expected=f"safetensors of {recipe.weights}",
-            todo=f'on a machine with internet: python -c "import torchvision.models as m, safetensors.torch as s; '
-            f"s.save_file(m.{recipe.builder}(weights='DEFAULT').state_dict(), '{path.name}')\" (choose the weights "
-            "named above), then copy the file here",
+            todo=f"run `nd fetch judges --to {path.parent}` where there is a network",
         )
+
+
+def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
+    """Read a state dictionary; a head that the tapped layer does not need may be missing (SwAV has none)."""
+    where = str(path)
+    _require_file(path, recipe)
     try:
         missing, unexpected = network.load_state_dict(load_file(path), strict=False)
     except (RuntimeError, SafetensorError) as error:
@@ -162,17 +179,10 @@ def _load_weights(network: Any, path: Path, recipe: _Recipe) -> None:
 
 def _clip_judge(folder: Path, inputs: _Inputs) -> NetworkJudge:
     """Return the projected image embedding (768) of OpenAI's CLIP ViT-L/14, from a Hugging Face folder."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(
-            "The CLIP judge is missing.",
-            where=str(folder),
-            expected="config.json and model.safetensors of openai/clip-vit-large-patch14",
-            todo=f"hf download openai/clip-vit-large-patch14 config.json model.safetensors --local-dir {CLIP_FOLDER}",
-        )
+    list_files(folder, NETWORK)
     from transformers import CLIPVisionModelWithProjection
 
-    network = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    network = CLIPVisionModelWithProjection.from_pretrained(folder, **find_weights(folder).options)
     network = network.to(inputs.device).requires_grad_(False).eval()
     prepare = inputs.of("clip", "clip")
 
@@ -180,5 +190,6 @@ def _clip_judge(folder: Path, inputs: _Inputs) -> NetworkJudge:
         embeds_BD: Tensor = network(pixel_values=inputs_BCHW).image_embeds
         return embeds_BD
 
-    identity = f"{CLIP_FOLDER}:{sha256_file(path)[:16]}:{prepare.resize}"
+    digests = "+".join(sha256_file(path)[:16] for path in weight_files(folder))
+    identity = f"{CLIP_FOLDER}:{digests}:{prepare.resize}"
     return NetworkJudge("clip", "two_way", identity, embed, prepare)

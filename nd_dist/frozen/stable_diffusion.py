@@ -19,16 +19,15 @@ from nd_dist.errors import CheckpointError
 from nd_dist.files import read_json
 from nd_dist.frozen.folders import (
     CONFIG_NAME,
-    hash_files,
-    hash_weights,
+    SCHEDULER_CONFIG,
+    STABLE_DIFFUSION,
+    find_weights,
+    list_files,
     model_name,
-    require_part,
     resolve_folder,
-    weight_files,
 )
+from nd_dist.frozen.weights import DAMAGE, first_line, hash_network, hash_tokenizer
 
-SCHEDULER_CONFIG = "scheduler_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MOST_VALUES = 2**31 - 1
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -163,16 +162,16 @@ class StableDiffusion:
         self.vae.enable_gradient_checkpointing()
         return True
 
-    def hashes(self) -> dict[str, str]:
-        """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``."""
+    def hashes(self, recorded: Collection[str] = ()) -> dict[str, str]:
+        """Return the sha256 of every part that defines targets: ``vae``, ``text_encoder``, ``tokenizer``.
+
+        Args:
+            recorded: See ``weights.hash_network``.
+        """
         if self.folder is None:
             raise CheckpointError("Networks made in memory have no files to record.", where=self.name)
-        tokenizer_files = [path for path in sorted((self.folder / "tokenizer").iterdir()) if path.is_file()]
-        return {
-            "vae": hash_weights(self.folder / "vae"),
-            "text_encoder": hash_weights(self.folder / "text_encoder"),
-            "tokenizer": hash_files(tokenizer_files),
-        }
+        parts = {part: hash_network(self.folder, part, recorded) for part in ("vae", "text_encoder")}
+        return {**parts, "tokenizer": hash_tokenizer(self.folder, recorded)}
 
 
 def load(
@@ -190,16 +189,16 @@ def load(
         parts: What will be run; the others are not read and know their shapes only.
 
     Raises:
-        CheckpointError: a part is missing or torn, has no safetensors, or the parts do not fit together.
+        CheckpointError: a part is missing or torn, or the parts do not fit together.
     """
     folder = resolve_folder(model)
-    scheduler = read_json(require_part(folder, "scheduler", SCHEDULER_CONFIG) / SCHEDULER_CONFIG)
+    list_files(folder, STABLE_DIFFUSION)
     classes = zip(PARTS, (UNet2DConditionModel, AutoencoderKL, CLIPTextModel), strict=True)
     networks = {
-        part: _load_network(kind, require_part(folder, part)) if part in parts else _shape_of(kind, folder / part)
+        part: _load_network(kind, folder, part) if part in parts else _shape_of(kind, folder / part)
         for part, kind in classes
     }
-    tokenizer = _load_tokenizer(require_part(folder, "tokenizer", TOKENIZER_CONFIG))
+    tokenizer = _load_tokenizer(folder / "tokenizer")
     _check_parts(folder, **networks)
     unet, vae, text_encoder = (
         _freeze(network, torch.float32 if part == "text_encoder" else dtype, device if part in parts else "meta")
@@ -208,7 +207,7 @@ def load(
     return StableDiffusion(
         unet=unet,
         vae=vae,
-        scheduler_config=scheduler,
+        scheduler_config=read_json(folder / "scheduler" / SCHEDULER_CONFIG),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         name=model_name(model),
@@ -217,35 +216,31 @@ def load(
 
 
 def _shape_of(network_class: Any, folder: Path) -> Any:
-    """Return a network without weights, which knows its shapes only (on the device ``meta``).
-
-    Raises:
-        CheckpointError: the folder has no configuration.
-    """
-    config = read_json(require_part(folder.parent, folder.name) / CONFIG_NAME)
+    """Return a network without weights, which knows its shapes only (on the device ``meta``)."""
+    config = read_json(folder / CONFIG_NAME)
     with torch.device("meta"):
         if network_class is CLIPTextModel:
             return CLIPTextModel(CLIPTextConfig.from_dict(config))
         return network_class.from_config(config)
 
 
-def _load_network(network_class: Any, folder: Path) -> Any:
-    """Return a network with every weight read from safetensors.
+def _load_network(network_class: Any, model: Path, part: str) -> Any:
+    """Return a network with every weight read from the files that ``find_weights`` names.
 
     Raises:
         CheckpointError: weights are missing, torn, left over or of another shape.
     """
-    weight_files(folder)
-    options = {"low_cpu_mem_usage": False} if network_class is not CLIPTextModel else {}
+    folder = model / part
+    options = find_weights(model, part).options
+    if network_class is not CLIPTextModel:
+        options["low_cpu_mem_usage"] = False
     try:
-        network, report = network_class.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        network, report = network_class.from_pretrained(folder, output_loading_info=True, **options)
+    except DAMAGE as error:
         raise CheckpointError(
             "A network could not be read.",
             where=str(folder),
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             todo="copy this part of the model folder again; its weights must belong to its config.json",
         ) from error
     problems = {key: sorted(map(str, report.get(key, []))) for key in ("missing_keys", "mismatched_keys")}

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from nd_dist.metrics.bootstrap import Counts, Float64
-from nd_dist.metrics.identification import Rows
+from nd_dist.metrics.identification import Features
+from nd_dist.metrics.statistics.bootstrap import Counts, Float64
 
 BLOCK_ROWS = 256
 DEGREE, COEFFICIENT = 3, 1.0
@@ -32,7 +32,7 @@ class _Given(torch.nn.Module):
         return features_BD
 
 
-def frechet_distance(reals_ND: Rows, recons_ND: Rows) -> float:
+def frechet_distance(reals_ND: Features, recons_ND: Features) -> float:
     """Return FID of two sets of features, streamed in blocks, float64.
 
     Raises:
@@ -59,12 +59,12 @@ class Kernels:
     cross_NN: Float64
 
 
-def kernels(reals_ND: Rows, recons_ND: Rows) -> Kernels:
+def kernels(reals_ND: Features, recons_ND: Features) -> Kernels:
     """Return the kernels of KID, (x . y / D + 1)**3, computed in blocks of rows."""
     return Kernels(_kernel(reals_ND, reals_ND), _kernel(recons_ND, recons_ND), _kernel(reals_ND, recons_ND))
 
 
-def _kernel(left_ND: Rows, right_ND: Rows) -> Float64:
+def _kernel(left_ND: Features, right_ND: Features) -> Float64:
     matrix_NN = np.empty((len(left_ND), len(right_ND)))
     for top in range(0, len(left_ND), BLOCK_ROWS):
         left_BD = np.asarray(left_ND[top : top + BLOCK_ROWS], dtype=np.float64)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from nd_dist.metrics.agreement import repeat_agreement
-from nd_dist.metrics.bootstrap import mean_of
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import Distractors, correlation_matrix, two_way
 from nd_dist.metrics.pixel import Picture, SsimKind, pixel_correlation, structural_similarity
 from nd_dist.metrics.retrieval import FIELD_CANDIDATES, FIELD_DRAWS, cosine_matrix, draw_candidates, retrieve
+from nd_dist.metrics.statistics.bootstrap import mean_of
 
 Float64 = npt.NDArray[np.float64]
 

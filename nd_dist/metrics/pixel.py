@@ -32,7 +32,7 @@ class Picture:
     """
 
     def __init__(self, pixels_CHW: Tensor, kind: SsimKind = "2d") -> None:
-        self._pixels_CHW, self._kind = pixels_CHW, kind
+        self.pixels_CHW, self._kind = pixels_CHW, kind
 
     def correlation(self, other: Picture) -> float:
         """Return PixCorr with a picture of the same size, see ``pixel_correlation``."""
@@ -45,14 +45,14 @@ class Picture:
     @cached_property
     def _unit(self) -> Tensor:
         """The flat pixels (P,) float64 with mean 0 and norm 1; of a picture of one colour zeros."""
-        lowest, highest = self._pixels_CHW.aminmax()
-        flat_P = self._pixels_CHW.flatten().double()
+        lowest, highest = self.pixels_CHW.aminmax()
+        flat_P = self.pixels_CHW.flatten().double()
         flat_P -= flat_P.mean()
         return flat_P.zero_() if bool(highest - lowest <= SAME_COLOUR) else flat_P.div_(flat_P.dot(flat_P).sqrt())
 
     @cached_property
     def _moments(self) -> _Moments:
-        return _moments(self._pixels_CHW, self._kind)
+        return _moments(self.pixels_CHW, self._kind)
 
 
 def pixel_correlation(recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:

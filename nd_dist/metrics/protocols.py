@@ -16,6 +16,7 @@ from nd_dist.errors import ConfigError
 from nd_dist.metrics.identification import Distractors
 from nd_dist.metrics.pixel import SsimKind
 from nd_dist.pixels import Backend, Resize
+from nd_dist.plugins import registered
 
 RepeatRule = Literal["mean_of_scores", "first", "mean_correlation"]
 BrainInput = Literal["mean_voxels", "mean_outputs", "single_trial", "unknown"]
@@ -227,6 +228,7 @@ PROTOCOLS: dict[str, Protocol] = {
             repeats="mean_correlation",
             practice=Practice("mean_voxels", 5),
         ),
+        *registered("protocols").values(),
     )
 }
 

@@ -1,11 +1,17 @@
-"""The metrics that are reported: names, order, direction and how a number is written. Pure text, no arithmetic."""
+"""The metrics that are reported: name, order, direction, how a number is written, and the function of a pair's metric.
+
+An entry is all that a metric takes; others' packages add theirs (``nd_dist.plugins``).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from nd_dist.metrics.pixel import Picture
+from nd_dist.plugins import registered
 
 Kind = Literal["low-level", "high-level", "retrieval", "agreement"]
 
@@ -23,6 +29,8 @@ class Metric:
         chance: Value without any information, where there is one.
         explanation: One sentence.
         stands_for: What of the field's table a made-up world has it for; empty for the field's own.
+        function: Of a reconstruction and what was seen (``Picture`` both) -> the value; none: judges or sets give it.
+        version: To be raised whenever the function gives other values: pictures are then judged again.
     """
 
     name: str
@@ -33,6 +41,8 @@ class Metric:
     chance: float | None
     explanation: str
     stands_for: str = ""
+    function: Callable[[Picture, Picture], float] | None = None
+    version: int = 1
 
     @property
     def arrow(self) -> str:
@@ -77,8 +87,26 @@ def _distance(name: str, label: str, network: str = "", stands_for: str = "") ->
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pixcorr", "PixCorr", "low-level", True, False, 0.0, "Pearson correlation of the RGB pixels."),
-        Metric("ssim", "SSIM", "low-level", True, False, None, "Structural similarity of the grey pictures."),
+        Metric(
+            "pixcorr",
+            "PixCorr",
+            "low-level",
+            True,
+            False,
+            0.0,
+            "Pearson correlation of the RGB pixels.",
+            function=Picture.correlation,
+        ),
+        Metric(
+            "ssim",
+            "SSIM",
+            "low-level",
+            True,
+            False,
+            None,
+            "Structural similarity of the grey pictures.",
+            function=Picture.similarity,
+        ),
         _two_way("alexnet_2", "AlexNet(2)"),
         _two_way("alexnet_5", "AlexNet(5)"),
         _two_way("inception", "Inception"),
@@ -119,8 +147,18 @@ METRICS: dict[str, Metric] = {
             None,
             "SSIM among the repeats of a picture, beside its control.",
         ),
+        *registered("metrics").values(),
     )
 }
+COMPUTED = {metric.name: metric.function for metric in METRICS.values() if metric.function is not None}
+"""Metrics of a pair of pictures."""
+FIRST = {"pixcorr": 1, "ssim": 1}  # those that judged pictures have without saying so
+
+
+def added_metrics() -> dict[str, int]:
+    """Return name -> version of the metrics of pairs that are not the first two as they were."""
+    versions = {name: METRICS[name].version for name in COMPUTED}
+    return {name: version for name, version in versions.items() if FIRST.get(name) != version}
 
 
 def metric_of(name: str, higher_is_better: bool = True) -> Metric:

@@ -28,14 +28,15 @@ class MixerMLP(nn.Module):
         width: Size of the last axis.
         drop: Dropout probability of the hidden units.
         name: Purpose of its draws.
+        factor: Hidden units for each of the last axis.
     """
 
-    def __init__(self, width: int, drop: float, name: str) -> None:
+    def __init__(self, width: int, drop: float, name: str, factor: int = 1) -> None:
         super().__init__()
         self._drop, self._name = drop, name
         self.norm = nn.LayerNorm(width)
-        self.linear_in = nn.Linear(width, width)
-        self.linear_out = nn.Linear(width, width)
+        self.linear_in = nn.Linear(width, factor * width)
+        self.linear_out = nn.Linear(factor * width, width)
 
     def forward(self, values: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
         """Return a tensor of the shape of ``values`` (B, ..., width)."""

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from nd_dist.config import DecoderConfig
 from nd_dist.errors import ConfigError
-from nd_dist.models.draws import Draws, dropout
+from nd_dist.models.backbone import MixerMLP
+from nd_dist.models.draws import Draws
 
 HEAD_WIDTH = 32
 FEEDFORWARD_FACTOR = 4
@@ -51,29 +52,6 @@ class Attention(nn.Module):
         return update_BLE
 
 
-class FeedForward(nn.Module):
-    """LayerNorm, Linear, GELU, dropout, Linear.
-
-    Args:
-        width: Token width E.
-        drop: Dropout probability of the hidden units.
-        name: Purpose of its draws.
-    """
-
-    def __init__(self, width: int, drop: float, name: str) -> None:
-        super().__init__()
-        self._drop, self._name = drop, name
-        self.norm = nn.LayerNorm(width)
-        self.linear_in = nn.Linear(width, FEEDFORWARD_FACTOR * width)
-        self.linear_out = nn.Linear(FEEDFORWARD_FACTOR * width, width)
-
-    def forward(self, x_BLE: torch.Tensor, draws: Draws | None) -> torch.Tensor:
-        """Return the update (B, L, E)."""
-        hidden = dropout(F.gelu(self.linear_in(self.norm(x_BLE))), self._drop, draws, self._name)
-        update_BLE: torch.Tensor = self.linear_out(hidden)
-        return update_BLE
-
-
 class TokenBackbone(nn.Module):
     """From the shared space to a target's tokens, through brain tokens; stands where ``Backbone`` does.
 
@@ -101,10 +79,11 @@ class TokenBackbone(nn.Module):
         self.queries = nn.Parameter(SMALL * torch.randn(length, width))
         self.attention = nn.ModuleList(Attention(width) for _ in range(config.num_blocks))
         self.feedforward = nn.ModuleList(
-            FeedForward(width, config.backbone_dropout, f"{name}/token_layer_{i}") for i in range(config.num_blocks)
+            MixerMLP(width, config.backbone_dropout, f"{name}/token_layer_{i}", FEEDFORWARD_FACTOR)
+            for i in range(config.num_blocks)
         )
         self.asking = Attention(width)
-        self.answer = FeedForward(width, config.backbone_dropout, f"{name}/token_answer")
+        self.answer = MixerMLP(width, config.backbone_dropout, f"{name}/token_answer", FEEDFORWARD_FACTOR)
         self.norm = nn.LayerNorm(width)
         self.to_target = nn.Linear(width, target_width)
 

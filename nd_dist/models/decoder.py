@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import torch
+from huggingface_hub import HfApi
 from pydantic import ValidationError
 from torch import nn
 
 from nd_dist.checkpoint import FileRecord, read_tensors, write_tensors
 from nd_dist.config import DecoderConfig
 from nd_dist.errors import CheckpointError, ConfigError
-from nd_dist.files import read_json, write_json
+from nd_dist.files import read_json, write_json, write_text
+from nd_dist.frozen.folders import resolve_folder
+from nd_dist.models.cards import model_card
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentHead, LatentOutput, TokenHead, TokenOutput
 from nd_dist.models.voxels import NormalizedEncoder, RidgeEncoder
@@ -29,6 +33,7 @@ from nd_dist.seeds import unit_seed
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 SHARED = "shared"
 VOXEL_PREFIX = "voxels."
 
@@ -184,6 +189,42 @@ class Decoder(nn.Module):
         }
         write_json(folder / CONFIG, description)
         return record.sha256
+
+    def save_pretrained(self, folder: str | Path, evaluation: str = "") -> None:
+        """Write the model and its card into a folder that ``from_pretrained`` reads.
+
+        Args:
+            folder: Where to.
+            evaluation: What the card says of data, protocol and metrics (``nd_dist.evaluation_card(run_dir)``).
+        """
+        self.save(Path(folder))
+        write_text(Path(folder) / CARD, model_card(self.num_voxels, self.targets, evaluation))
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path) -> Self:
+        """Return the decoder of a folder, or of a name in the local Hugging Face cache (`hf download NAME`).
+
+        Raises:
+            CheckpointError: as ``load``; nothing is downloaded.
+        """
+        return cls.load(resolve_folder(model))
+
+    def push_to_hub(
+        self, repo_id: str, evaluation: str = "", private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the model and its card to the Hugging Face Hub; return the address of the commit.
+
+        Args:
+            repo_id: ``NAME`` or ``ORGANISATION/NAME``; made where it does not exist.
+            evaluation: As for ``save_pretrained``.
+            private: Whether a new repository is private; None: as the organisation has it.
+            token: Of the hub; None: that of `hf auth login`.
+        """
+        hub = HfApi(token=token)
+        name = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, evaluation)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload decoder"))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nd_dist.files import atomic_path, write_text
 from nd_dist.report.findings import Findings, Row
+from nd_dist.report.pictures import cases_of, grids_of, read_picture
 from nd_dist.report.table_files import main_table
-from nd_dist.report.thumbnails import read_picture
 
 STRIP, GRID, TABLE = "strip.png", "grid.png", "table.md"
 NUM_STRIP_IMAGES, NUM_GRID_IMAGES = 8, 2
@@ -54,43 +54,30 @@ def write_figures(run_dir: Path, out_dir: Path) -> list[Path]:
 def strip(findings: Findings) -> Image.Image:
     """Return one line per image: what was seen, the repeats without guidance, with it, and by ridge regression."""
     subject = findings.subjects[0]
-    rows = findings.pictured_rows(subject)
-    ids = findings.image_ids(subject)[:NUM_STRIP_IMAGES]
-    columns = [["seen"], *([_ascii(row)] for row in rows)]
-    lines: list[list[list[Tile]]] = []
-    for image_id in ids:
-        repeats: list[list[Tile]] = [list(findings.repeats(row, image_id)[:MAX_REPEATS]) for row in rows]
-        lines.append([[findings.original(image_id)], *repeats])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
-    return _sheet([[[*heading] for heading in columns], *lines], widths)
+    notes = dict.fromkeys(findings.image_ids(subject)[:NUM_STRIP_IMAGES], "")
+    cases = cases_of(findings, subject, notes, MAX_REPEATS, str)
+    heads = [["seen"], *([_ascii(row)] for row in findings.pictured_rows(subject))]
+    lines = [[[Path(case.original)], *([*map(Path, pictures)] for _, pictures in case.groups)] for case in cases]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return _sheet([heads, *lines], widths)
 
 
 def guidance_grid(findings: Findings) -> Image.Image | None:
     """Return, for a few images, what was seen and the first repeat over kappa (down) and eta (across)."""
-    subject = findings.subjects[0]
-    rows = {row.point: row for row in findings.rows_of(subject) if row.point.is_guided and not row.point.settings}
-    kappas = sorted({point.kappa for point in rows})
-    etas = sorted({point.eta for point in rows})
-    if len(rows) < 2:
-        return None
-    unguided = findings.unguided(subject)
-    at = {(point.kappa, point.eta): row for point, row in rows.items()}
-    ids = findings.image_ids(subject)[:NUM_GRID_IMAGES]
+    ids = findings.image_ids(findings.subjects[0])[:NUM_GRID_IMAGES]
+    lines: list[list[Sequence[Tile]]] = []
+    grids = grids_of(findings, ids, str)
+    for grid in grids:
+        lines.append([["seen", "kappa 0"], ["", *(eta.replace("η", "eta") for eta in grid.etas)]])
+        seen = [Path(grid.case.original), *(_tile(picture) for _, (picture,) in grid.case.groups)]
+        for kappa, cells in reversed(list(zip(grid.kappas, grid.cells, strict=True))):
+            lines.append([seen, [kappa.replace("κ ", "kappa\n"), *map(_tile, cells)]])
+            seen = []
+    return _sheet(lines, [2, 1 + len(grids[0].etas)]) if grids else None
 
-    def first(row: Row | None, image_id: int) -> Tile:
-        return findings.repeats(row, image_id)[0] if row is not None else None
 
-    heads: list[list[Tile]] = [["seen", "kappa 0"], [f"eta {eta:g}" for eta in etas]]
-    lines: list[list[list[Tile]]] = []
-    for image_id in ids:
-        lines.append([heads[0], ["", *heads[1]]])
-        for number, kappa in enumerate(kappas):
-            seen: list[Tile] = (
-                [findings.original(image_id), first(unguided, image_id)] if number == 0 else [None, None]
-            )
-            cells = [first(at.get((kappa, eta)), image_id) for eta in etas]
-            lines.append([seen, [f"kappa\n{kappa:g}", *cells]])
-    return _sheet(lines, [2, 1 + len(etas)])
+def _tile(picture: str) -> Path | None:
+    return Path(picture) if picture else None
 
 
 def _ascii(row: Row) -> str:

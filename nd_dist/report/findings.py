@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
-from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
+from nd_dist.evaluation.points.layout import ARRAYS, PICTURE, Layout, repeat_file
 from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE
-from nd_dist.evaluation.scoring.score import read_arrays
 from nd_dist.events import events_path, read_events
 from nd_dist.fanout.results import read_record
 from nd_dist.files import read_json
-from nd_dist.metrics.scores import EACH, WINS
+from nd_dist.metrics.statistics.scores import EACH, WINS
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
 Curve = tuple[list[int], list[float]]
@@ -46,11 +46,16 @@ class Row:
     metrics: dict[str, dict[str, Any]]
     groups: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
+    @property
+    def whose(self) -> str:
+        """The subject in a column of tables."""
+        return "mean" if self.subject == ALL_SUBJECTS else str(self.subject)
+
 
 CONTROL_LABELS = {
     "shuffled": "chance: shuffled inputs",
     "nearest": "nearest training image",
-    "ridge": "ridge regression as the decoder",
+    "ridge": "ridge regression",
     "ceiling": "ceiling: true embeddings",
 }
 
@@ -150,7 +155,8 @@ class Findings:
         """Return a subject, or the mean over all of them, in words."""
         if subject == ALL_SUBJECTS:
             return f"Mean of subjects {', '.join(map(str, self.subjects))}"
-        return f"Subject {subject}"
+        name = self.metrics.get("subject_names", {}).get(str(subject), "")
+        return f"Subject {subject}{f' ({name})' if name else ''}"
 
     @property
     def shown_metrics(self) -> list[Metric]:
@@ -236,7 +242,7 @@ class Findings:
         """
         folder = Layout(self.run_dir, self.metrics["protocol"]).score(row.shown, row.subject)
         record = read_record(folder)
-        arrays = read_arrays(folder) if record else {}
+        arrays = read_tensors(folder / ARRAYS) if record else {}
         if WINS + metric in arrays:
             won = arrays[WINS + metric].sum(dim=0).double()
             total = float(won.mean()) / row.metrics[metric]["value"] if float(won.sum()) else 1.0

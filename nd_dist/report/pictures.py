@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
+from nd_dist.errors import DataError
 from nd_dist.report.findings import Findings, Row
 from nd_dist.report.tables import headline_metrics
-from nd_dist.report.thumbnails import data_uri
 
 MAX_PICTURE_ROWS = 12
 MAX_REPEATS = 5
 MAX_GRIDS = 2
 NUM_EXTREMES = 4
 GRID_SIDE = 128
+MAX_SIDE = 192
+WEBP_QUALITY = 82
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def galleries(findings: Findings) -> list[Gallery]:
     found = []
     for subject in findings.subjects:
         notes = dict.fromkeys(spread(findings.image_ids(subject), most), "")
-        found.append(Gallery(findings.subject_label(subject), _cases(findings, subject, notes, MAX_REPEATS)))
+        found.append(Gallery(findings.subject_label(subject), cases_of(findings, subject, notes, MAX_REPEATS)))
     return found
 
 
@@ -71,7 +78,7 @@ def extremes(findings: Findings) -> list[Gallery]:
             notes = {image_id: f"{metric.label} {metric.text(values[image_id])}" for image_id in ranked}
             whose = f", subject {subject}" if len(findings.subjects) > 1 else ""
             for word, ids in (("Best", ranked[:NUM_EXTREMES]), ("Worst", ranked[: -NUM_EXTREMES - 1 : -1])):
-                cases = _cases(findings, subject, {image_id: notes[image_id] for image_id in ids}, 1)
+                cases = cases_of(findings, subject, {image_id: notes[image_id] for image_id in ids}, 1)
                 found.append(Gallery(f"{word} by {metric.label}{whose}", cases))
     return found
 
@@ -86,15 +93,24 @@ def all_images(findings: Findings) -> list[Gallery]:
             image_id: f"PixCorr {values[image_id]:.3f}" if image_id in values else ""
             for image_id in findings.image_ids(subject)
         }
-        cases = _cases(findings, subject, notes, 1, lambda path: path.relative_to(findings.run_dir).as_posix())
+        cases = cases_of(findings, subject, notes, 1, lambda path: path.relative_to(findings.run_dir).as_posix())
         found.append(Gallery(findings.subject_label(subject), cases))
     return found
 
 
-def _cases(
-    findings: Findings, subject: int, notes: dict[int, str], most: int, show: Callable[[Path], str] = data_uri
+def cases_of(
+    findings: Findings, subject: int, notes: dict[int, str], most: int, show: Callable[[Path], str] | None = None
 ) -> list[Case]:
-    rows = findings.pictured_rows(subject)
+    """Return some images of a subject with their first repeats at the main points.
+
+    Args:
+        findings: The run.
+        subject: Whose brain.
+        notes: Image id -> what stands below it.
+        most: Repeats of each point.
+        show: What stands for a picture's file (none: the picture itself, inlined).
+    """
+    rows, show = findings.pictured_rows(subject), show or data_uri
     labels = [
         ("without guidance", "with guidance")[row.point.is_guided]
         if row.point.is_plain and not findings.is_given
@@ -134,6 +150,12 @@ class PictureGrid:
 
 def picture_grids(findings: Findings) -> list[PictureGrid]:
     """Return the grid of first repeats for a few images of the first subject, where more than one point is guided."""
+    ids = spread(findings.image_ids(findings.subjects[0]), MAX_GRIDS)
+    return grids_of(findings, ids, partial(data_uri, max_side=GRID_SIDE))
+
+
+def grids_of(findings: Findings, image_ids: list[int], show: Callable[[Path], str]) -> list[PictureGrid]:
+    """Return the grids of some images of the first subject; none where no more than one point is guided."""
     subject = findings.subjects[0]
     rows = {row.point: row for row in findings.rows_of(subject) if row.point.is_guided and not row.point.settings}
     kappas = sorted({point.kappa for point in rows}, reverse=True)
@@ -145,12 +167,49 @@ def picture_grids(findings: Findings) -> list[PictureGrid]:
 
     def picture(row: Row | None, image_id: int) -> str:
         paths = findings.repeats(row, image_id) if row is not None else []
-        return data_uri(paths[0], GRID_SIDE) if paths else ""
+        return show(paths[0]) if paths else ""
 
     grids = []
-    for image_id in spread(findings.image_ids(subject), MAX_GRIDS):
+    for image_id in image_ids:
         without = [("without guidance", [picture(unguided, image_id)])] if unguided else []
-        case = Case(image_id, data_uri(findings.original(image_id), GRID_SIDE), without)
+        case = Case(image_id, show(findings.original(image_id)), without)
         cells = [[picture(by_place.get((kappa, eta)), image_id) for eta in etas] for kappa in kappas]
         grids.append(PictureGrid(case, [f"κ {kappa:g}" for kappa in kappas], [f"η {eta:g}" for eta in etas], cells))
     return grids
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Return a stored picture, RGB.
+
+    Raises:
+        DataError: the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as stored:
+            return stored.convert("RGB")
+    except OSError as error:
+        raise DataError(
+            "A picture of the run is missing or damaged.",
+            where=str(path),
+            found=str(error),
+            todo="run `nd evaluate` with the same recipe again; it makes what is missing",
+        ) from error
+
+
+def data_uri(path: Path, max_side: int = MAX_SIDE) -> str:
+    """Return a picture as a data URI: as it is where it is small, scaled down to WebP otherwise.
+
+    Raises:
+        DataError: the file is missing or no picture.
+    """
+    picture = read_picture(path)
+    if max(picture.size) <= max_side:
+        return _uri("png", path.read_bytes())
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, format="WEBP", quality=WEBP_QUALITY)
+    return _uri("webp", stream.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

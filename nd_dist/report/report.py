@@ -6,28 +6,28 @@ Reads the run folder only. What is shown is decided in the files beside this one
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
-
 from nd_dist.files import write_text
 from nd_dist.report.charts import image_scatters, selection_map, sweep_charts, training_curves
-from nd_dist.report.facts import absent_lines, cost_facts, protocol_facts, provenance_facts, selection_sentence
 from nd_dist.report.findings import Findings
+from nd_dist.report.generalisation import generalisation_tables
 from nd_dist.report.pictures import all_images, extremes, galleries, picture_grids
 from nd_dist.report.table_files import csv_table, latex_table, markdown_table
 from nd_dist.report.tables import (
+    absent_lines,
     beside_table,
+    cost_facts,
     group_tables,
     headline_sentences,
     headline_tiles,
     metric_tables,
     published_table,
+    selection_sentence,
 )
+from nd_dist.report.templates import filled
 
-PAGES = ("report.html.j2", "images.html.j2", "study.html.j2", "parts.html.j2", "style.css.j2")
 IMAGES = "images.html"
 
 
@@ -49,7 +49,7 @@ def write_report(run_dir: Path, beside: Path | None = None, partial: dict[str, A
         write_text(run_dir / "metrics.csv", csv_table(findings))
         write_text(run_dir / "metrics.md", markdown_table(findings))
         write_text(run_dir / "metrics.tex", latex_table(findings))
-        write_text(run_dir / IMAGES, render_page(IMAGES, galleries=all_images(findings), run=run_dir.name))
+        write_text(run_dir / IMAGES, filled(IMAGES, galleries=all_images(findings), run=run_dir.name))
     write_text(run_dir / name, page)
     return run_dir / name
 
@@ -57,9 +57,10 @@ def write_report(run_dir: Path, beside: Path | None = None, partial: dict[str, A
 def render(findings: Findings, beside: Findings | None = None) -> str:
     """Return the page."""
     metrics = findings.metrics
-    return render_page(
+    return filled(
         "report.html",
         simulated=bool(metrics.get("simulated")),
+        is_nsd=findings.is_given or findings.config.get("data", {}).get("reader", "nsd") in ("nsd", "mindeye2"),
         is_given=findings.is_given,
         partial=metrics.get("partial", ""),
         remark=metrics["provenance"].get("networks", {}).get("remark", ""),
@@ -73,6 +74,7 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
         tables=metric_tables(findings),
         has_controls=bool(findings.controls),
         groups=group_tables(findings),
+        generalisation=generalisation_tables(findings),
         published=published_table(findings),
         beside=[beside_table(findings, beside)] if beside else [],
         galleries=galleries(findings),
@@ -84,20 +86,10 @@ def render(findings: Findings, beside: Findings | None = None) -> str:
         scatters=image_scatters(findings),
         curves=training_curves(findings),
         protocol=metrics["protocol"],
-        protocol_facts=protocol_facts(metrics.get("protocol_details", {})),
+        details=metrics.get("protocol_details", {}),
         departures=metrics.get("departures", []),
         absent=absent_lines(findings),
         cost=[] if metrics.get("partial") else cost_facts(findings),
-        provenance=provenance_facts(metrics["provenance"]),
+        provenance=metrics["provenance"],
         config=json.dumps(metrics["provenance"].get("config", {}), indent=1, sort_keys=True),
     )
-
-
-def render_page(name: str, **values: Any) -> str:  # Any: whatever a page shows
-    """Return a page of this package with its values filled in."""
-    folder = resources.files("nd_dist.report").joinpath("page")
-    texts = {page: folder.joinpath(page).read_text(encoding="utf-8") for page in PAGES}
-    environment = Environment(
-        loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(f"{name}.j2").render(**values)

@@ -16,7 +16,7 @@ from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, tested
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.files import read_json
-from nd_dist.metrics.scores import Scores, Statistics, mean_of_scores
+from nd_dist.metrics.statistics.scores import Scores, Statistics, mean_of_scores
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
 Place = tuple[int, int]  # subject, seed

@@ -12,10 +12,8 @@ from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS
 from nd_dist.files import write_text
 from nd_dist.metrics.table import Metric
 from nd_dist.report.charts import Chart, guidance_map
-from nd_dist.report.facts import protocol_facts
 from nd_dist.report.findings import Findings
-from nd_dist.report.pictures import Case, PictureGrid, picture_grids, spread
-from nd_dist.report.report import render_page
+from nd_dist.report.pictures import Case, PictureGrid, data_uri, picture_grids, spread
 from nd_dist.report.study import (
     NOT_RUN,
     Place,
@@ -38,7 +36,7 @@ from nd_dist.report.study_files import (
     who,
 )
 from nd_dist.report.tables import MetricTable, PublishedRow, TableRow, difference_cells, point_cells
-from nd_dist.report.thumbnails import data_uri
+from nd_dist.report.templates import filled
 
 NUM_STRIPS = 4
 MAX_STRIP = 7  # pictures beside what was seen; a table with more rows is one over kappa and eta
@@ -88,7 +86,7 @@ def write_study_report(
     tables = study_tables(sources, runs)
     first = runs.finished[0]
     is_simulated = bool(first.get("simulated"))
-    page = render_page(
+    page = filled(
         "study.html",
         title=title,
         simulated=is_simulated,
@@ -97,7 +95,7 @@ def write_study_report(
         lacking=lacking,
         departures=departures(runs, own_departures),
         protocol=first["protocol"],
-        protocol_facts=protocol_facts(first.get("protocol_details", {})),
+        details=first["protocol_details"],
     )
     texts = {
         "tables.csv": csv_tables(tables),

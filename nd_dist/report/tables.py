@@ -1,4 +1,4 @@
-"""Numbers of the report's page as text: headline tiles and sentences, metric tables, published rows beside them."""
+"""Numbers of the report's page as text: headline tiles and sentences, metric tables, published rows, costs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nd_dist.evaluation.points.units import CONTROLS
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, RECIPE
 from nd_dist.metrics.published import FOUR_SUBJECTS, PUBLISHED
-from nd_dist.metrics.table import Metric, metric_of, ordered
-from nd_dist.report.findings import Findings, Row
+from nd_dist.metrics.table import METRICS, Metric, metric_of, ordered
+from nd_dist.report.findings import Findings, Row, point_label
 from nd_dist.report.svg import scale
 
 NUM_TILES = 8
@@ -167,7 +168,7 @@ def metric_tables(findings: Findings) -> list[MetricTable]:
 def group_tables(findings: Findings) -> list[MetricTable]:
     """Return a table of the main rows and controls for every named group of images and subject."""
     tables = []
-    for subject in findings.subjects:
+    for subject in findings.blocks:
         guided = findings.guided(subject)
         shown = [(row, "main" if row is guided else "point") for row in findings.main_rows(subject)]
         shown += [(row, "control") for row in findings.controls_of(subject)]
@@ -175,11 +176,16 @@ def group_tables(findings: Findings) -> list[MetricTable]:
             grouped = [(replace(row, metrics=row.groups[name]), kind) for row, kind in shown if name in row.groups]
             if grouped:
                 metrics = [each for each in findings.shown_metrics if any(each.name in r.metrics for r, _ in grouped)]
-                count = max(item["n"] for row, _ in grouped for item in row.metrics.values())
-                whose = f"{findings.subject_label(subject)}: " if len(findings.subjects) > 1 else ""
-                title = f"{whose}{name} ({count} image{'s' if count > 1 else ''})"
+                whose = f"{findings.subject_label(subject)}: " if len(findings.blocks) > 1 else ""
+                title = whose + group_title(name, [row.metrics for row, _ in grouped])
                 tables.append(MetricTable(title, metrics, [_point_row(row, metrics, kind) for row, kind in grouped]))
     return tables
+
+
+def group_title(name: str, found: Sequence[dict[str, dict[str, Any]]]) -> str:
+    """Return a group's name with its number of images."""
+    count = max(item["n"] for metrics in found for item in metrics.values())
+    return f"{name} ({count} image{'s' if count > 1 else ''})"
 
 
 def beside_table(first: Findings, second: Findings) -> MetricTable:
@@ -254,3 +260,52 @@ def published_table(findings: Findings) -> tuple[list[Metric], list[PublishedRow
 
 def _cells(metrics: list[Metric], values: Any) -> list[str]:
     return [metric.number(values[metric.name]) if metric.name in values else "–" for metric in metrics]
+
+
+def selection_sentence(findings: Findings) -> str:
+    """Return how the main point was chosen; empty where none was."""
+    selection = findings.selection
+    if not selection:
+        return ""
+    metric = metric_of(selection["metric"], bool(selection["higher_is_better"]))
+    num_images = sum(len(ids) for ids in selection["images"].values())
+    trained_on = "held out from training" if selection["heldout"] else "which training has seen"
+    rule = {"best": "the best", "least_guidance": "the least guidance within the interval of the best"}
+    return (
+        f"The point {point_label(findings.chosen or findings.recipe)} was chosen on {num_images} training images, "
+        f"{trained_on}, by {rule[selection['rule']]} {metric.label} of {len(selection['candidates'])} points "
+        f"({metric.text(selection['chosen']['value'])} there); test images had no part in it."
+    )
+
+
+def cost_facts(findings: Findings) -> list[tuple[str, str]]:
+    """Return what the run's ranks worked, as they said when they were done; empty where none did."""
+    phases: dict[str, float] = {}
+    launches, hosts, devices = set(), set(), set()
+    for rank in findings.work():
+        launches.add(rank["launch"])
+        hosts.add(rank["host"])
+        devices.add(rank.get("device", "device unknown"))
+        for phase, work in rank["work"].items():
+            phases[phase] = phases.get(phase, 0.0) + float(work["busy_s"])
+    if not sum(phases.values()):
+        return []
+    made = sum(
+        len(findings.repeats(row, findings.image_ids(row.subject)[0])) * len(findings.image_ids(row.subject))
+        for row in (*findings.rows, *findings.controls)
+        if row.shown == row.point and row.subject in findings.subjects
+    )
+    each = f"; {phases.get('reconstruct', 0.0) / made:.2g} s a picture made and judged" if made else ""
+    hours = f"{sum(phases.values()) / 3600:.3g} device-hours, {len(launches)} launch(es), {len(hosts)} host(s){each}"
+    parts = [f"{name} {seconds:,.0f} s" for name, seconds in phases.items() if seconds >= 0.5]
+    return [("Cost", hours), ("Hardware", ", ".join(sorted(devices))), ("By phase", ", ".join(parts))]
+
+
+def absent_lines(findings: Findings) -> list[str]:
+    """Return one line per metric or control that is missing, with the reason."""
+    lines = []
+    for name, reason in findings.metrics.get("absent", {}).items():
+        control = name.removeprefix("control ")
+        label = CONTROLS.get(control, METRICS[name].label if name in METRICS else name)
+        lines.append(f"{label}: {reason}")
+    return lines

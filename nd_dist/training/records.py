@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nd_dist.config import Config
+from nd_dist.config.data import OWN_SPLIT
 from nd_dist.errors import CheckpointError
 from nd_dist.files import hash_json, read_json, write_json
 
@@ -74,6 +75,8 @@ def training_fingerprint(
     decoder = config.decoder.model_dump(mode="json", exclude=unused)
     facts.update({f"decoder.{key}": value for key, value in decoder.items()})
     facts.update({"data.subjects": sorted(config.data.subjects), "seed": config.seed})
+    if config.data.split != OWN_SPLIT:
+        facts["data.split"] = config.data.split
     if training["rows_per_rank"] is not None:
         facts["launch.ranks"] = ranks
     facts.update({**data, "stage": stage, "start": start})

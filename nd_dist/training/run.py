@@ -156,7 +156,7 @@ def _run_stage(
 
     # What looks at it and keeps it
     checkpoints = StageCheckpoints(folder, engine, facts, events, config.launch.stop_grace_s)
-    validation = Validation(source, request.subjects[0], training, world, gather)
+    validation = Validation(source, request.subjects[0], training, world, gather, on_main(source.image_classes))
     if not validation.image_ids:
         events.write("validation_off", stage=stage, reason=f"there are no {validation.split} images")
     stream, trace = source.open_stream(request), trace_path(config.run_dir, stage, world.rank)

@@ -106,7 +106,7 @@ class TrainingSource(Protocol):
         ...
 
     def image_classes(self) -> Mapping[str, Sequence[int]]:
-        """Return class -> ids of the images that show it; empty where nothing is known."""
+        """Return class -> ids of the images that show it, empty where nothing is known; asked on rank 0 only."""
         ...
 
     def validation_images(self, subject: int) -> tuple[str, list[int]]:

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from nd_dist.config import TrainingConfig
-from nd_dist.metrics.kind import Probe, each_picture, fit_probe, labels_of, probe_images
+from nd_dist.metrics.kind import Classes, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.models.decoder import Decoder, HeadOutput
 from nd_dist.models.draws import Draws
 from nd_dist.models.heads import LatentOutput, TokenHead
@@ -40,18 +40,25 @@ class Validation:
         training: Weights of the loss, number of images, targets.
         world: Who this rank is.
         gather: How rows of all ranks are collected.
+        classes: What is in images, training images too; empty where nothing is known.
 
     Source: NeuralDiffuser's training scripts; the drops of the prior's condition, left on there, are off.
     """
 
     def __init__(
-        self, source: TrainingSource, subject: int, training: TrainingConfig, world: World, gather: Gather
+        self,
+        source: TrainingSource,
+        subject: int,
+        training: TrainingConfig,
+        world: World,
+        gather: Gather,
+        classes: Classes,
     ) -> None:
         self._source, self._subject, self._training = source, subject, training
         self._world, self._gather = world, gather
         self.split, image_ids = source.validation_images(subject)
         self.image_ids = image_ids[: training.validation_images]
-        self._classes = source.image_classes() if SEMANTIC in training.targets else {}
+        self._classes = classes if SEMANTIC in training.targets and probe_images(classes, self.image_ids) else {}
 
     @cached_property
     def _probe(self) -> Probe:

@@ -6,6 +6,7 @@ Layout of a folder (format 1; see also ``shards.format.tables``, ``shards.format
     index/trials.npy                        one row a trial
     index/raw.npy                           one number a trial: the checksum of its betas before z-scoring
     index/<store>.npy                       one row an image id
+    index/splits.npy, groups.npy, duplicates.npy   sets of images, where the data set declares some
     trials/subj01/nsd-s01-e01.tar           one shard a subject and session
     features/<store>/nsd-<store>-<group>-000.tar   images grouped by who sees them: shared, s01 .. s08
     .pack/                                  receipts of finished shards, for resuming and repairing
@@ -19,18 +20,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from nd_dist.config import RemoteConfig
 from nd_dist.errors import DataError
 from nd_dist.files import hash_json
 from nd_dist.schema import TARGETS, TargetSpec, role_of
 from shards.format.codec import PICTURES
-from shards.format.tables import IMAGE_ROW, TEST, TRIAL_ROW, Table, read_table
+from shards.format.tables import IMAGE_ROW, MEMBER_ROW, SPLIT_ROW, TEST, TRIAL_ROW, Table, read_table
 from shards.places.open import open_store
 from shards.places.store import FolderStore, Store, StoredFile
 
@@ -40,11 +48,22 @@ INDEX_NAME = "index.json"
 TRIALS = "trials"
 RAW = "raw"
 MAX_NAMED = 4  # wrong fields in a message
-_TRIAL_TABLES: dict[str, np.dtype[Any]] = {TRIALS: TRIAL_ROW, RAW: np.dtype("<u8")}
+SPLITS, GROUPS, DUPLICATES = "splits", "groups", "duplicates"
+_ROWS: dict[str, np.dtype[Any]] = {  # of all tables but those of stores
+    **{TRIALS: TRIAL_ROW, RAW: np.dtype("<u8")},
+    **{SPLITS: SPLIT_ROW, GROUPS: MEMBER_ROW, DUPLICATES: MEMBER_ROW},
+}
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    _not_if_empty: ClassVar[tuple[str, ...]] = ()
+    """Fields that came later: they are written where they say something, so that other folders keep their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: JSON
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if value or name not in self._not_if_empty}
 
 
 class VoxelsInfo(_Record):
@@ -61,6 +80,9 @@ class VoxelsInfo(_Record):
 class SubjectInfo(_Record):
     """One subject's trials."""
 
+    _not_if_empty: ClassVar[tuple[str, ...]] = ("name",)
+    name: str = ""
+    """The data set's own name of the subject; empty: its number says it."""
     voxels: int
     """Voxels of the ROI."""
     sessions: int
@@ -121,6 +143,8 @@ class ShardInfo(StoredFile):
 class Index(_Record):
     """The content of ``index.json``."""
 
+    _not_if_empty: ClassVar[tuple[str, ...]] = (SPLITS, GROUPS)
+
     format: Literal["nsd-shards"]
     version: Literal[1]
     id: str
@@ -136,6 +160,10 @@ class Index(_Record):
     """What identifies the data set; ``simulated``: whether it is made up (not stated by earlier versions)."""
     accepted: tuple[str, ...] = ()
     """What cannot be real data and was packed knowingly (``data.accept``): kind and sample."""
+    splits: tuple[str, ...] = ()
+    """Named splits that the data set declares, beside its own."""
+    groups: tuple[str, ...] = ()
+    """Kinds of images that the data set declares, to be reported apart."""
     _store: Store = PrivateAttr(default_factory=lambda: FolderStore(Path()))
     _loaded: dict[str, Table] = PrivateAttr(default_factory=dict)
     _scales: dict[str, npt.NDArray[np.float32]] = PrivateAttr(default_factory=dict)
@@ -180,16 +208,16 @@ class Index(_Record):
         return self.table(RAW)  # type: ignore[return-value]
 
     def table(self, kind: str) -> Table:
-        """Return the table of trials, or of a store (``tables.IMAGE_ROW``, one row an image id); read once.
+        """Return the table of a store (``tables.IMAGE_ROW``, one row an image id), or any other; read once.
 
         Raises:
             DataError: the store was not packed, or the table is damaged.
         """
         if kind not in self._loaded:
-            if kind not in _TRIAL_TABLES:
+            if kind not in _ROWS:
                 self.feature(kind)
             info = self.tables[kind]
-            self._loaded[kind] = read_table(self._store, info, info.rows, _TRIAL_TABLES.get(kind, IMAGE_ROW))
+            self._loaded[kind] = read_table(self._store, info, info.rows, _ROWS.get(kind, IMAGE_ROW))
         return self._loaded[kind]
 
     def scale(self, store: str) -> npt.NDArray[np.float32]:
@@ -319,9 +347,10 @@ class Index(_Record):
         return index
 
     def with_tables(self, tables: Mapping[str, npt.NDArray[Any]]) -> Index:
-        """Return this index with its tables, which are then not read."""
-        self._loaded.update(tables)
-        return self
+        """Return this index with some of its tables, which are then not read."""
+        index = self.model_copy()
+        index._loaded = {**self._loaded, **tables}
+        return index
 
     def json_bytes(self) -> bytes:
         """Return the content of ``index.json``."""

@@ -16,15 +16,16 @@ from nd_dist.errors import DataError
 from shards.places.store import Store, StoredFile, read_checked
 
 TRAIN, TEST = 0, 1
+UNUSED = 2  # in a named split: neither; never on disk in a row of trials
 ABSENT = 0xFFFFFFFF
 
 # one row a trial, in (subject, trial) order; packed, 32 bytes
 TRIAL_ROW = np.dtype(
     [
         ("subject", "u1"),
-        ("session", "u1"),  # 1-based, as in NSD's file names
+        ("session", "u1"),  # 1-based
         ("repeat", "u1"),  # 0-based: how often the subject had seen the image before
-        ("split", "u1"),  # TRAIN or TEST (an image that all subjects share)
+        ("split", "u1"),  # TRAIN or TEST of the data set's own split
         ("trial", "<u4"),  # 0-based in the subject
         ("image", "<u4"),  # 0-based image id
         ("shard", "<u4"),  # position in the index's list of shards
@@ -35,6 +36,12 @@ TRIAL_ROW = np.dtype(
 
 # one row an image id, 0 .. num_images-1; packed, 24 bytes; shard ABSENT where the store lacks the image
 IMAGE_ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("checksum", "<u8")])
+
+# which images a subject trains and tests on in a named split (position in the index's list); packed, 7 bytes
+SPLIT_ROW = np.dtype([("split", "u1"), ("subject", "u1"), ("part", "u1"), ("image", "<u4")])
+
+# one row an image of a set (a group's position in the index's list, or the number of a set of duplicates)
+MEMBER_ROW = np.dtype([("set", "<u4"), ("image", "<u4")])
 
 Table = npt.NDArray[np.void]
 Scalar = TypeVar("Scalar", bound=np.generic)

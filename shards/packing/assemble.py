@@ -18,8 +18,10 @@ from nd_dist.schema import TARGETS
 from shards.format.codec import DTYPES, NPY_HEADER_BYTES, PICTURES, VOXELS, int8_store, member_field
 from shards.format.index import (
     FORMAT,
+    GROUPS,
     INDEX_NAME,
     RAW,
+    SPLITS,
     TRIALS,
     VERSION,
     FeatureInfo,
@@ -30,6 +32,7 @@ from shards.format.index import (
     index_id,
     json_bytes,
 )
+from shards.format.splits import set_tables
 from shards.format.tables import IMAGE_ROW, TEST, Table, empty_image_table, table_bytes
 from shards.packing import doubts
 from shards.packing.held import PREVIOUS_INDEX, last_index, number_of
@@ -37,13 +40,17 @@ from shards.packing.plan import SHARED_GROUP, PackPlan
 from shards.packing.quantize import INT8_DTYPE, find_scales
 from shards.packing.receipts import Receipt, receipt_path, remove_replaced
 from shards.places.store import FolderStore
-from shards.sources.contract import SubjectDesign
+from shards.sources.contract import ImageSets, SubjectDesign
 
 _NOT_SOURCE = ("normalization", "voxel_dtype", "format", "checksum", "sessions")  # of a trial shard's recipe
 
 
 def assemble_index(
-    config: Config, plan: PackPlan, receipts: Mapping[str, Receipt], source: Mapping[str, object]
+    config: Config,
+    plan: PackPlan,
+    receipts: Mapping[str, Receipt],
+    source: Mapping[str, object],
+    sets: ImageSets,
 ) -> Index:
     """Write the tables and the index of everything that a folder holds, and return the index.
 
@@ -52,9 +59,10 @@ def assemble_index(
         plan: What was to be packed.
         receipts: Shard path -> receipt, of every shard of the plan and of those that the folder keeps.
         source: What identifies the data set.
+        sets: What it declares of its images.
 
     Raises:
-        DataError: trials of different sessions or subjects are equal.
+        DataError: trials of different sessions or subjects are equal, or a set of images contradicts itself.
     """
     used = {receipt.shard.path: receipt for receipt in sorted(receipts.values(), key=_position)}
     for path in [path for path in used if path.replace("-test.tar", ".tar") != path]:
@@ -67,6 +75,7 @@ def assemble_index(
     tables: dict[str, npt.NDArray[Any]] = {
         TRIALS: np.concatenate([_numbered(receipt, number) for number, receipt in enumerate(of_trials)]),
         RAW: np.concatenate([receipt.raw for receipt in of_trials]),
+        **set_tables(sets, plan.num_images),
     }
     features: dict[str, FeatureInfo] = {}
     scales = find_scales(config, used)
@@ -97,8 +106,9 @@ def assemble_index(
         "features": {store: info.model_dump(mode="json") for store, info in features.items()},
         "tables": {name: _table(f"index/{name}.npy", table).model_dump(mode="json") for name, table in tables.items()},
         "shards": [shard.model_dump(mode="json") for shard in shards],
-        "source": {"simulated": False, **source},
+        "source": {"simulated": False, **source, **({"image_sets": sets.source} if sets.source else {})},
         "accepted": sorted(accepted),
+        **{name: list(names) for name, names in ((SPLITS, sets.splits), (GROUPS, sets.groups)) if name in tables},
     }
     index = Index.parse(json_bytes({**content, "id": index_id(content)}), FolderStore(config.shards_folder))
     files = {index.tables[name].path: table_bytes(table) for name, table in tables.items()}
@@ -203,8 +213,10 @@ def _subject(
     tests = rows[rows["split"] == TEST]
     name, _, text = receipts[0].recipe["normalization"].partition(": ")
     known = before.shown_test_images if before is not None else None
+    own_name = before.name if before is not None else ""
     told = {key: value for key, value in receipts[0].recipe.items() if key not in (*source, *_NOT_SOURCE)}
     return SubjectInfo(
+        name=own_name if design is None else design.name,
         voxels=receipts[0].shape[0],
         sessions=len(np.unique(rows["session"][rows["split"] != TEST])),
         trials=len(rows),

@@ -114,7 +114,7 @@ class ImageMeans:
     """Collects a subject's trials session by session, for a fit on the means over an image's trials.
 
     An image's trials lie in several sessions; only the sums of images of which trials are still to come are held (for
-    one NSD subject some hundred megabytes), never all betas. A voxel that is invalid in a session takes no part in the
+    a subject of NSD some hundred MB), never all betas. A voxel that is invalid in a session takes no part in the
     means of that session's trials.
 
     Args:

@@ -1,4 +1,4 @@
-"""Packs NSD into shards, on any number of ranks, with the same bytes for each, resumable shard by shard.
+"""Packs a data set into shards, on any number of ranks, with the same bytes for each, resumable shard by shard.
 
     plan -> units that lack a receipt -> every rank its part: write shard, then receipt -> gather -> tables -> index
 
@@ -23,7 +23,7 @@ from shards.packing.plan import ImageUnit, TrialUnit, Unit, plan, plan_pack
 from shards.packing.quantize import pack_int8
 from shards.packing.receipts import Receipt
 from shards.packing.targets import TargetExtractor
-from shards.sources.contract import DatasetReader
+from shards.sources.contract import DatasetReader, image_sets
 from shards.sources.open import open_reader
 
 __all__ = ["pack", "plan_pack"]
@@ -64,7 +64,7 @@ def pack_from(
     new = [Receipt.model_validate_json(text) for part in gathered for text in part]
     packed = {**finished, **{receipt.shard.path: receipt for receipt in new}}
     packed |= pack_int8(config, packed if comm.rank == 0 else None, comm, events)
-    return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source))
+    return _on_main(comm, lambda: assemble_index(config, packer.plan, packed, reader.source, image_sets(reader)))
 
 
 def share(units: Sequence[Unit], sizes: Sequence[int], rank: int, num_ranks: int) -> list[Unit]:

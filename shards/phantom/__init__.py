@@ -1,1 +1,1 @@
-"""The phantom: a small made-up NSD. Pictures of things in places, captions, and simulated subjects who see them."""
+"""The phantom, a small made-up data set: pictures of things in places, captions, and subjects who see them."""

@@ -9,6 +9,7 @@ Shape suffixes: N pictures, C channels, H height, W width, F features, S pixels 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,7 +27,34 @@ SUPER_CLASS_SHARE = 0.6
 FEATURE_SEED = 7_301
 """Fixes the random network and the word vectors: all phantoms have the same kind of brain."""
 
+CHUNK = 128  # pictures whose features are computed at a time
+
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """What all pictures are, for voxels to respond to.
+
+    Args:
+        early: (N, C, 256) early maps.
+        network: (N, F) features of the random network.
+        scene: (N, F) what the scenes mean.
+    """
+
+    early: Floats
+    network: Floats
+    scene: Floats
+
+
+def picture_features(pictures_NHWC: npt.NDArray[np.uint8], scenes: Sequence[Scene]) -> PictureFeatures:
+    """Return what voxels respond to, computed in chunks."""
+    chunks = [pictures_NHWC[start : start + CHUNK] for start in range(0, len(pictures_NHWC), CHUNK)]
+    return PictureFeatures(
+        early=np.concatenate([early_maps(chunk) for chunk in chunks]),
+        network=np.concatenate([network_features(chunk) for chunk in chunks]),
+        scene=scene_features(scenes),
+    )
 
 
 def early_maps(pictures_NHWC: npt.NDArray[np.uint8]) -> Floats:

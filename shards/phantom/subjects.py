@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nd_dist.config import PhantomConfig
 from nd_dist.seeds import unit_seed
-from shards.phantom.features import MAP_SIDE
+from shards.phantom.features import MAP_SIDE, PictureFeatures
 
 EARLY_SHARE = 0.45
 GRID_SHARE = 5.0  # volumes of the grid for one of the ROI
@@ -24,21 +24,6 @@ BAD_SHARE = 0.02  # voxels that are constant, in all sessions or in one
 NOISE_RANK, NOISE_RANK_SHARE = 4, 0.15
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class PictureFeatures:
-    """What all pictures are, for voxels to respond to.
-
-    Args:
-        early: (N, C, 256) early maps.
-        network: (N, F) features of the random network.
-        scene: (N, F) what the scenes mean.
-    """
-
-    early: Floats
-    network: Floats
-    scene: Floats
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writes a phantom NSD: a small made-up NSD in NSD's own file formats and folders.
+"""Writes a phantom: a small made-up data set in NSD's own file formats and folders, or in LAION-fMRI's.
 
 Deterministic (the bytes depend on settings and seed), atomic per file, and resumable: sessions that exist are kept,
 and ``phantom.json``, written last, says that everything is there.
@@ -6,12 +6,10 @@ and ``phantom.json``, written last, says that everything is there.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
-import nibabel
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
@@ -19,11 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from nd_dist.config import PhantomConfig
 from nd_dist.errors import ConfigError
 from nd_dist.files import atomic_path, read_json, write_bytes, write_json, write_text
-from shards.phantom import tables
+from shards.phantom import laion_fmri, tables
 from shards.phantom.design import PhantomDesign, count_images, make_design
-from shards.phantom.features import early_maps, network_features, scene_features
+from shards.phantom.features import picture_features
+from shards.phantom.nifti import write_nifti
 from shards.phantom.pictures import PictureWorld
-from shards.phantom.subjects import PictureFeatures, SimulatedSubject
+from shards.phantom.subjects import SimulatedSubject
 from shards.sources.betas import HDF5_DATASET
 from shards.sources.coco import SPLITS, captions_path
 from shards.sources.nsd_layout import PHANTOM_RECORD, PHANTOM_STARTED, NsdLayout
@@ -31,11 +30,9 @@ from shards.sources.nsd_layout import PHANTOM_RECORD, PHANTOM_STARTED, NsdLayout
 BETAS_VERSION = "betas_fithrf_GLMdenoise_RR"
 ROI = "nsdgeneral"
 EARLY_ROI, HIGHER_ROI = "prf-visualrois", "streams"
-VOXEL_MM = 1.8
 GROUPS, CLASSES = "image_groups.json", "image_classes.json"
 GROUP_NAMES = {"combination": "held-out combinations", "object": "held-out objects"}
 FORMAT = 1
-CHUNK = 128  # pictures whose features are computed at a time
 
 
 class PhantomSummary(BaseModel):
@@ -55,12 +52,14 @@ class PhantomSummary(BaseModel):
     """Subject -> sessions."""
     trials_per_session: int
     """Trials in a session."""
+    num_trials: int | None = None
+    """Trials of all subjects, where sessions differ in theirs."""
     is_new: bool
     """False where a complete phantom of these settings was there already."""
 
     def describe(self) -> str:
         """Return one line for people."""
-        trials = sum(self.num_sessions.values()) * self.trials_per_session
+        trials = self.num_trials or sum(self.num_sessions.values()) * self.trials_per_session
         voxels = ", ".join(str(count) for count in self.num_voxels.values())
         state = "written" if self.is_new else "there already"
         return (
@@ -70,21 +69,31 @@ class PhantomSummary(BaseModel):
 
 
 def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSummary:
-    """Write a phantom NSD into ``out_dir``; nothing is to be done where it is complete already.
+    """Write a phantom into ``out_dir``; nothing is to be done where it is complete already.
 
     Args:
         out_dir: New folder, or one that holds (a part of) the same phantom.
-        config: Counts and noise ceiling.
+        config: Layout, counts and noise ceiling.
         seed: Everything random derives from it.
 
     Raises:
         ConfigError: the folder holds something else, or the settings contradict each other.
         DataError: a file cannot be written.
     """
-    settings = {"format": FORMAT, "seed": seed, "phantom": config.model_dump(mode="json")}
-    count_images(config)
+    is_nsd = config.layout == "nsd"
+    kept = config.model_dump(mode="json", exclude={"layout"} if is_nsd else None)
+    settings = {"format": FORMAT, "seed": seed, "phantom": kept}
+    count_images(config) if is_nsd else laion_fmri.make_design(config, seed)
     if not _begin(out_dir, settings):
         return _summary(out_dir, is_new=False)
+    facts = _write_nsd(out_dir, config, seed) if is_nsd else laion_fmri.write(out_dir, config, seed)
+    write_json(out_dir / PHANTOM_RECORD, {"settings": settings, **facts})
+    (out_dir / PHANTOM_STARTED).unlink()
+    return _summary(out_dir, is_new=True)
+
+
+def _write_nsd(out_dir: Path, config: PhantomConfig, seed: int) -> dict[str, object]:
+    """Write a phantom NSD and return its facts."""
     world = PictureWorld(seed, count_images(config), config.num_shared)
     design = make_design(config, seed, world.shared_ids)
     layout = NsdLayout(out_dir)
@@ -93,7 +102,7 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
     _write_tables(layout, out_dir / "captions", design, world, seed)
     write_json(out_dir / GROUPS, image_groups(world))
     write_json(out_dir / CLASSES, image_classes(world))
-    features = _features(world, pictures_NHWC)
+    features = picture_features(pictures_NHWC, [world.scene(image_id) for image_id in range(world.num_images)])
     num_voxels = {}
     for subject in range(1, config.num_subjects + 1):
         seen = np.unique(design.subject_images[subject - 1])
@@ -101,7 +110,7 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
         _write_subject(layout, simulated, design, subject)
         write_text(layout.responses(subject), tables.responses_text(design, subject))
         num_voxels[str(subject)] = simulated.brain.num_voxels
-    facts = {
+    return {
         "about": "A made-up data set in NSD's file formats; every beta is simulated.",
         "num_images": world.num_images,
         "num_shared": config.num_shared,
@@ -110,9 +119,6 @@ def write_phantom(out_dir: Path, config: PhantomConfig, seed: int) -> PhantomSum
         "trials_per_session": config.trials_per_session,
         "held_out": {str(image_id): world.scene(image_id).held_out for image_id in world.shared_ids},
     }
-    write_json(out_dir / PHANTOM_RECORD, {"settings": settings, **facts})
-    (out_dir / PHANTOM_STARTED).unlink()
-    return _summary(out_dir, is_new=True)
 
 
 def image_groups(world: PictureWorld) -> dict[str, list[int]]:
@@ -163,16 +169,6 @@ def _summary(out_dir: Path, is_new: bool) -> PhantomSummary:
     return PhantomSummary(out_dir=out_dir, is_new=is_new, **read_json(out_dir / PHANTOM_RECORD))
 
 
-def _features(world: PictureWorld, pictures_NHWC: npt.NDArray[np.uint8]) -> PictureFeatures:
-    """Return what voxels respond to, computed in chunks."""
-    chunks = [pictures_NHWC[start : start + CHUNK] for start in range(0, len(pictures_NHWC), CHUNK)]
-    return PictureFeatures(
-        early=np.concatenate([early_maps(chunk) for chunk in chunks]),
-        network=np.concatenate([network_features(chunk) for chunk in chunks]),
-        scene=scene_features([world.scene(image_id) for image_id in range(world.num_images)]),
-    )
-
-
 def _write_stimuli(path: Path, pictures_NHWC: npt.NDArray[np.uint8]) -> None:
     """Write ``nsd_stimuli.hdf5``."""
     with atomic_path(path) as part, h5py.File(part, "w") as file:
@@ -203,22 +199,16 @@ def _write_subject(layout: NsdLayout, simulated: SimulatedSubject, design: Phant
     ncsnr_XYZ = np.zeros(brain.grid, dtype=np.float32)
     ncsnr_XYZ[is_roi] = simulated.ncsnr
     for name, volume in ((ROI, labels_XYZ), (EARLY_ROI, early_XYZ), (HIGHER_ROI, higher_XYZ)):
-        _write_nifti(layout.roi(subject, name), volume)
-    _write_nifti(layout.ncsnr(subject, BETAS_VERSION), ncsnr_XYZ)
+        write_nifti(layout.roi(subject, name), volume)
+    write_nifti(layout.ncsnr(subject, BETAS_VERSION), ncsnr_XYZ)
     images = design.images(subject).reshape(-1, design.trials_per_session)
     for session, image_ids in enumerate(images, 1):
         paths = [layout.betas(subject, BETAS_VERSION, session, suffix) for suffix in (".nii.gz", ".hdf5")]
         if all(path.exists() for path in paths):
             continue
         volumes_XYZT = simulated.volumes(session, image_ids)
-        _write_nifti(paths[0], volumes_XYZT)
+        write_nifti(paths[0], volumes_XYZT)
         _write_hdf5(paths[1], volumes_XYZT)
-
-
-def _write_nifti(path: Path, volume: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> None:
-    """Write a volume (X, Y, Z) or (X, Y, Z, T) as gzipped NIfTI without a date in its bytes."""
-    image = nibabel.Nifti1Image(volume, np.diag([VOXEL_MM, VOXEL_MM, VOXEL_MM, 1.0]))
-    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_hdf5(path: Path, volumes_XYZT: npt.NDArray[np.int16]) -> None:

@@ -11,14 +11,13 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from webdataset import DataPipeline, decode, shardlists, tariterators
 from webdataset.compat import FluidWrapper
 
 from nd_dist.errors import DataError
 from nd_dist.schema import Split
 from shards.format.index import TRIALS, Index, ShardInfo
-from shards.format.tables import TEST
+from shards.format.tables import TEST, TRAIN
 from shards.places.store import read_checked
 from shards.reading.reader import ShardReader
 
@@ -39,7 +38,7 @@ def as_webdataset(
 
     Args:
         index: From ``Index.read``.
-        split: ``train``, or ``test`` (the images that all subjects share).
+        split: ``train`` or ``test``.
         subjects: Only these (none: all).
         targets: Targets to join to every trial, float32.
         shuffle_seed: Shuffle the shards with this seed (none: in order).
@@ -54,8 +53,8 @@ def as_webdataset(
         index.feature(name)
     groups = {f"s{subject:02d}" for subject in wanted}
     files = {shard.path: shard for shard in index.shards if shard.kind == TRIALS and shard.group in groups}
-    trials = index.trials
-    tests = frozenset(np.unique(trials["image"][trials["split"] == TEST]).tolist())
+    rows = index.trials[index.trials["split"] == (TEST if split == "test" else TRAIN)]
+    kept = frozenset(rows[["subject", "image"]].tolist())
     return FluidWrapper(
         DataPipeline(
             shardlists.SimpleShardList(list(files), seed=shuffle_seed),
@@ -64,7 +63,7 @@ def as_webdataset(
             _Open(index, files),
             tariterators.group_by_keys,
             decode(),
-            _Join(index, tests, split, targets),
+            _Join(index, kept, targets),
         )
     )
 
@@ -84,14 +83,14 @@ class _Open:
 class _Join:
     """A pipeline stage: keeps the trials of a split and adds what the tables and target stores know of them."""
 
-    def __init__(self, index: Index, tests: frozenset[int], split: Split, targets: Sequence[str]) -> None:
-        self._index, self._tests, self._is_test, self._targets = index, tests, split == "test", tuple(targets)
+    def __init__(self, index: Index, kept: frozenset[tuple[int, int]], targets: Sequence[str]) -> None:
+        self._index, self._kept, self._targets = index, kept, tuple(targets)
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:  # Any: webdataset's samples
         reader = ShardReader.over(self._index)
         for sample in samples:
             subject, session, trial, image_id, repeat = (int(part[1:]) for part in sample["__key__"].split("_"))
-            if (image_id in self._tests) != self._is_test:
+            if (subject, image_id) not in self._kept:
                 continue
             targets = {name: reader.targets(name, [image_id])[0] for name in self._targets}
             known = {"subject": subject, "session": session, "trial": trial, "image_id": image_id, "repeat": repeat}

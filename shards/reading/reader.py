@@ -18,6 +18,7 @@ from nd_dist.errors import DataError
 from nd_dist.schema import Split, TwoRepeats
 from shards.format.codec import PICTURES, decode_png, image_key, trial_key
 from shards.format.index import Index
+from shards.format.splits import is_heldout, representatives
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reading.records import ShardFiles
 
@@ -96,6 +97,16 @@ class ShardReader:
         rows = self.trials_of(subject, sessions)
         is_chosen = rows["split"] == (TEST if split == "test" else TRAIN)
         return [int(image_id) for image_id in np.unique(rows["image"][is_chosen])]
+
+    def heldout_images(self, subject: int, fraction: float) -> list[int]:
+        """Return the training images that ``StreamConfig.heldout_fraction`` leaves out, ascending.
+
+        Raises:
+            DataError: the subject was not packed.
+        """
+        image_ids = np.array(self.images(subject, "train"), dtype=np.int64)
+        heldout: list[int] = image_ids[is_heldout(representatives(self.index)[image_ids], fraction)].tolist()
+        return heldout
 
     def voxels(
         self,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nd_dist.errors import ConfigError, DataError
-from nd_dist.seeds import splitmix64
 from shards.format.codec import PICTURES, image_key, stores_of
+from shards.format.splits import is_heldout
 from shards.format.tables import ABSENT, TEST, TRAIN, Table
 from shards.reading.reader import ShardReader
 
 StreamSplit = Literal["train", "heldout", "test"]
-_HELDOUT_KEY = 0x6E642D68656C646F  # a constant: all runs hold out the same images
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class StreamConfig:
         samples_per_subject: Items of each subject in a global step.
         seed: Seed of the order.
         rank, world_size: Which share of every step this stream reads.
-        split: ``train``, ``test`` (shared images), or ``heldout`` (the share of the training images left out below).
+        split: ``train``, ``test``, or ``heldout`` (the share of the training images left out below).
         sessions: Only these sessions (none: all); one session is the "1 hour" setting.
         threads: Reader threads.
         heldout_fraction: Share of the training images that ``train`` leaves out for validation, by image, the same in
@@ -112,22 +111,17 @@ class Items:
         return self.rows[np.repeat(self.starts[positions], counts) + within], starts
 
 
-def is_heldout(image_ids: npt.NDArray[np.integer[Any]], fraction: float) -> npt.NDArray[np.bool_]:
-    """Return which training images are held out for validation: a fixed share, chosen by image id alone."""
-    keys = splitmix64(splitmix64(image_ids.astype(np.uint64)) ^ np.uint64(_HELDOUT_KEY))
-    return np.asarray(keys.astype(np.float64) < fraction * 2.0**64)
-
-
-def choose_items(trials: Table, config: StreamConfig) -> dict[int, Items]:
+def choose_items(trials: Table, config: StreamConfig, same_N: npt.NDArray[np.int64]) -> dict[int, Items]:
     """Return subject -> the items that a stream draws from.
 
     Args:
         trials: The table of trials.
         config: What is asked for.
+        same_N: (num_images,) the first of the images that show the same; they are held out together.
     """
     is_chosen = trials["split"] == (TEST if config.split == "test" else TRAIN)
     if config.split != "test":
-        heldout = is_heldout(trials["image"], config.heldout_fraction)
+        heldout = is_heldout(same_N[trials["image"]], config.heldout_fraction)
         is_chosen &= heldout if config.split == "heldout" else ~heldout
     if config.sessions is not None:
         is_chosen &= np.isin(trials["session"], config.sessions)

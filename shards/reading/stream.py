@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from nd_dist.errors import CheckpointError, ConfigError
 from nd_dist.schema import Batch
 from shards.format.index import ShardInfo
+from shards.format.splits import representatives
 from shards.format.tables import Table
 from shards.places.remote import Prefetcher
 from shards.reading.buffers import BufferPool, page_locked
@@ -50,7 +52,7 @@ class TrialStream(IterableDataset[Batch]):
 
     def __init__(self, reader: ShardReader, config: StreamConfig) -> None:
         self._reader, self._config = reader, config
-        self._items = choose_items(reader.trials, config)
+        self._items = choose_items(reader.trials, config, representatives(reader.index))
         self._order = Order(
             seed=config.seed,
             subjects=config.subjects,
@@ -123,11 +125,10 @@ class TrialStream(IterableDataset[Batch]):
             self._announced_until = self._step + self.steps_per_pass  # later passes find the records in memory
         while len(self._ahead) <= self._config.threads:
             self._ahead.append(self._executor.submit(self._read_step, self._step + len(self._ahead)))
-        try:
+        with ExitStack() as undone:  # after an error, ctrl-C too, the next call begins with the same step
+            undone.callback(self._forget_ahead)
             batch = self._ahead.popleft().result()
-        except BaseException:  # ctrl-C too: the next call begins with the same step
-            self._forget_ahead()
-            raise
+            undone.pop_all()
         self._step = batch.step + 1
         return replace(batch, data_wait_s=time.perf_counter() - started)
 

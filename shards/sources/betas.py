@@ -1,8 +1,8 @@
 """Reads the voxels of an ROI from one session's betas, NIfTI or HDF5, without holding the brain in memory.
 
 The two formats order their axes differently: NIfTI is (X, Y, Z, T) with X fastest, and the HDF5 that MATLAB wrote
-shows in h5py as (T, Z, Y, X). Both lie in memory as Z, Y, X with X fastest, so one flat index serves both. Integer
-betas are percent signal change x 300; floating-point ones are percent signal change already.
+shows in h5py as (T, Z, Y, X). Both lie in memory as Z, Y, X with X fastest, so one flat index serves both. A NIfTI
+header's own scale is applied; what integers without one mean, the data set's reader knows (NSD: percent x 300).
 
 Shape suffixes: T trials, V voxels of the ROI, X, Y, Z the brain grid.
 """
@@ -83,6 +83,16 @@ def read_labels(path: Path) -> npt.NDArray[np.floating]:
         return np.asarray(nibabel.load(path).get_fdata(dtype=np.float32))
 
 
+def read_affine(path: Path) -> npt.NDArray[np.float64]:
+    """Return where the voxels of a NIfTI file lie, (4, 4), millimetres.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with reading(path):
+        return np.asarray(nibabel.load(path).affine, dtype=np.float64)
+
+
 def read_header(path: Path) -> BetasHeader:
     """Return the shape of a betas file without reading betas.
 
@@ -121,34 +131,57 @@ def read_probe(path: Path, roi: Roi) -> bytes:
     return b"".join(part.tobytes() for part in parts if len(np.unique(part)) > 1)
 
 
-def read_betas(path: Path, roi: Roi) -> npt.NDArray[np.float32]:
-    """Return the ROI's betas (T, V) in percent signal change.
+def read_betas(path: Path, roi: Roi, integer_scale: float | None = BETA_SCALE) -> npt.NDArray[np.float32]:
+    """Return the ROI's betas (T, V) in the data set's unit.
+
+    Args:
+        path: NIfTI or HDF5.
+        roi: Which voxels.
+        integer_scale: What integers are divided by where the file states no scale; None: such a file is refused.
 
     Raises:
-        DataError: the file is missing, truncated or damaged, or its grid is not the ROI's.
+        DataError: the file is missing, truncated or damaged, its grid is not the ROI's, or its unit is not known.
     """
     header = read_header(path)
     if header.grid != roi.grid:
         raise DataError("Betas and ROI have different grids.", where=str(path), expected=roi.grid, found=header.grid)
     read = _read_hdf5 if path.suffix == ".hdf5" else _read_nifti
     with reading(path):
-        return read(path, roi, header.num_trials)
+        betas_TV, is_scaled = read(path, roi, header.num_trials)
+    if is_scaled:
+        return betas_TV
+    if integer_scale is None:
+        raise DataError(
+            "Betas are whole numbers without a scale.",
+            where=str(path),
+            expected="floating point, or scl_slope in the header",
+            todo="download the file again, or report what it holds",
+        )
+    betas_TV /= np.float32(integer_scale)
+    return betas_TV
 
 
-def _read_hdf5(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32]:
-    """Read run by run along X: NSD's chunks hold all trials of one voxel, so only the ROI's chunks are touched."""
+def _read_hdf5(path: Path, roi: Roi, num_trials: int) -> tuple[npt.NDArray[np.float32], bool]:
+    """Read run by run along X: NSD's chunks hold all trials of one voxel, so only the ROI's chunks are touched.
+
+    Returns:
+        Betas (T, V), and whether they are in their unit already (no integers).
+    """
     with open_hdf5(path) as file:
         dataset = file[HDF5_DATASET]
         betas_TV = np.empty((num_trials, roi.num_voxels), dtype=np.float32)
         for z, y, x_start, x_stop, voxels in roi.x_runs():
             betas_TV[:, voxels] = dataset[:, z, y, x_start:x_stop]
-        if np.issubdtype(dataset.dtype, np.integer):
-            betas_TV /= np.float32(BETA_SCALE)
-    return betas_TV
+        is_scaled = not np.issubdtype(dataset.dtype, np.integer)
+    return betas_TV, is_scaled
 
 
-def _read_nifti(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32]:
-    """Read volume by volume to the end of the file, so that gzip checks its sum and memory holds one volume."""
+def _read_nifti(path: Path, roi: Roi, num_trials: int) -> tuple[npt.NDArray[np.float32], bool]:
+    """Read volume by volume to the end of the file, so that gzip checks its sum and memory holds one volume.
+
+    Returns:
+        Betas (T, V), and whether they are in their unit already (no integers, or scaled as the header says).
+    """
     image = nibabel.load(path)
     dtype, offset = image.header.get_data_dtype(), int(image.dataobj.offset)
     slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
@@ -164,10 +197,8 @@ def _read_nifti(path: Path, roi: Roi, num_trials: int) -> npt.NDArray[np.float32
         while stream.read(1 << 20):
             pass
     if (slope, intercept) != (1.0, 0.0):  # the header states a scale of its own
-        return betas_TV * np.float32(slope) + np.float32(intercept)
-    if np.issubdtype(dtype, np.integer):
-        betas_TV /= np.float32(BETA_SCALE)
-    return betas_TV
+        return betas_TV * np.float32(slope) + np.float32(intercept), True
+    return betas_TV, not np.issubdtype(dtype, np.integer)
 
 
 @contextmanager

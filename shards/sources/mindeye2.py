@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nd_dist.config import Config
-from nd_dist.errors import DataError
+from nd_dist.errors import ConfigError, DataError
 from nd_dist.files import read_json
 from nd_dist.schema import SEMANTIC
 from shards.sources.contract import SubjectDesign
@@ -59,7 +59,10 @@ class MindEye2Reader:
 
         Raises:
             DataError: what is missing.
+            ConfigError: a noise ceiling is asked for, which these files do not hold.
         """
+        if config.data.min_noise_ceiling:
+            raise ConfigError("MindEye2's files hold no noise ceilings.", where="data.min_noise_ceiling", expected=0)
         reader = cls(config, _shape(config.nsd_root / PICTURES, "images")[0])
         if SEMANTIC in config.data.targets:
             _ = reader._captions

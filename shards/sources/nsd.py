@@ -24,6 +24,8 @@ from shards.sources.contract import SubjectDesign
 from shards.sources.files import Deliveries, open_hdf5, read_columns, reading
 from shards.sources.nsd_layout import Experiment, NsdLayout, num_pictures
 
+CEILING_TRIALS = 3
+"""Trials of an image, over whose mean a noise ceiling is computed."""
 _RESPONSES = ("SUBJECT", "SESSION", "RUN", "TRIAL", "73KID", "10KID")
 _SUFFIXES = {"hdf5": (".hdf5",), "nifti": (".nii.gz", ".nii"), "auto": (".hdf5", ".nii.gz", ".nii")}
 
@@ -62,8 +64,7 @@ class NsdReader:
                     raise DataError(
                         "A file that captions need is missing (NSD does not ship COCO's captions).",
                         where=str(path),
-                        todo="download COCO's annotations_trainval2017 and set data.captions, or leave c out of "
-                        "data.targets",
+                        todo=f"run `nd fetch captions --to {path.parent}`, or leave c out of data.targets",
                     )
         return reader
 
@@ -110,25 +111,37 @@ class NsdReader:
             session=session,
             image_id=image_id,
             is_test=experiment.is_test[:num_trials],
-            source={
-                "betas": self._config.betas,
-                "roi": self._config.roi,
-                "roi_sha256": sha256_file(self._layout.roi(subject, self._config.roi)),
-            },
+            source=self._voxel_facts(subject),
             absent=absent,
         )
 
+    def _voxel_facts(self, subject: int) -> dict[str, object]:
+        """Return the facts that identify a subject's voxels."""
+        roi, least = self._config.roi, self._config.min_noise_ceiling
+        facts: dict[str, object] = {"betas": self._config.betas, "roi": roi}
+        facts["roi_sha256"] = sha256_file(self._layout.roi(subject, roi))
+        if least:
+            facts["roi"] = f"{roi}, noise ceiling at least {least:g} %"
+            facts["ncsnr_sha256"] = sha256_file(self._layout.ncsnr(subject, self._config.betas))
+        return facts
+
     def roi(self, subject: int) -> Roi:
-        """Return the ROI's voxels.
+        """Return the ROI's voxels, of these the reliable ones where ``data.min_noise_ceiling`` asks.
 
         Raises:
             DataError: the ROI is missing or empty.
         """
         if subject not in self._rois:
-            path = self._layout.roi(subject, self._config.roi)
-            roi = Roi.from_labels(read_labels(path))
+            path, least = self._layout.roi(subject, self._config.roi), self._config.min_noise_ceiling
+            labels_XYZ = read_labels(path)
+            if least:
+                snr_XYZ = read_labels(self._layout.ncsnr(subject, self._config.betas))
+                ceiling_XYZ = 100 * snr_XYZ**2 / (snr_XYZ**2 + 1 / CEILING_TRIALS)
+                labels_XYZ = np.where(ceiling_XYZ >= least, labels_XYZ, 0)
+            roi = Roi.from_labels(labels_XYZ)
             if roi.num_voxels == 0:
-                raise DataError("An ROI has no voxel with a positive label.", where=str(path))
+                reliable = f" and a noise ceiling of at least {least:g} %" if least else ""
+                raise DataError(f"An ROI has no voxel with a positive label{reliable}.", where=str(path))
             self._rois[subject] = roi
         return self._rois[subject]
 

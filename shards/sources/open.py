@@ -9,10 +9,15 @@ from nd_dist.config import Config
 from nd_dist.errors import ConfigError, DataError
 from shards.sources.contract import DatasetReader
 
-_READERS = {"nsd": "shards.sources.nsd:NsdReader", "mindeye2": "shards.sources.mindeye2:MindEye2Reader"}
+_READERS = {
+    "nsd": "shards.sources.nsd:NsdReader",
+    "mindeye2": "shards.sources.mindeye2:MindEye2Reader",
+    "laion_fmri": "shards.sources.laion_fmri:LaionFmriReader",
+}
 _LAYOUTS = {  # what a folder is known by
     "nsd": ("nsddata", "nsddata_betas"),
     "mindeye2": ("wds/subj*", "betas_all_subj*"),
+    "laion_fmri": ("derivatives/glmsingle-tedana", "stimuli/task-images_*"),
     "MindEye1": ("webdataset_avg_split", "train/train_subj*", "metadata_subj*.json"),
 }
 _METHODS = ("design", "read_session", "pictures", "captions")

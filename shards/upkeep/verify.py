@@ -39,7 +39,7 @@ from shards.packing import doubts, normalize
 from shards.packing.held import number_of
 from shards.places.store import StoredFile
 from shards.reading.reader import trial_row_key
-from shards.sources import nsd_counts
+from shards.sources.known import KnownCounts, known_data_set
 
 TOLERANCE = 5e-3
 """Of mean 0 and standard deviation 1, in stored (half) precision."""
@@ -141,13 +141,14 @@ def _check_tables(index: Index) -> Iterator[Problem]:
     for kind, info in index.tables.items():
         try:
             table = index.table(kind)
-            num_rows = len(index.trials) if kind in (TRIALS, RAW) else index.num_images
+            num_rows = index.num_images if kind in index.features else info.rows
+            num_rows = len(index.trials) if kind == RAW else num_rows
         except DataError as error:
             yield Problem(info.path, "", f"{error.what} {error.found}")
             continue
         if len(table) != num_rows:
             yield Problem(info.path, "", f"{len(table)} rows instead of {num_rows}")
-        if kind != RAW:
+        if kind == TRIALS or kind in index.features:
             own = [number for number, shard in enumerate(index.shards) if shard.kind == kind]
             strange = table[~np.isin(table["shard"], [*own, *([] if kind == TRIALS else [ABSENT])])]
             if len(strange):
@@ -157,7 +158,7 @@ def _check_tables(index: Index) -> Iterator[Problem]:
 
 
 def check_counts(index: Index) -> Iterator[Problem]:
-    """Yield contradictions between index, table of trials, and NSD's known counts."""
+    """Yield contradictions between index, table of trials, and the known counts of a published data set."""
     trials = index.trials
     path = index.tables[TRIALS].path
     test_images = np.unique(trials["image"][trials["split"] == TEST])
@@ -168,25 +169,25 @@ def check_counts(index: Index) -> Iterator[Problem]:
     for subject, info in index.subjects.items():
         rows = trials[trials["subject"] == subject]
         found = _counts(rows, info.voxels)
-        expected = nsd_counts.KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
+        expected = KnownCounts(**{name: getattr(info, name) for name in asdict(found)})
         yield from _compare(path, f"subject {subject}", "the index", expected, found)
         trained = np.unique(rows["session"][rows["split"] != TEST])
         whole = _counts(rows[np.isin(rows["session"], trained)], info.voxels)  # of the others test trials alone
-        known = nsd_counts.expected_counts(subject, whole)
-        is_real = index.num_images == nsd_counts.NUM_IMAGES and info.source.get("roi") == nsd_counts.ROI
-        if is_real and known is not None:
-            yield from _compare(path, f"subject {subject}", "NSD's known counts", known, whole)
+        known = known_data_set(index.num_images, index.source, info.source.get("roi"))
+        if known is not None and (counts := known.expected(subject, whole)) is not None:
+            yield from _compare(path, f"subject {subject}", f"{known.name}'s known counts", counts, whole)
         if len(np.unique(rows["trial"])) < len(rows):
             yield Problem(path, f"subject {subject}", "a trial is there twice")
         most = int(np.unique(rows["image"], return_counts=True)[1].max(initial=0))
-        if is_real and most > nsd_counts.MAX_REPEATS:
-            yield Problem(path, f"subject {subject}", f"an image was shown {most} times instead of at most three")
+        if known is not None and most > known.most_repeats:
+            told = f"an image was shown {most} times instead of at most {known.most_repeats}"
+            yield Problem(path, f"subject {subject}", told)
 
 
-def _counts(rows: Table, num_voxels: int) -> nsd_counts.KnownCounts:
+def _counts(rows: Table, num_voxels: int) -> KnownCounts:
     """Return what some rows of a subject hold."""
     tests = rows[rows["split"] == TEST]
-    return nsd_counts.KnownCounts(
+    return KnownCounts(
         sessions=len(np.unique(rows["session"][rows["split"] != TEST])),
         trials=len(rows),
         images=len(np.unique(rows["image"])),
@@ -215,9 +216,7 @@ def _doubtful(index: Index, path: str, found: Sequence[str]) -> Iterator[Problem
         yield Problem(path, sample, f"cannot be real: {doubts.WORDS[kind]}")
 
 
-def _compare(
-    path: str, sample: str, source: str, expected: nsd_counts.KnownCounts, found: nsd_counts.KnownCounts
-) -> Iterator[Problem]:
+def _compare(path: str, sample: str, source: str, expected: KnownCounts, found: KnownCounts) -> Iterator[Problem]:
     """Yield every count that differs."""
     for name, value in asdict(expected).items():
         if (other := getattr(found, name)) != value:

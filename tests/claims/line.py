@@ -16,7 +16,7 @@ from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
 from nd_dist.evaluation.scoring.score import read_scores
-from nd_dist.metrics.scores import Scores
+from nd_dist.metrics.statistics.scores import Scores
 
 ND = [sys.executable, "-m", "launch.cli"]
 RECIPE = "demo_full"

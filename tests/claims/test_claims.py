@@ -7,8 +7,8 @@ fails here with both intervals in the message.
 import numpy as np
 import pytest
 
-from nd_dist.metrics.bootstrap import Difference, difference, mean_of, mean_resampled, resample_counts
-from nd_dist.metrics.scores import compare
+from nd_dist.metrics.statistics.bootstrap import Difference, difference, mean_of, mean_resampled, resample_counts
+from nd_dist.metrics.statistics.scores import compare
 from nd_dist.schema import TARGETS
 from shards.reading.reader import ShardReader
 from tests.claims.conftest import copy_stage_1

@@ -44,7 +44,7 @@ def become_host(spec: dict[str, str], own: pathlib.Path) -> None:
     run("ip", "link", "set", "eth0", "up")
     run("mount", "--bind", str(own.parent / "hosts"), "/etc/hosts")
     pathlib.Path("/run/sshd").mkdir()
-    ssh = pathlib.Path("/root/.ssh")
+    ssh = pathlib.Path("~root/.ssh").expanduser()
     ssh.mkdir(mode=0o700)
     for name in ("config", "known_hosts", "authorized_keys", "id_ed25519"):
         (ssh / name).write_bytes((own.parent / "ssh" / name).read_bytes())

@@ -34,7 +34,7 @@ ip link add one type veth peer name two
 SSHD_CONFIG = """\
 ListenAddress {address}
 HostKey {folder}/host_key
-AuthorizedKeysFile /root/.ssh/authorized_keys
+AuthorizedKeysFile .ssh/authorized_keys
 PidFile none
 StrictModes no
 PasswordAuthentication no
@@ -49,7 +49,7 @@ LogLevel ERROR
 SSH_CONFIG = """\
 Host *
   User root
-  IdentityFile /root/.ssh/id_ed25519
+  IdentityFile ~/.ssh/id_ed25519
   StrictHostKeyChecking yes
   LogLevel ERROR
 """

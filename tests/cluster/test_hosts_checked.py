@@ -91,7 +91,7 @@ def test_a_name_by_which_other_hosts_cannot_reach_the_first_one_is_refused(healt
     sshd = healthy.popen("node1", ["/usr/sbin/sshd", "-D", "-f", str(healthy.folder / "node1" / "sshd_config"),
                                    "-o", "ListenAddress=127.0.1.1"])  # fmt: skip
     line = next(line for line in known.read_text().splitlines() if line.startswith("node1,"))
-    trust = ["bash", "-c", f"echo 'me,127.0.1.1 {line.split(' ', 1)[1]}' >> /root/.ssh/known_hosts"]
+    trust = ["bash", "-c", f"echo 'me,127.0.1.1 {line.split(' ', 1)[1]}' >> ~root/.ssh/known_hosts"]
     assert healthy.run("node1", trust).returncode == 0
     try:
         words = ["train", "demo", *words_of(broken), "--hostfile", str(broken / "hosts")]

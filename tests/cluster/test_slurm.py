@@ -108,8 +108,9 @@ def test_pack_evaluate_and_sweep_run_over_two_nodes_every_time(
 
 
 def test_a_job_whose_predecessor_failed_is_cancelled_and_does_not_wait_for_ever(slurm: Cluster, folder: Path) -> None:
-    shutil.rmtree(folder / "nsd")
-    pack, train = submit_all(slurm, "pack,train", folder)
+    pack, train = submit_all(slurm, "pack,train", folder, "slurm.sbatch.hold=true")
+    shutil.rmtree(folder / "nsd")  # before, it would not have been submitted
+    query(slurm, ["scontrol", "release", f"{pack},{train}"])
     assert wait_for_state(slurm, pack, "FAILED", "COMPLETED") == "FAILED"
     assert wait_for_state(slurm, train, "CANCELLED", "RUNNING", "COMPLETED", "FAILED") == "CANCELLED"
 

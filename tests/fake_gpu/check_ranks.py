@@ -15,7 +15,7 @@ from nd_dist.comm import Comm
 from nd_dist.compute.device import rank_device, use_device
 from nd_dist.config import Config, FrozenConfig
 from nd_dist.evaluation.job import Job
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import sweep
 from nd_dist.events import EventLog
 from nd_dist.frozen import clip_vision, stable_diffusion
@@ -71,7 +71,7 @@ def job_of(folder: Path, run: str, device: torch.device) -> Job:
             "sweep": job.config.sweep.model_copy(update=sweep),
         }
     )
-    return replace(job, config=config, networks=ModelFolders(config, device))
+    return replace(job, config=config, networks=Networks(config, device))
 
 
 def test_a_sweep_decodes_calibrates_samples_and_judges_on_the_rank_s_gpu(

@@ -141,9 +141,6 @@ class TestImages:
     specs: tuple[TargetSpec, ...] = ()
     __test__ = False
 
-    def image_classes(self) -> dict[str, list[int]]:
-        return {}
-
     def validation_images(self, subject: int) -> tuple[str, list[int]]:
         return "test", list(range(25))
 
@@ -157,7 +154,7 @@ class TestImages:
 def validate(gpu: PretendedGpu, budget: Budget, training: Training) -> None:
     gpu.reset_peak()
     config = TrainingConfig(targets=(training.target,))
-    validation = Validation(TestImages(), SUBJECTS[0], config, training.world, identity)  # type: ignore[arg-type]
+    validation = Validation(TestImages(), SUBJECTS[0], config, training.world, identity, {})  # type: ignore[arg-type]
     assert "loss" in validation(training.decoder)
     budget.check("validate c, 25 images", gpu.cost(gpu.take()))
 

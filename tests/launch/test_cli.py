@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from launch.recipe import load_recipe
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
 from tests.support.command_line import nd, nd_process
+from tests.support.shard_index import write_index
 
 LAUNCHING = ("pack", "train", "evaluate", "sweep")
 SHARED = ("--ranks", "--hostfile", "--launcher", "--include", "--exclude", "--dry-run")
@@ -150,12 +152,35 @@ def test_doctor_names_what_is_there() -> None:
         assert word in result.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch reaches a GPU here")
+def test_doctor_says_which_torch_a_gpu_s_driver_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "Driver Version: 550.54   CUDA Version: 12.4"
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ $# = 0 ] && echo "{header}" || echo 24576\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    result = nd("doctor")
+    assert result.returncode == 3
+    assert "whl/cu124" in result.stdout
+
+
+def test_doctor_says_all_that_a_run_would_miss_and_the_command_that_mends_it(tmp_path: Path) -> None:
+    words = [f"nsd_root={tmp_path / 'nsd'}", f"shards_dir={tmp_path / 'shards'}", "model=a/b", "guidance_model=c/d"]
+    result = nd("doctor", "paper", *words, f"evaluation.judges_dir={tmp_path / 'judges'}")
+    assert result.returncode == 3, result.stdout
+    text = " ".join(result.stdout.replace("│", " ").split())
+    for word in ("nd fetch nsd", "a/b", "c/d", "nd fetch models", "nd fetch judges", "nd pack"):
+        assert word in text
+    assert text.count("These shards have no index") == 1
+
+
 def test_a_dry_submission_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
-    result = nd("submit", "train", "demo", f"run_dir={tmp_path / 'run'}", "slurm.nodes=2", "--dry-run")
+    shards = write_index(tmp_path / "shards")
+    words = [f"run_dir={tmp_path / 'run'}", f"shards_dir={shards}", "slurm.nodes=2"]
+    result = nd("submit", "train", "demo", *words, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "#SBATCH --nodes=2" in result.stdout
     assert f"train {tmp_path / 'run' / 'config.yaml'} --launcher srun" in result.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [shards]
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def test_the_run_is_held_seen_stopped_and_taken_up_again(folder: Path) -> None:
     wait_for_step(folder / "held", 2, ranks)
     assert "running train" in run(*ND, "status", str(folder / "held")).stdout
     recipe = (folder / "held" / "config.yaml").read_bytes()
-    other = run(*ND, *words, "seed=5")
-    for code, text in [*ends_of(start_ranks(2, *words, "seed=5")), (other.returncode, other.stderr)]:
+    other = run(*ND, *words, "sampler.kappa=5")
+    for code, text in [*ends_of(start_ranks(2, *words, "sampler.kappa=5")), (other.returncode, other.stderr)]:
         assert code == 3, text
         assert "Another command works in this run folder" in text
     assert (folder / "held" / "config.yaml").read_bytes() == recipe

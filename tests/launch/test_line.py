@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nd_dist.events import events_path, read_events
+from nd_dist.frozen.folders import resolve_folder
 from tests.support.command_line import ND, Ended, nd_process
 
 pytestmark = pytest.mark.launch
@@ -21,7 +24,23 @@ TINY = [
     "training.samples_per_subject=[2,4]", "training.checkpoint_every=3", "sampler.num_steps=4", "sampler.kappa=10",
     "evaluation.num_images=4", "evaluation.num_repeats=2", "evaluation.batch_size=2", "evaluation.bootstrap=100",
     "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "sweep.num_images=2", "evaluation.controls=false",
+    "decoder.prior_depth=1", "decoder.prior_dim_head=8", "model=CompVis/stable-diffusion-v1-4",
+    "guidance_model=openai/clip-vit-base-patch32", f"evaluation.judges_dir={resolve_folder('phantom/judges')}",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The phantom's networks under the names of the real ones, in a Hugging Face cache."""
+    cache = tmp_path_factory.mktemp("hub")
+    names = {"CompVis--stable-diffusion-v1-4": "stable-diffusion", "openai--clip-vit-base-patch32": "clip-vision"}
+    for name, model in names.items():
+        snapshots = cache / f"models--{name}" / "snapshots"
+        snapshots.mkdir(parents=True)
+        (snapshots / "1a2b").symlink_to(resolve_folder(f"phantom/{model}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(cache))
+        yield
 
 
 def words_of(folder: Path) -> list[str]:
@@ -44,6 +63,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("line")
     (folder / "output").write_text(nd("demo", *words_of(folder), "--ranks", "2").stdout)
     return folder
+
+
+def test_a_training_is_estimated_from_steps_that_are_forgotten(finished: Path) -> None:
+    run_dir = finished / "estimated"
+    said = nd("train", "demo", *words_of(finished), f"run_dir={run_dir}", "training.steps=[3600,36000]", "--estimate")
+    paces = re.findall(r"stage \d: ([\d,]+) steps of ([\d.e-]+) s, ([\d.e+-]+) hours", said.stdout)
+    assert [steps for steps, _, _ in paces] == ["3,600", "36,000"]
+    for steps, pace, hours in paces:
+        assert float(hours) == pytest.approx(int(steps.replace(",", "")) * float(pace) / 3600, rel=0.06)
+    assert not (run_dir / "estimate").exists()
 
 
 def test_the_demo_leaves_the_documented_run_folder(finished: Path) -> None:
@@ -127,3 +156,38 @@ def test_a_demo_killed_at_any_moment_goes_on_and_ends_with_the_same_metrics(
     process.wait()
     nd("demo", *words_of(tmp_path), "--ranks", "2")
     assert points_of(tmp_path) == points_of(finished)
+
+
+def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp_path: Path) -> None:
+    words = [
+        *(word for word in words_of(tmp_path) if not word.startswith(("data.subjects", "evaluation.num_images"))),
+        *(
+            "phantom.num_subjects=2",
+            "phantom.num_sessions=4",
+            "phantom.trials_per_session=40",
+            "phantom.num_shared=12",
+        ),
+        "data.subjects=[1,3]",
+    ]
+    for command in ("pack", "train", "evaluate"):
+        if command == "pack":
+            nd("phantom", str(tmp_path / "nsd"), "--recipe", "laion_fmri_demo", *words)
+        nd(command, "laion_fmri_demo", *words, "--ranks", "1")
+    nd("report", str(tmp_path / "run"))
+    point = points_of(tmp_path)[0]
+    assert {"OOD", "not OOD", "LAION"} <= set(point["groups"])
+    assert {"retrieval", "drop", "dimension"} <= set(point["generalisation"])
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Reconstructed, or retrieved?" in page
+    assert "Subject 1 (sub-01)" in page
+    refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
+    assert refused.returncode == 3
+    assert "trained on another split" in refused.stderr + refused.stdout
+
+
+@pytest.mark.slow
+def test_networks_that_a_grid_trained_one_by_one_are_evaluated_as_one_decoder(finished: Path, tmp_path: Path) -> None:
+    words = [*words_of(finished), "decoder.heads=single", f"run_dir={tmp_path}"]
+    nd("train", "demo", *words, "--all-targets", "--stages", "2", "--at-once", "2")
+    nd("evaluate", "demo", *words, f"run_dir={tmp_path / 'subj01'}")
+    assert {(point["kappa"], point["eta"]) for point in points_of(tmp_path, "subj01")} == {(0, 0), (10, 1)}

@@ -73,7 +73,7 @@ def test_a_wrong_override_is_one_clear_config_error(override: str, fragments: li
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"demo, demo_full, paper(.|\n)*did you mean demo"):
+    with pytest.raises(ConfigError, match=r"demo_full, laion_fmri, laion_fmri_demo, paper(.|\n)*did you mean demo"):
         load_recipe("demoo")
 
 

@@ -19,7 +19,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():  # a copy: building in the checkout would leave build folders there
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out_dir), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        str(out_dir),
+        str(source),
+    ]  # sdist, wheel of it
     subprocess.run(command, check=True, capture_output=True)
     return next(out_dir.glob("*.whl"))
 
@@ -28,6 +36,17 @@ def test_the_wheel_contains_exactly_the_three_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"nd_dist", "launch", "shards"}
+
+
+def test_the_constraints_without_torch_are_the_tested_ones() -> None:
+    tested, beside = (
+        [line for line in (ROOT / "constraints" / name).read_text().splitlines() if not line.startswith("#")]
+        for name in ("tested.txt", "beside-torch.txt")
+    )
+    assert [line.partition("==")[0] for line in tested] == ["-c beside-torch.txt", "torch"]
+    assert not {line.partition("==")[0] for line in beside} & {"torch", "torchvision", "triton"}
+    assert len(beside) > 80
+    assert not any(line.startswith("nvidia") for line in beside)
 
 
 def test_the_wheel_contains_recipes_licence_and_type_markers(wheel: Path) -> None:

@@ -1,7 +1,8 @@
-"""A rank that packs the small phantom; run with ``mpirun``. Arguments: nsd_root shards_dir pause_s."""
+"""A rank that packs the small phantom; run with ``mpirun``. Arguments: nsd_root shards_dir pause_s data."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -35,7 +36,7 @@ class SlowExtractor(PooledExtractor):
 
 
 def main() -> None:
-    config = make_config(Path(sys.argv[1]), Path(sys.argv[2]))
+    config = make_config(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[4]))
     extractor = SlowExtractor()
     extractor.pause_s = float(sys.argv[3])
     comm = connect(World.from_env(os.environ))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -88,9 +89,12 @@ def pack_alone(config: Config, extractor: PooledExtractor | None = None) -> Inde
     return pack(config, Comm(), EventLog(config.run_dir, 0, "pack"), extractor or PooledExtractor())
 
 
-def start_ranks(ranks: int, nsd_root: Path, shards_dir: Path, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
+def start_ranks(
+    ranks: int, nsd_root: Path, shards_dir: Path, pause_s: float = 0.0, **data: Any
+) -> subprocess.Popen[bytes]:
     """Pack with ranks of their own, each with a pause before every batch; one rank needs no mpirun."""
-    program = [sys.executable, "-m", "tests.shards.pack_program", str(nsd_root), str(shards_dir), str(pause_s)]
+    words = [str(nsd_root), str(shards_dir), str(pause_s), json.dumps(data)]
+    program = [sys.executable, "-m", "tests.shards.pack_program", *words]
     return subprocess.Popen(
         [str(MPIRUN), "-n", str(ranks), *program] if ranks > 1 else program,
         cwd=ROOT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,12 +37,14 @@ class FileServer:
         has_ranges: Whether ranges are understood (``python -m http.server`` does not).
         bytes_per_s: Speed limit; 0 is none.
         secret: Repeated in every refusal, as careless servers do.
+        headers: Sent with every file.
     """
 
     folder: Path
     has_ranges: bool = True
     bytes_per_s: float = 0.0
     secret: str = "nothing"
+    headers: dict[str, str] = field(default_factory=dict)
     faults: defaultdict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     """Base name -> what goes wrong with the next answers, one after the other; the last one stays if it is ``...``."""
     requests: list[Request] = field(default_factory=list)
@@ -117,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         if state.has_ranges:
             self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", '"0"')
+        for name, value in state.headers.items():
+            self.send_header(name, value)
+        self.send_header("ETag", f'"{zlib.crc32(self.path.encode()):x}"')  # a cache keeps one file for each
         self.send_header("Last-Modified", "Thu, 01 Jan 1970 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -16,17 +16,23 @@ class Layout:
         reconstructions/original/image-00012/picture.png
         reconstructions/POINT/subj01/image-00012/repeat-0.png ... record.json
         evaluation/decoded/subj01/images-00000/predictions.safetensors record.json ... statistics/
-        evaluation/judged/PROTOCOL/POINT/subj01/image-00012/features.safetensors record.json
+        evaluation/judged/PROTOCOL/POINT/subj01/images-00003/features.safetensors record.json
         evaluation/scores/PROTOCOL/POINT/subj01/arrays.safetensors record.json
-        evaluation/leases/   evaluation/ranks/   metrics.json
+        evaluation/leases/LAUNCH/PHASE/   evaluation/ranks/   metrics.json
 
     Args:
         run_dir: Folder of the run.
         protocol: Name of the metric protocol.
+        round_images: Images of an early round of a search, 0 where it is none.
     """
 
     run_dir: Path
     protocol: str
+    round_images: int = 0
+
+    @property
+    def _scores(self) -> Path:
+        return self.work / (f"scores-{self.round_images}-images" if self.round_images else "scores") / self.protocol
 
     @property
     def metrics(self) -> Path:
@@ -37,6 +43,11 @@ class Layout:
     def work(self) -> Path:
         """Everything that is not meant to be looked at first."""
         return self.run_dir / "evaluation"
+
+    @property
+    def reconstructions(self) -> Path:
+        """All pictures."""
+        return self.run_dir / "reconstructions"
 
     @property
     def leases(self) -> Path:
@@ -63,7 +74,7 @@ class Layout:
 
     def pictures(self, point: Point, subject: int) -> Path:
         """Reconstructions of a point and subject."""
-        return self.run_dir / "reconstructions" / point.name / subject_name(subject)
+        return self.reconstructions / point.name / subject_name(subject)
 
     def pictures_of(self, point: Point, subject: int, image_id: int) -> Path:
         """Reconstructions of one image."""
@@ -72,14 +83,14 @@ class Layout:
     @property
     def originals(self) -> Path:
         """The pictures that were seen."""
-        return self.run_dir / "reconstructions" / ORIGINAL
+        return self.reconstructions / ORIGINAL
 
     def original_of(self, image_id: int) -> Path:
         """The picture that was seen."""
         return self.originals / image_name(image_id)
 
     def judged(self, point: Point, subject: int) -> Path:
-        """Per-image metrics and features of a point and subject."""
+        """Metrics and features of a point's images, those of a bundle together."""
         return self.work / "judged" / self.protocol / point.name / subject_name(subject)
 
     @property
@@ -89,11 +100,11 @@ class Layout:
 
     def retrieval(self, point: Point, subject: int) -> Path:
         """Retrieval scores of a subject, for points with the decoding settings of ``point``."""
-        return self.work / "scores" / self.protocol / "retrieval" / _with_settings(subject, point)
+        return self._scores / "retrieval" / _with_settings(subject, point)
 
     def score(self, point: Point, subject: int) -> Path:
         """Scores of a point and subject."""
-        return self.work / "scores" / self.protocol / point.name / subject_name(subject)
+        return self._scores / point.name / subject_name(subject)
 
     def score_folders(self, point: Point, subject: int) -> list[Path]:
         """Return where all scores of a point and subject lie: those of its pictures, and of retrieval if there are."""

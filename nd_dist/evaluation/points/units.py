@@ -1,4 +1,4 @@
-"""What an evaluation consists of: guidance points, reconstructions, and the bundles that ranks claim. Pure values.
+"""What an evaluation consists of: guidance points, and the bundles of images that ranks claim. Pure values.
 
 Who does what is decided elsewhere (``leases``); nothing here knows of ranks, so composition never depends on them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,61 +129,40 @@ def _file_word(value: Value) -> str:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One reconstruction to make.
-
-    Args:
-        subject: Whose brain.
-        point: How.
-        image_id: 0-based NSD image id.
-        repeat: 0-based; a repeat differs from the next in its noise only.
-    """
-
-    subject: int
-    point: Point
-    image_id: int
-    repeat: int
-
-
-@dataclass(frozen=True)
 class Bundle:
-    """The units that one rank claims at a time: some images of a subject, all repeats, at the points of one family.
+    """What one rank claims at a time: some images of a subject, all their repeats, at the points of one family.
 
     Args:
         points: Points that share a trajectory (``Point.family``), ascending eta.
         subject: Whose brain.
         index: Position among the bundles of (family, subject).
         image_ids: Images in this bundle, ascending.
-        num_repeats: Reconstructions of each image.
     """
 
     points: tuple[Point, ...]
     subject: int
     index: int
     image_ids: tuple[int, ...]
-    num_repeats: int
 
     @property
     def name(self) -> str:
         """Name of the bundle's lease."""
         return f"{self.points[0].family}_{subject_name(self.subject)}_{self.index:05d}"
 
-    def units(self) -> Iterator[Unit]:
-        """Yield the bundle's reconstructions in order."""
-        for point in self.points:
-            for image_id in self.image_ids:
-                for repeat in range(self.num_repeats):
-                    yield Unit(self.subject, point, image_id, repeat)
-
 
 def subject_name(subject: int) -> str:
-    """Return NSD's name of a subject: 1 -> ``subj01``."""
+    """Return the folder name of a subject: 1 -> ``subj01``."""
     return f"subj{subject:02d}"
 
 
 def image_name(image_id: int) -> str:
     """Return the folder name of an image: 12 -> ``image-00012``."""
     return f"image-{image_id:05d}"
+
+
+def sheet_name(index: int) -> str:
+    """Return the folder name of some images that are judged together."""
+    return f"images-{index:05d}"
 
 
 def recipe_point(config: Config) -> Point:
@@ -244,16 +223,13 @@ def distinct_points(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple({point.name: point for point in reversed(list(points))}.values())[::-1]
 
 
-def plan_bundles(
-    points: Iterable[Point], images: Mapping[int, Sequence[int]], batch_size: int, num_repeats: int
-) -> list[Bundle]:
+def plan_bundles(points: Iterable[Point], images: Mapping[int, Sequence[int]], batch_size: int) -> list[Bundle]:
     """Return every bundle of an evaluation, in a fixed order.
 
     Args:
         points: Points to reconstruct at.
         images: Subject -> image ids.
         batch_size: Images in a bundle.
-        num_repeats: Reconstructions of an image.
     """
     families: dict[str, list[Point]] = {}
     for point in distinct_points(points):
@@ -264,5 +240,5 @@ def plan_bundles(
         for subject in sorted(images):
             ids = sorted(images[subject])
             for index, start in enumerate(range(0, len(ids), batch_size)):
-                bundles.append(Bundle(members, subject, index, tuple(ids[start : start + batch_size]), num_repeats))
+                bundles.append(Bundle(members, subject, index, tuple(ids[start : start + batch_size])))
     return bundles

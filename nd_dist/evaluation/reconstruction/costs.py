@@ -16,6 +16,7 @@ from nd_dist.config import Config
 from nd_dist.evaluation.points.units import Bundle, Point
 
 SECONDS_PER_HOUR = 3600.0
+MANY_FILES, MANY_BYTES = 100_000, 300e9  # what quotas of clusters often allow
 GUIDED_STEPS = 3.5  # plain steps that a guided one is worth until it is measured: it goes back through the UNet
 
 
@@ -116,6 +117,56 @@ def estimate(
     """
     seconds = math.fsum(costs[cost_class(bundle.points[0])].seconds(work) * num for bundle, num, work in unfinished)
     return Estimate(sum(num for _, num, _ in unfinished), seconds / SECONDS_PER_HOUR, ranks)
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """What the reconstructions of a sweep take on disk.
+
+    Args:
+        images: Images, those of every point and subject counted apart.
+        kept: How many of these keep their pictures once they are scored.
+        open: How many have their features on disk at a time.
+        num_repeats: Reconstructions of an image.
+        picture_bytes, feature_bytes: Of one reconstruction, as measured.
+    """
+
+    images: int
+    kept: int
+    open: int
+    num_repeats: int
+    picture_bytes: float
+    feature_bytes: float
+
+    @property
+    def files(self) -> int:
+        """Files that stay: the pictures of an image, and their record."""
+        return self.kept * (self.num_repeats + 1)
+
+    @property
+    def end_bytes(self) -> float:
+        """Bytes of the pictures that stay."""
+        return self.kept * self.num_repeats * self.picture_bytes
+
+    @property
+    def most_bytes(self) -> float:
+        """Bytes while it runs, features included."""
+        return self.end_bytes + self.open * self.num_repeats * (self.picture_bytes + self.feature_bytes)
+
+    def describe(self, groups: int) -> str:
+        """Return this in one line, and how it would be less where it is much.
+
+        Args:
+            groups: Points times subjects.
+        """
+        told = (
+            f"disk: {self.files:,} files and {self.end_bytes / 1e9:.3g} GB of pictures stay, "
+            f"up to {self.most_bytes / 1e9:.3g} GB with features while it runs"
+        )
+        if self.files <= MANY_FILES and self.most_bytes <= MANY_BYTES:
+            return told
+        fewer = MANY_FILES // (groups * (self.num_repeats + 1))
+        return f"{told}; evaluation.keep_pictures={fewer} keeps those of {fewer} images a point: {MANY_FILES:,} files"
 
 
 def cost_class(point: Point) -> str:

@@ -64,8 +64,7 @@ class StoredTargets:
 
     @cached_property
     def _statistics(self) -> dict[str, Float64]:
-        path = self._folder / STATISTICS_FOLDER / STATISTICS
-        return {key: value.numpy() for key, value in read_tensors(path).items()}
+        return read_statistics(self._folder / STATISTICS_FOLDER)
 
     def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return predictions of a target; only these rows are read from disk.
@@ -82,9 +81,7 @@ class StoredTargets:
                 todo="train with training.targets=[c,z,g02,g04,g06,g08,g10,g12]",
             )
         stored = np.stack([self._stored(name, *divmod(self._row[image_id], BATCH)) for image_id in image_ids])
-        if name + STANDARD[0] not in self._statistics:
-            return stored
-        return standardised(stored, *(self._statistics[name + key] for key in STANDARD))
+        return calibrated(stored, name, self._statistics)
 
     def _stored(self, name: str, batch: int, row: int) -> npt.NDArray[np.float32]:
         with safe_open(self._folder / batch_name(batch) / PREDICTIONS, framework="numpy") as content:
@@ -232,6 +229,20 @@ def statistics_of(
         values = (own.mean, own.std(by), wanted[name].mean, wanted[name].std(by))
         found |= {name + key: torch.from_numpy(value) for key, value in zip(STANDARD, values, strict=True)}
     return found
+
+
+def read_statistics(folder: Path) -> dict[str, Float64]:
+    """Return what a folder's ``STATISTICS`` standardises predictions with."""
+    return {key: value.numpy() for key, value in read_tensors(folder / STATISTICS).items()}
+
+
+def calibrated(
+    values: npt.NDArray[np.float32], name: str, statistics: Mapping[str, Float64]
+) -> npt.NDArray[np.float32]:
+    """Return a target's predictions, standardised where there are statistics of it."""
+    if name + STANDARD[0] not in statistics:
+        return values
+    return standardised(values, *(statistics[name + key] for key in STANDARD))
 
 
 def standardised(

@@ -7,6 +7,8 @@ depend neither on its neighbours nor on who made it. Points of one kappa share t
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,23 +22,18 @@ import torch
 from nd_dist.config import Config, SamplerConfig
 from nd_dist.diffusion.noise import NoiseRequest
 from nd_dist.diffusion.pictures import grey_rows, write_steps
+from nd_dist.diffusion.sampler import GuidedSampler
 from nd_dist.diffusion.samples import SampleOptions, SampleResult, StepRecord, joined
 from nd_dist.diffusion.schedule import StepPlan
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
-from nd_dist.evaluation.reconstruction.networks import Sampler
 from nd_dist.evaluation.reconstruction.source import Source
-from nd_dist.fanout.results import publish, write_png
+from nd_dist.fanout.results import publish, read_record, write_png
 from nd_dist.files import sha256_file
 from nd_dist.pixels import to_uint8
-from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC
+from nd_dist.schema import INITIAL, SEMANTIC
 from nd_dist.seeds import unit_seed
-
-
-def guidance_names(config: Config) -> tuple[str, ...]:
-    """Return the guidance targets that the sampler uses, one per factor of ``sampler.layer_scale``."""
-    return GUIDANCE[: len(config.sampler.layer_scale)]
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,18 @@ class Result:
         point: Guidance point.
         folder: The image's result folder.
         fingerprint: Of everything that determines the pictures.
+        first: The first repeat to make; those before it are there.
     """
 
     point: Point
     folder: Path
     fingerprint: str
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """All repeats of one image at a point, made and not yet written.
+    """The missing repeats of one image at a point, made and not yet written.
 
     Args:
         result: Where they go.
@@ -84,24 +83,26 @@ def reconstruct(
     places: Sequence[int],
     results: Mapping[int, Sequence[Result]],
     config: Config,
-    sampler: Sampler,
+    sampler: GuidedSampler,
     targets: ImageTargets,
 ) -> list[Reconstruction]:
-    """Make all repeats of some images at the points of a family, in one forward batch.
+    """Make the missing repeats of some images at the points of a family, in one forward batch.
 
     Args:
         places: The image at each place of the batch. What an image comes to may depend, by rounding, on the number of
             places and on its own place, but not on its neighbours.
-        results: Image -> points of one family that are missing, the same for every image; others only fill places.
+        results: Image -> points of one family that are missing, the same for every image, from the same repeat on;
+            others only fill places.
         config: The recipe at these points: seed, number of repeats.
         sampler: Its guided sampler.
         targets: Decoded (or true) targets.
     """
-    num_repeats = config.evaluation.num_repeats
-    requests = [NoiseRequest(image, repeat, config.seed) for image in places for repeat in range(num_repeats)]
-    points = [result.point for result in next(iter(results.values()))]
-    names = (SEMANTIC, INITIAL, *(guidance_names(config) if any(point.is_guided for point in points) else ()))
-    rows = {name: _repeated(targets, name, places, num_repeats) for name in names}
+    some = next(iter(results.values()))
+    points, repeats = [result.point for result in some], range(some[0].first, config.evaluation.num_repeats)
+    requests = [NoiseRequest(image, repeat, config.seed) for image in places for repeat in repeats]
+    num_repeats = len(repeats)
+    names = (SEMANTIC, INITIAL, *(sampler.guidance_targets if any(point.is_guided for point in points) else ()))
+    rows = {name: _repeated(targets, name, places, num_repeats) for name in dict.fromkeys(names)}
     made = sample_family(sampler, rows, requests, points, has_intermediates=config.sampler.intermediates != "none")
     found = []
     for image_id, wanted in results.items():
@@ -125,7 +126,7 @@ def _nothing(_staging: Path) -> None:
 
 
 def sample_family(
-    sampler: Sampler,
+    sampler: GuidedSampler,
     rows: Mapping[str, torch.Tensor],
     requests: Sequence[NoiseRequest],
     points: Sequence[Point],
@@ -136,7 +137,7 @@ def sample_family(
     Runs of one kappa are the same until the first of them stops being guided. So the run with the largest eta is made,
     and the others go on from its latents: the same bits as alone, in fewer steps.
     """
-    targets = {name: values for name, values in rows.items() if name not in (SEMANTIC, INITIAL)}
+    targets = {name: rows[name] for name in sampler.guidance_targets if name in rows}
     last = max(points, key=lambda point: point.eta)
     kappa = last.kappa if last.is_guided else 0.0
     guided_steps = [_num_guided(sampler.plan(kappa, point.eta)) for point in points]
@@ -172,7 +173,7 @@ def copy_picture(result: Result, source: Source, picture_id: int, image_id: int,
     """Publish a training picture in place of each repeat (control ``nearest``); False where another rank was first."""
     picture_HWC = source.pictures([picture_id])[0]
     facts = {"image_id": image_id, "nearest": picture_id}
-    return _publish(result, np.stack([picture_HWC] * num_repeats), facts)
+    return _publish(result, np.stack([picture_HWC] * (num_repeats - result.first)), facts)
 
 
 def _publish(
@@ -181,14 +182,24 @@ def _publish(
     facts: Mapping[str, Any],
     extra: Callable[[Path], None] = _nothing,
 ) -> bool:
-    """Publish the repeats of one image with their hashes, and what ``extra`` writes beside them."""
-    record = {**facts, "files": {}}
+    """Publish the repeats of one image with their hashes, and what ``extra`` writes beside them.
+
+    Repeats that are there already stay as they are.
+    """
+    before = read_record(result.folder) if result.first else {}
+    files: dict[str, str] = dict(before.get("files", {}))
+    record = {**facts, "files": files}
+    record |= {name: [*before[name], *facts[name]] for name in ("noise_seeds", "failures") if before and name in facts}
 
     def write(staging: Path) -> None:
-        for repeat, picture_HWC in enumerate(pictures_RHWC):
+        for name in files:
+            os.link(result.folder / name, staging / name)
+        for repeat, picture_HWC in enumerate(pictures_RHWC, start=result.first):
             write_png(staging / repeat_file(repeat), picture_HWC)
-            record["files"][repeat_file(repeat)] = sha256_file(staging / repeat_file(repeat))
+            files[repeat_file(repeat)] = sha256_file(staging / repeat_file(repeat))
         extra(staging)
+        if before:
+            shutil.rmtree(result.folder)
 
     return publish(result.folder, result.fingerprint, record, write)
 

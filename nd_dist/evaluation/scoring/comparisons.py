@@ -1,7 +1,7 @@
 """Means over seeds and subjects, and paired tests between points: against no guidance and the recipe's point.
 
 Of many points that are tested, one looks good by chance, so the p values of the points that are compared with one
-reference are corrected together (``nd_dist.metrics.permutation``).
+reference are corrected together (``nd_dist.metrics.statistics.permutation``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from nd_dist.evaluation.points.units import Point
-from nd_dist.metrics.permutation import flip_p_values
-from nd_dist.metrics.scores import ADDED, Scores, Statistics, compare, mean_of_scores
+from nd_dist.metrics.statistics.permutation import flip_p_values
+from nd_dist.metrics.statistics.scores import ADDED, Scores, Statistics, compare, mean_of_scores
 
 ALL_SUBJECTS = 0  # stands where a subject does: the mean over all of them
 

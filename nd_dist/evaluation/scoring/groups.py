@@ -14,7 +14,7 @@ import torch
 
 from nd_dist.errors import DataError
 from nd_dist.files import read_json
-from nd_dist.metrics.scores import WINS, Statistics, scored_arrays
+from nd_dist.metrics.statistics.scores import EACH, WINS, Statistics, scored_arrays
 
 Groups = Mapping[str, tuple[int, ...]]
 
@@ -62,17 +62,30 @@ def group_metrics(
         num_repeats: Repeats summed in the wins.
         statistics: Resamples.
     """
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     found = {}
     for name, members in groups.items():
-        rows = torch.tensor([row_of[image_id] for image_id in members if image_id in row_of], dtype=torch.int64)
-        if not len(rows):
+        ids = [image_id for image_id in members if image_id in image_ids]
+        if not ids:
             continue
-        own = {
-            key: array[rows][:, rows] if key.startswith(WINS) else array[rows]
-            for key, array in arrays.items()
-            if len(rows) > 1 or not key.startswith(WINS)  # one image has no distractor
-        }
+        own = of_images(arrays, image_ids, ids)
         scored = scored_arrays(own, num_repeats, "real", statistics)
         found[name] = {metric: item.as_json() for metric, item in scored.items()}
+    return found
+
+
+def of_images(
+    arrays: Mapping[str, torch.Tensor], image_ids: Sequence[int], wanted: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the arrays of ``score_images`` as if some of the images were all that there are.
+
+    Args:
+        arrays: Of all images; other arrays than those of ``score_images`` are left out.
+        image_ids: The images that its rows are.
+        wanted: Some of them.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    rows = torch.tensor([row_of[image_id] for image_id in wanted], dtype=torch.int64)
+    found = {key: array[rows] for key, array in arrays.items() if key.startswith(EACH)}
+    if len(rows) > 1:  # one image has no distractor
+        found |= {key: array[rows][:, rows] for key, array in arrays.items() if key.startswith(WINS)}
     return found

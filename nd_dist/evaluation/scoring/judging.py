@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,112 +24,119 @@ from torch import Tensor
 from nd_dist.checkpoint import read_tensors
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import FEATURES, PICTURE, PIXELS, repeat_file
-from nd_dist.fanout.results import Publisher, read_png, read_record, write_staged
+from nd_dist.evaluation.reconstruction.source import Source
+from nd_dist.fanout.results import publish, read_png, read_record, write_staged
 from nd_dist.fanout.tasks import Steps
 from nd_dist.files import sha256_file
 from nd_dist.frozen.judges import Judge, PairJudge
 from nd_dist.metrics.agreement import repeat_agreement
 from nd_dist.metrics.pixel import Picture
 from nd_dist.metrics.protocols import Protocol
+from nd_dist.metrics.table import COMPUTED
 from nd_dist.pixels import pictures_to_pixels
 
-JUDGE_BATCH = 8
+BATCH = {"cpu": 8, "cuda": 32}  # pictures in a batch, by the kind of device: what fills it
+MOST_SEEN = 16  # originals in memory at a time
+READ_AT_ONCE = 64  # pictures of a source
 
 Features = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The metric networks: those whose features are kept, and those that compare pairs."""
+    """The metric networks: those whose features are kept, those that compare pairs, and where they run."""
 
     features: Sequence[Judge]
     pairs: Sequence[PairJudge] = ()
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where the judgement of one image's pictures goes, and where those lie.
+    """Where the judgement of some images' pictures goes, and where those lie.
 
     Args:
         folder: Folder to publish.
         fingerprint: Of pictures, protocol and judges.
-        original: Folder with the picture that was seen.
-        reconstructions: Folder with the image's repeats; None where the original itself is judged.
+        images: Image id -> folder with the picture that was seen.
+        reconstructions: Image id -> folder with its repeats; empty where the originals themselves are judged.
+        num_repeats: How many repeats of an image count.
     """
 
     folder: Path
     fingerprint: str
-    original: Path
-    reconstructions: Path | None = None
+    images: Mapping[int, Path]
+    reconstructions: Mapping[int, Path] = field(default_factory=dict)
+    num_repeats: int = 1
+
+    def place(self, image_id: int) -> Path:
+        """Return where the judged pictures of an image lie."""
+        return self.reconstructions.get(image_id, self.images[image_id])
 
 
 def judge_all(verdicts: Iterable[Verdict], protocol: Protocol, judges: Judges) -> Steps:
     """Publish features, and of reconstructions metrics too; a result that another rank published first stays.
 
-    A step is one judgement. Closed between two of them, it has published what is judged by then.
+    A step is one image. Features are stored (R, N, D) by judge, so that those of a repeat lie together.
 
     Args:
-        verdicts: What to judge; those of one original follow each other, so that it is read once.
+        verdicts: What to judge.
         protocol: Sizes and kinds.
         judges: The metric networks.
     """
-    waiting: deque[tuple[Verdict, dict[str, Any]]] = deque()
+    waiting: deque[tuple[Verdict, int, dict[str, Any]]] = deque()
+    device = judges.device
 
     def prepared() -> Iterator[Tensor]:
-        seen = _Seen(protocol)
+        seen = lru_cache(MOST_SEEN)(partial(Original, protocol=protocol))  # all points are compared with the same
         for verdict in verdicts:
-            pixels_RCHW, facts = _prepare(verdict, seen, protocol, judges.pairs)
-            waiting.append((verdict, facts))
-            yield pixels_RCHW
+            for image_id in verdict.images:
+                pixels_RCHW, metrics = _prepare(
+                    verdict, image_id, seen(verdict.images[image_id]), protocol, judges.pairs
+                )
+                waiting.append((verdict, image_id, metrics))
+                yield pixels_RCHW
 
-    with Publisher() as publisher:
-        for features in features_of(prepared(), judges.features):
-            verdict, facts = waiting.popleft()
-            for name, rows_RD in features.items():
-                _check_finite(name, rows_RD, verdict)
-            publisher.publish(verdict.folder, verdict.fingerprint, facts, _writer(features))
-            yield
+    sheet: list[tuple[Features, dict[str, Any]]] = []
+    for features in features_of(prepared(), judges.features, BATCH.get(device.type, BATCH["cpu"])):
+        verdict, image_id, metrics = waiting.popleft()
+        for name, rows_RD in features.items():
+            _check_finite(name, rows_RD, verdict.place(image_id))
+        sheet.append((features, metrics))
+        if len(sheet) == len(verdict.images):
+            _publish(verdict, sheet)
+            sheet = []
+        yield
 
 
-def _writer(features: Features) -> Callable[[Path], None]:
-    return lambda staging: write_staged(staging / FEATURES, features)
-
-
-class _Seen:
-    """The pictures that were seen; the last one stays at hand, because all points of an image are compared with it.
-
-    Args:
-        protocol: Sizes and kind of SSIM.
-    """
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-        self._last: tuple[Path, Tensor, Original] | None = None
-
-    def at(self, folder: Path) -> tuple[Tensor, Original]:
-        """Return the picture in a folder after the first resize (1, C, H, W), and as it is compared."""
-        if self._last is None or self._last[0] != folder:
-            read = read_pixels(folder, lambda: read_png(folder / PICTURE)[None])
-            pixels_1CHW = self._protocol.original_first(read)
-            self._last = folder, pixels_1CHW, Original(pixels_1CHW, self._protocol)
-        return self._last[1:]
+def _publish(verdict: Verdict, sheet: Sequence[tuple[Features, dict[str, Any]]]) -> None:
+    """Publish what was found of a verdict's images."""
+    kept = {name: torch.stack([features[name] for features, _ in sheet], dim=1) for name in sheet[0][0]}
+    metrics = {name: [found[name] for _, found in sheet] for name in sheet[0][1]}
+    facts = {"image_ids": list(verdict.images), "metrics": metrics}
+    publish(verdict.folder, verdict.fingerprint, facts, lambda staging: write_staged(staging / FEATURES, kept))
 
 
 class Original:
     """The picture that was seen, as it is compared with reconstructions.
 
     Args:
-        first_1CHW: The picture after the protocol's first resize, in [0,1].
+        folder: Where it lies.
         protocol: Sizes and kind of SSIM.
     """
 
-    def __init__(self, first_1CHW: Tensor, protocol: Protocol) -> None:
-        self._first_1CHW, self._protocol = first_1CHW, protocol
+    def __init__(self, folder: Path, protocol: Protocol) -> None:
+        self._folder, self._protocol = folder, protocol
+
+    @cached_property
+    def first_1CHW(self) -> Tensor:  # noqa: N802
+        """The picture after the protocol's first resize, in [0,1]."""
+        return self._protocol.original_first(read_pixels(self._folder, lambda: read_png(self._folder / PICTURE)[None]))
 
     @cached_property
     def pixels_1CHW(self) -> Tensor:  # noqa: N802
         """The picture at the size of PixCorr and SSIM."""
-        return self._protocol.original_pixels(self._first_1CHW)
+        return self._protocol.original_pixels(self.first_1CHW)
 
     @cached_property
     def picture(self) -> Picture:
@@ -138,25 +145,24 @@ class Original:
 
 
 def _prepare(
-    verdict: Verdict, seen: _Seen, protocol: Protocol, pair_judges: Sequence[PairJudge]
+    verdict: Verdict, image_id: int, original: Original, protocol: Protocol, pair_judges: Sequence[PairJudge]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return the pixels that the judges get (R, C, H, W), and the facts of the record."""
-    first_1CHW, original = seen.at(verdict.original)
-    if verdict.reconstructions is None:
-        return first_1CHW, {}
-    folder = verdict.reconstructions
-    read = read_pixels(folder, lambda: read_repeats(folder))
+    """Return the pixels that the judges get (R, C, H, W), and the metrics of the pairs."""
+    if not verdict.reconstructions:
+        return original.first_1CHW, {}
+    folder = verdict.place(image_id)
+    read = read_pixels(folder, lambda: read_repeats(folder, verdict.num_repeats))
     recons_RCHW = protocol.recon_first(read.clamp(0, 1) if protocol.clamp else read)
     metrics = pair_metrics(recons_RCHW, original, protocol, pair_judges)
     for name, values in metrics.items():
-        _check_finite(name, torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1), verdict)
-    return recons_RCHW, {"metrics": metrics}
+        _check_finite(name, torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1), folder)
+    return recons_RCHW, metrics
 
 
 def pair_metrics(
     recons_RCHW: Tensor, original: Original, protocol: Protocol, pair_judges: Sequence[PairJudge] = ()
 ) -> dict[str, Any]:
-    """Return PixCorr, SSIM and LPIPS of each repeat, and the agreement of the repeats, as JSON numbers.
+    """Return PixCorr, SSIM, LPIPS and what else is registered of each repeat, and their agreement, as JSON numbers.
 
     Args:
         recons_RCHW: Reconstructions of one image after the protocol's first resize, in [0,1].
@@ -177,8 +183,7 @@ def pair_metrics(
         )
     pictures = [Picture(recon_CHW, protocol.ssim) for recon_CHW in recons]
     metrics: dict[str, Any] = {
-        "pixcorr": [picture.correlation(original.picture) for picture in pictures],
-        "ssim": [picture.similarity(original.picture) for picture in pictures],
+        name: [function(picture, original.picture) for picture in pictures] for name, function in COMPUTED.items()
     }
     seen = originals.expand_as(recons)
     metrics |= {judge.name: judge.distances(recons, seen).tolist() for judge in pair_judges}
@@ -188,7 +193,15 @@ def pair_metrics(
     return metrics
 
 
-def features_of(sets: Iterable[Tensor], judges: Sequence[Judge]) -> Iterator[Features]:
+def seen_features(source: Source, image_ids: Sequence[int], judge: Judge, protocol: Protocol) -> Iterator[Tensor]:
+    """Yield a judge's features (B, D) of pictures that were seen, some at a time."""
+    for start in range(0, len(image_ids), READ_AT_ONCE):
+        pixels_BCHW = pictures_to_pixels(source.pictures(image_ids[start : start + READ_AT_ONCE]))
+        for features in features_of([protocol.original_first(pixels_BCHW)], [judge]):
+            yield features[judge.name]
+
+
+def features_of(sets: Iterable[Tensor], judges: Sequence[Judge], batch: int = BATCH["cpu"]) -> Iterator[Features]:
     """Yield of each set of pictures (R, C, H, W) every judge's features (R, D) float32, by the judge's name.
 
     Sets are taken one by one as batches fill up; a result comes as soon as the last picture of its set is judged.
@@ -206,36 +219,36 @@ def features_of(sets: Iterable[Tensor], judges: Sequence[Judge]) -> Iterator[Fea
         sizes.append(len(pictures_RCHW))
         for picture_CHW in pictures_RCHW:
             if waiting and waiting[0].shape != picture_CHW.shape:
-                judged.extend(_batch_features(waiting, judges))
+                judged.extend(_batch_features(waiting, judges, batch))
                 waiting = []
             waiting.append(picture_CHW)
-            if len(waiting) == JUDGE_BATCH:
-                judged.extend(_batch_features(waiting, judges))
+            if len(waiting) == batch:
+                judged.extend(_batch_features(waiting, judges, batch))
                 waiting = []
         yield from finished()
     if waiting:
-        judged.extend(_batch_features(waiting, judges))
+        judged.extend(_batch_features(waiting, judges, batch))
     yield from finished()
 
 
-def _batch_features(pictures: Sequence[Tensor], judges: Sequence[Judge]) -> list[Features]:
+def _batch_features(pictures: Sequence[Tensor], judges: Sequence[Judge], batch: int) -> list[Features]:
     """Return the features of each picture; a batch that is not full is filled up with its last picture.
 
-    A judge-less evaluation still writes a (tiny) file, so that every judged image looks alike on disk.
+    A judge-less evaluation still writes a (tiny) file, so that all judged images look alike on disk.
     """
-    pixels_BCHW = torch.stack([*pictures, *[pictures[-1]] * (JUDGE_BATCH - len(pictures))])
+    pixels_BCHW = torch.stack([*pictures, *[pictures[-1]] * (batch - len(pictures))])
     features = {judge.name: judge.features(pixels_BCHW).float().flatten(1) for judge in judges}
-    features = features or {"none": torch.zeros(JUDGE_BATCH, 1)}
+    features = features or {"none": torch.zeros(batch, 1)}
     return [{name: rows_BD[row] for name, rows_BD in features.items()} for row in range(len(pictures))]
 
 
-def _check_finite(judge: str, rows_RD: Tensor, verdict: Verdict) -> None:
+def _check_finite(judge: str, rows_RD: Tensor, place: Path) -> None:
     """Refuse what is no number: compared, it would count as a failure in silence."""
     is_finite_R = rows_RD.isfinite().all(dim=1)
     if not bool(is_finite_R.all()):
         raise DataError(
             f"The judge {judge} gives NaN or infinity.",
-            where=f"{verdict.reconstructions or verdict.original}, repeat {int((~is_finite_R).nonzero()[0, 0])}",
+            where=f"{place}, repeat {int((~is_finite_R).nonzero()[0, 0])}",
             todo="look at the picture and at the judge's weights",
         )
 
@@ -247,21 +260,21 @@ def read_pixels(folder: Path, read: Callable[[], npt.NDArray[np.uint8]]) -> Tens
     return pictures_to_pixels(read())
 
 
-def read_repeats(folder: Path) -> npt.NDArray[np.uint8]:
-    """Return the reconstructions of one image (R, H, W, 3) after comparing each file with its recorded hash.
+def read_repeats(folder: Path, num_repeats: int) -> npt.NDArray[np.uint8]:
+    """Return the first reconstructions of one image (R, H, W, 3) after comparing each with its recorded hash.
 
     Raises:
         DataError: a file is missing, damaged or not the one that was recorded.
     """
     pictures = []
     files = read_record(folder)["files"]
-    for name, digest in ((repeat_file(repeat), files[repeat_file(repeat)]) for repeat in range(len(files))):
+    for name in map(repeat_file, range(num_repeats)):
         pictures.append(read_png(folder / name))
-        if (found := sha256_file(folder / name)) != digest:
+        if (found := sha256_file(folder / name)) != files[name]:
             raise DataError(
                 "A reconstruction on disk is not the one that was recorded.",
                 where=str(folder / name),
-                expected=digest,
+                expected=files[name],
                 found=found,
                 todo=f"remove the folder {folder} and run the same command again",
             )

@@ -6,24 +6,22 @@ pictures: from their true captions' embeddings, and from a judge's features of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.reconstruction.source import Source
-from nd_dist.evaluation.scoring.judging import features_of
-from nd_dist.evaluation.scoring.score import FeatureRows, JudgedImages, used_repeats
+from nd_dist.evaluation.scoring.judging import seen_features
+from nd_dist.evaluation.scoring.score import JudgedImages
 from nd_dist.frozen.judges import Judge
 from nd_dist.metrics.kind import Classes, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.metrics.protocols import Protocol
-from nd_dist.pixels import pictures_to_pixels
 from nd_dist.schema import SEMANTIC
 
 DECODED, SEEN = "kind", "kind_seen"
-CHUNK = 64
 
 
 @dataclass
@@ -31,24 +29,26 @@ class Kinds:
     """The classes of pictures, and the probes that read them; a subject's are fitted on first use.
 
     Args:
-        classes: Class -> images that show it; empty: nothing is known, and nothing is read.
+        classes: Class -> images that show it; of images without one nothing is said.
         source: Training pictures and their targets.
         judge: The judge whose features are read, None where training pictures are not at hand.
         protocol: What is done to pictures before judges see them.
+        training_images: Images that probes learn from; none: the training images of the subject that is read.
     """
 
     classes: Classes
     source: Source
     judge: Judge | None
     protocol: Protocol
+    training_images: Sequence[int] = ()
     _probes: dict[tuple[str, int], Probe] = field(default_factory=dict)
 
     def decoded(self, targets: ImageTargets, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of images' captions, as they are given to the sampler: metric -> (N,)."""
-        if not self.classes:
+        if not probe_images(self.classes, image_ids):
             return {}
         if (DECODED, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
+            ids = self._training_images(subject, image_ids)
             self._probes[DECODED, subject] = fit_probe(
                 self.source.targets(SEMANTIC, ids), labels_of(self.classes, ids)
             )
@@ -57,20 +57,19 @@ class Kinds:
 
     def seen(self, judged: JudgedImages, subject: int, image_ids: Sequence[int]) -> dict[str, Float64]:
         """Return what a probe reads of the judge's features of reconstructions: metric -> (N,), mean over repeats."""
-        if not self.classes or self.judge is None:
+        if self.judge is None or not probe_images(self.classes, image_ids):
             return {}
         if (SEEN, subject) not in self._probes:
-            ids = probe_images(self.classes, self.source.images(subject, "train"))
-            features_ND = np.concatenate(list(self._features(self.judge, ids)))
+            ids = self._training_images(subject, image_ids)
+            features_ND = torch.cat([*seen_features(self.source, ids, self.judge, self.protocol)]).numpy()
             self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
-        repeats = [FeatureRows(judged.recons, self.judge.name, r) for r in used_repeats(judged, self.protocol)]
-        each_RN = [each_picture(probe.scores(rows[:]), labels_NK) for rows in repeats]
+        _, repeats = judged.of(self.judge.name, self.protocol)
+        each_RN = [each_picture(probe.scores(made_ND), labels_NK) for made_ND in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
 
-    def _features(self, judge: Judge, image_ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the judge's features of training pictures (B, D), in chunks."""
-        for start in range(0, len(image_ids), CHUNK):
-            pixels = pictures_to_pixels(self.source.pictures(image_ids[start : start + CHUNK]))
-            for features in features_of([self.protocol.original_first(pixels)], [judge]):
-                yield features[judge.name].numpy()
+    def _training_images(self, subject: int, image_ids: Sequence[int]) -> list[int]:
+        """Return what a probe learns from: training images that show a class, but not those that it reads."""
+        read = set(image_ids)
+        ids = self.training_images or self.source.images(subject, "train")
+        return probe_images(self.classes, [image_id for image_id in ids if image_id not in read])

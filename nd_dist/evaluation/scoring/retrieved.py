@@ -6,29 +6,22 @@ Legend: N images, L tokens, D width, R draws of candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.metrics.bootstrap import mean_of, mean_resampled
+from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
-from nd_dist.metrics.scores import DRAWS, Scored, Statistics, kept_arrays
+from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled
+from nd_dist.metrics.statistics.scores import DRAWS, Scored, Statistics, kept_arrays
 
 BLOCK_IMAGES = 128
 
 
-class FeaturesOfImages(Protocol):
-    """Features of a target by image id: a decoder's predictions, the pictures' own, or what somebody handed in."""
-
-    def rows(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return features (N, ...) of some images."""
-        ...
-
-
 def retrieval_metrics(
-    predicted: FeaturesOfImages, true: FeaturesOfImages, name: str, image_ids: Sequence[int], statistics: Statistics
+    predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int], statistics: Statistics
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return ``image_retrieval`` and ``brain_retrieval`` of a subject as JSON, and their arrays.
 
@@ -64,7 +57,7 @@ def retrieval_metrics(
 
 
 def _cosines(
-    predicted: FeaturesOfImages, true: FeaturesOfImages, name: str, image_ids: Sequence[int]
+    predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int]
 ) -> npt.NDArray[np.float64]:
     """Return (N, N) cosines of flattened features, in blocks."""
     blocks = [list(image_ids[start : start + BLOCK_IMAGES]) for start in range(0, len(image_ids), BLOCK_IMAGES)]

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from nd_dist.frozen.folders import resolve_folder
+from shards.format.index import Index
+from tests.nd_dist.frozen.toy_folders import hash_files
 from tests.shards.support import folder_bytes
 from tests.support.command_line import nd, nd_process
 from tests.support.file_server import FileServer
@@ -42,9 +45,10 @@ def test_the_dry_run_of_packing_says_shards_bytes_and_minutes(packed: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_dry_run_without_networks_still_tells_the_rest(packed: Path) -> None:
+def test_the_dry_run_without_networks_is_refused_and_still_tells_the_rest(packed: Path) -> None:
     result = nd("pack", "demo", *words_of(packed), "model=no-such-model", "--dry-run")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 3, result.stderr
+    assert "would be refused: A model is neither a folder" in result.stdout
     assert "networks are not on this machine" in result.stdout
     assert "targets not counted" in result.stdout
 
@@ -127,6 +131,38 @@ def test_a_repair_that_cannot_pack_leaves_everything_as_it_was(packed: Path, tmp
     assert result.returncode in (3, 4), result.stdout + result.stderr
     assert folder_bytes(folder) == before
     assert nd("verify", str(folder)).stdout.count("sample") == 1
+
+
+@pytest.mark.parametrize(
+    "gone", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"]
+)
+@pytest.mark.parametrize("command", ["pack", "evaluate"])
+def test_a_model_that_lacks_a_file_is_refused_before_ranks_start(
+    packed: Path, tmp_path: Path, command: str, gone: str
+) -> None:
+    model = shutil.copytree(resolve_folder("phantom/stable-diffusion"), tmp_path / "sd")
+    (model / gone).unlink()
+    result = nd(command, "demo", *words_of(packed), f"model={model}")
+    assert result.returncode == 3
+    assert Path(gone).name in result.stderr
+    assert "Rank 0" not in result.stderr
+
+
+def test_shards_that_record_the_hashes_of_the_networks_files_go_on_growing(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed / "shards", tmp_path / "shards"))
+    made_by = Index.read(folder).features["z"].source
+    sd, clip = (resolve_folder(f"phantom/{name}") for name in ("stable-diffusion", "clip-vision"))
+    recorded = {f"{part}_sha256": hash_files(sd / part) for part in ("vae", "text_encoder", "tokenizer")}
+    recorded["guidance_model_sha256"] = hash_files(clip)
+    for receipt in (folder / ".pack").glob("*.tar.json"):
+        text = receipt.read_text()
+        for key, digest in recorded.items():
+            text = text.replace(str(made_by[key]), digest)
+        receipt.write_text(text)
+    result = nd("pack", "demo", *words_of(packed), f"shards_dir={folder}", "data.targets=[z,c]")
+    assert result.returncode == 0, result.stdout + result.stderr
+    sources = [Index.read(folder).features[name].source for name in ("z", "c")]
+    assert [source | recorded for source in sources] == sources
 
 
 def test_a_server_cannot_be_repaired_and_nothing_is_touched(packed: Path, tmp_path: Path) -> None:

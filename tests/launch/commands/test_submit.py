@@ -11,6 +11,7 @@ from launch.recipe import load_recipe
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError, RankFailure
 from nd_dist.schema import TARGETS
+from tests.support.shard_index import write_index
 
 SBATCH = """\
 #!/bin/sh
@@ -23,7 +24,13 @@ SINGLE = ("decoder.heads=single", "data.subjects=[1,2,5]")
 
 
 def words_of(folder: Path, *words: str) -> list[str]:
-    return [f"run_dir={folder / 'my run'}", *words]
+    places = [f"run_dir={folder / 'my run'}", f"shards_dir={folder / 'shards'}"]
+    return [*places, "evaluation.image_groups=null", "evaluation.image_classes=null", *words]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return write_index(tmp_path / "shards")
 
 
 def recipe(folder: Path, *words: str) -> Config:
@@ -39,26 +46,28 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
+@pytest.mark.usefixtures("shards")
 def test_commands_joined_by_commas_run_one_after_the_other(
     tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submit_command("pack,train,evaluate", "demo", words_of(tmp_path), False, None, False)
+    submit_command("train,evaluate,sweep", "demo", words_of(tmp_path), False, None, False)
     said = capsys.readouterr().out
     folder = tmp_path / "my run" / "slurm"
     dependent = "--kill-on-invalid-dep=yes"
     assert sbatch.read_text().splitlines() == [
-        f"--parsable {folder / 'pack.sbatch'}",
-        f"--parsable --dependency=afterok:101 {dependent} {folder / 'train.sbatch'}",
-        f"--parsable --dependency=afterok:102 {dependent} {folder / 'evaluate.sbatch'}",
+        f"--parsable {folder / 'train.sbatch'}",
+        f"--parsable --dependency=afterok:101 {dependent} {folder / 'evaluate.sbatch'}",
+        f"--parsable --dependency=afterok:102 {dependent} {folder / 'sweep.sbatch'}",
     ]
-    assert "submitted job 103 (evaluate, afterok the one before)" in said
+    assert "submitted job 103 (sweep, afterok the one before)" in said
     assert "no memory is asked for" in said
     assert load_recipe(str(tmp_path / "my run" / "config.yaml")) == recipe(tmp_path)
 
 
+@pytest.mark.usefixtures("shards")
 def test_jobs_that_were_submitted_before_one_was_refused_are_named(tmp_path: Path, sbatch: Path) -> None:
     with pytest.raises(RankFailure, match=r"QOSMaxSubmitJobPerUserLimit(.|\n)*scancel 101 102 103"):
-        submit_command("pack,train,evaluate,sweep", "demo", words_of(tmp_path), False, None, False)
+        submit_command("train,evaluate,evaluate,sweep", "demo", words_of(tmp_path), False, None, False)
 
 
 def test_the_grid_is_an_array_for_each_stage_whose_tasks_wait_for_their_own_first_stage(tmp_path: Path) -> None:
@@ -91,8 +100,9 @@ def test_the_merging_job_asks_for_one_rank_only(tmp_path: Path) -> None:
     assert [(job.slurm.nodes, job.slurm.ranks_per_node) for job in jobs] == [(4, 8), (4, 8), (1, 1)]
 
 
+@pytest.mark.usefixtures("shards")
 def test_each_point_of_a_sweep_array_has_a_folder_with_the_trained_decoder(tmp_path: Path, sbatch: Path) -> None:
-    words = words_of(tmp_path, "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]")
+    words = words_of(tmp_path, "sweep.kappa=[1,1e5]", "sweep.eta=[0.1,1]", "evaluation.embeddings=ground_truth")
     submit_command("sweep", "demo", words, True, None, False)
     run_dir = tmp_path / "my run"
     (run_dir / "checkpoints").mkdir()

@@ -15,7 +15,8 @@ from launch.plans.plan import RankProgram, plain_word, single_plan, text_of_word
 from launch.plans.slurm import srun_plan
 from launch.plans.tools import Tools
 from launch.recipe import load_recipe
-from launch.supervise.preflight import check_metrics, require_starters
+from launch.supervise.checks import check_metrics
+from launch.supervise.preflight import require_starters
 from nd_dist.config import EvaluationConfig, SlurmConfig
 from nd_dist.errors import ConfigError, DataError
 
@@ -239,10 +240,10 @@ def test_a_missing_pdsh_is_said_before_anything_starts(tmp_path: Path, monkeypat
 
 
 def test_a_protocol_groups_or_judges_that_are_not_there_are_refused_before_ranks_start(tmp_path: Path) -> None:
-    check_metrics(EvaluationConfig(protocol="takagi", judges_dir=tmp_path))
+    check_metrics(EvaluationConfig(protocol="takagi"))
     with pytest.raises(ConfigError, match="metric protocol does not exist"):
         check_metrics(EvaluationConfig(protocol="takagy"))
     with pytest.raises(ConfigError, match="metric networks"):
         check_metrics(EvaluationConfig(judges_dir=tmp_path / "nothing"))
-    with pytest.raises(DataError, match="names groups of test images is missing"):
+    with pytest.raises(DataError, match="names groups or classes of images is missing"):
         check_metrics(EvaluationConfig(image_groups=tmp_path / "nothing.json"))

@@ -15,7 +15,7 @@ import torch
 from launch.ranks.rank import Rank
 from nd_dist.comm import connect
 from nd_dist.evaluation.reconstruction.decode import Predictor
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_job
 
@@ -47,7 +47,7 @@ class Slow:
 def evaluate_slowly(rank: Rank, signs: threading.Event) -> None:
     """Evaluate two images after decoding all of them; ``signs`` is clear while the decoder lives."""
 
-    class SlowFolders(ModelFolders):
+    class SlowFolders(Networks):
         def decoder(self, folder: Path) -> Predictor:
             return Slow(super().decoder(folder), signs)
 

@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from nd_dist.comm import Comm
+from nd_dist.config import Config
 from nd_dist.errors import CheckpointError, DataError, Requeue
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.partial import partial_metrics
 from nd_dist.evaluation.points.units import Point, grid_points
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.fanout.results import read_png, read_record
 from nd_dist.metrics.pixel import pixel_correlation
 from nd_dist.report.report import write_report
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, ToySource, toy_job, write_models
+from tests.nd_dist.frozen.toy_folders import hash_files
 from tests.support.waiting import HANG_S, wait_until
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -118,6 +121,24 @@ def test_running_again_does_nothing_and_changes_nothing(world: Path) -> None:
     assert sum(tally["done"] for tally in work.values()) == 0
 
 
+class EarlierNetworks(Networks):
+    """Networks that are identified by their files, as earlier versions did."""
+
+    def identity(self, config: Config) -> dict[str, str | bool]:
+        model = Path(config.model)
+        parts = {part: hash_files(model / part) for part in ("unet", "vae", "text_encoder")}
+        return {**super().identity(config), **parts, "guidance": hash_files(Path(config.guidance_model))}
+
+
+def test_what_an_earlier_version_evaluated_by_the_hashes_of_its_files_is_kept(world: Path) -> None:
+    job = toy_job(world, "earlier", num_images=1)
+    run(dataclasses.replace(job, networks=EarlierNetworks(job.config, torch.device("cpu"))))
+    before = (world / "earlier" / "metrics.json").read_bytes()
+    run(job)
+    assert sum(tally["done"] for tally in events(world / "earlier", "evaluation_done")[-1]["work"].values()) == 0
+    assert (world / "earlier" / "metrics.json").read_bytes() == before
+
+
 def test_images_in_a_unit_do_not_change_a_bit(world: Path) -> None:
     for size in (1, 4):
         run(toy_job(world, f"batch-{size}", batch_size=size))
@@ -149,7 +170,7 @@ def test_a_torn_result_is_made_again(world: Path) -> None:
 
 def test_a_changed_picture_is_refused_by_name(world: Path) -> None:
     shutil.copytree(world / "run", world / "changed")
-    shutil.rmtree(world / "changed" / "evaluation" / "judged")
+    shutil.rmtree(world / "changed" / "evaluation")
     folder = world / "changed" / "reconstructions" / "unguided" / "subj01" / "image-00002"
     shutil.copy(folder / "repeat-0.png", folder / "repeat-1.png")
     with pytest.raises(DataError, match=r"image-00002"):
@@ -183,16 +204,16 @@ def test_points_of_other_images_are_set_aside_with_a_word_and_come_back(world: P
 
 
 def test_a_run_that_goes_on_has_metrics_of_what_all_points_share(world: Path) -> None:
-    shutil.copytree(world / "run", world / "half")
-    job = toy_job(world, "half")
+    job = toy_job(world, "half", keep_features=True)
+    run(job)
     (world / "half" / "metrics.json").unlink()
-    for image in (1, 3):
-        shutil.rmtree(job.layout.judged(job.points[1], 1) / f"image-{image:05d}")
+    shutil.rmtree(job.layout.score(job.points[1], 1))
+    shutil.rmtree(job.layout.judged(job.points[1], 1) / "images-00001")
     found = partial_metrics(job.config)
-    assert found["images"] == {"1": [0, 2]}
+    assert found["images"] == {"1": [0, 1]}
     assert found["simulated"], "its judges are those of the phantom"
     assert "2 images of subject 1 at all of them" in found["partial"]
-    alone = run(toy_job(world, "half", image_groups=None, num_images=None))
+    alone = run(toy_job(world, "half"))
     for point in found["points"]:
         assert set(point["metrics"]) >= {"pixcorr", "mixer", "depthwise"}
         assert point["metrics"]["pixcorr"]["n"] == 2
@@ -226,6 +247,60 @@ def test_a_sweep_adds_its_points_to_those_of_the_evaluation(world: Path) -> None
     assert numbers(world / "sweep")["points"] == points
 
 
+def test_other_guidance_terms_make_other_pictures_from_the_targets_that_they_name(world: Path) -> None:
+    made = {}
+    for guidance in ({"clip": 1.0}, {"latent": 1.0}, {"clip": 0.5, "pixels": 2.0}):
+        job = toy_job(world, f"guided-{len(made)}", num_images=1, baseline=False)
+        sampler = job.config.sampler.model_copy(update={"guidance": guidance, "kappa": 50.0})
+        job = dataclasses.replace(job, config=job.config.model_copy(update={"sampler": sampler}))
+        run(dataclasses.replace(job, points=(Point(50.0, 0.5),)))
+        made[str(guidance)] = tuple(pictures(job.config.run_dir).values())
+    assert len(set(made.values())) == 3
+
+
+def test_more_repeats_keep_those_that_are_there_and_fewer_take_the_first(world: Path) -> None:
+    shutil.copytree(world / "run", world / "repeats")
+    before = pictures(world / "run")
+    metrics = run(toy_job(world, "repeats", num_repeats=3))
+    after = pictures(world / "repeats")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 2 * TEST_IMAGES
+    folder = world / "repeats" / metrics["points"][0]["folder"] / "image-00001"
+    assert len(read_record(folder)["noise_seeds"]) == len(read_record(folder)["files"]) == 3
+    assert metrics["points"][0]["metrics"] != numbers(world / "run")["points"][0]["metrics"]
+    run(toy_job(world, "repeats"))
+    assert numbers(world / "repeats") == numbers(world / "run")
+    assert pictures(world / "repeats") == after
+
+
+def test_pictures_that_other_versions_began_are_told(world: Path) -> None:
+    shutil.copytree(world / "run", world / "versions")
+    path = world / "versions" / "reconstructions" / "unguided" / "subj01" / "settings.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "made_with": {"device": "A200", "torch": "1.0"}}))
+    run(toy_job(world, "versions"))
+    assert "1 point(s) were begun with A200, 1.0;" in events(world / "versions", "notice")[-1]["message"]
+    assert numbers(world / "versions") == numbers(world / "run")
+
+
+def test_named_groups_have_means_over_subjects(world: Path) -> None:
+    job = toy_job(world, "groups", subjects=(1, 2), baseline=False)
+    metrics = run(dataclasses.replace(job, image_groups={"two": (0, 3)}))
+    parts = [entry["groups"]["two"]["ssim"]["value"] for entry in metrics["points"]]
+    (mean,) = (entry["groups"]["two"]["ssim"] for entry in metrics["averages"])
+    assert (mean["value"], mean["n"], mean["ci_low"]) == (pytest.approx(sum(parts) / 2), 2, None)
+    assert "Mean of subjects 1, 2: two (2 images)" in write_report(world / "groups").read_text()
+
+
+def test_only_some_pictures_stay_where_the_recipe_says_so_and_no_features(world: Path) -> None:
+    metrics = run(toy_job(world, "few", keep_pictures=1))
+    assert metrics["points"] == numbers(world / "run")["points"]
+    assert len(pictures(world / "few")) == TEST_IMAGES + 2 * 2
+    assert not list((world / "few" / "evaluation" / "judged" / "nd").glob("[!o]*/*/*/features.safetensors"))
+    assert write_report(world / "few").exists()
+    assert run(toy_job(world, "few", keep_pictures=1)) == metrics
+
+
 def test_ground_truth_embeddings_need_no_decoder(world: Path) -> None:
     job = toy_job(world, "ceiling", embeddings="ground_truth", num_images=3)
     metrics = run(dataclasses.replace(job, decoder_dir=world / "nothing"))
@@ -250,16 +325,16 @@ def slow(world: Path) -> Path:
 
 
 @pytest.mark.launch
-def test_a_neighbour_finishes_the_unit_of_a_killed_process_and_says_so(world: Path, slow: Path) -> None:
-    processes = [_start(world, "killed", SLOW) for _ in range(2)]
+def test_another_rank_finishes_the_unit_of_a_killed_one_and_says_so(world: Path, slow: Path) -> None:
+    processes = [_start(world, "killed", SLOW, rank=(str(rank), "2")) for rank in range(2)]
     victim = int(wait_until(lambda: _owner_of_a_reconstruction(world / "killed"), pause_s=0.005)["pid"])
     os.kill(victim, signal.SIGKILL)
     codes = {process.pid: process.wait(timeout=HANG_S) for process in processes}
     assert sorted(codes.values()) == [-signal.SIGKILL, 0]
     assert numbers(world / "killed") == numbers(slow)
     assert pictures(world / "killed") == pictures(slow)
-    assert [event["dead"]["pid"] for event in events(world / "killed", "unit_taken_over")] == [victim]
-    assert not list((world / "killed").rglob(".*.part"))
+    survivor = [process.pid for process in processes].index(victim) ^ 1
+    assert [event["dead"]["pid"] for event in events(world / "killed", "unit_taken_over", survivor)] == [victim]
 
 
 @pytest.mark.launch
@@ -286,26 +361,20 @@ def test_an_mpi_job_that_died_with_one_of_its_ranks_is_finished_by_the_next(worl
     assert pictures(world / "died") == pictures(slow)
 
 
-def _start(world: Path, run_name: str, num_steps: int, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    words = [
-        *launcher,
-        sys.executable,
-        "-m",
-        "tests.nd_dist.evaluation.eval_rank",
-        str(world),
-        run_name,
-        str(num_steps),
-    ]
+def _start(
+    world: Path, run_name: str, num_steps: int, launcher: Sequence[str] = (), rank: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-m", "tests.nd_dist.evaluation.eval_rank"]
+    words = [*launcher, *program, str(world), run_name, str(num_steps), *rank]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _owner_of_a_reconstruction(run_dir: Path, pid: int = 0) -> dict[str, Any]:
-    """Return who holds a group of units (the process ``pid`` where given), empty where nobody does."""
-    for path in (run_dir / "evaluation" / "leases").glob("*_subj01_*"):
-        text = path.read_text()
-        owner: dict[str, Any] = json.loads(text) if text and path.stat().st_mtime > 0 else {}
-        if owner and pid in (0, owner["pid"]):
+def _owner_of_a_reconstruction(run_dir: Path) -> dict[str, Any]:
+    """Return who holds a group of units, empty where nobody does."""
+    for path in (run_dir / "evaluation" / "leases").glob("*/reconstruct/*_subj01_*.0000"):
+        if (text := path.read_text()) and not path.with_suffix(".done").exists():
+            owner: dict[str, Any] = json.loads(text)
             return owner
     return {}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nd_dist.comm import Comm
-from nd_dist.errors import DataError
+from nd_dist.errors import ConfigError, DataError
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.merge import merge_runs
 from nd_dist.evaluation.points.units import Point, config_points, control_points, grid_points
@@ -68,8 +68,7 @@ def test_a_family_with_one_point_missing_makes_that_one_only(world: Path) -> Non
     points = tuple(Point(10.0, eta) for eta in (0.3, 1.0))
     job = dataclasses.replace(toy_job(world, "gap", num_steps=8), points=points)
     before = run(job)
-    for name in ("reconstructions", "evaluation/judged/nd"):
-        shutil.rmtree(world / "gap" / name / points[0].name / "subj01" / "image-00001")
+    shutil.rmtree(world / "gap" / "reconstructions" / points[0].name / "subj01" / "image-00001")
     kept = (world / "gap" / "reconstructions" / points[1].name / "subj01" / "image-00001" / "repeat-0.png").stat()
     (world / "gap" / "metrics.json").unlink()
     shutil.rmtree(world / "gap" / "evaluation" / "scores")
@@ -182,8 +181,9 @@ def test_the_estimate_stops_before_the_sweep_and_what_it_made_counts(world: Path
     assert run_sweep(job, only_estimate=True) == {}
     assert not (world / "estimate" / "metrics.json").exists()
     (told,) = events(world / "estimate", "estimate")
-    assert told["units"] == 2 * 2 + 2 * 4, "two of four training images were timed, in each of two families"
+    assert told["units"] == 2 * 4, "all four training images were timed, in each of two families"
     assert told["gpu_hours"] > 0
+    assert events(world / "estimate", "notice")[-1]["message"].startswith(f"disk: {3 * TEST_IMAGES * 3:,} files and")
     run_sweep(job)
     made = events(world / "estimate", "evaluation_done")[-1]["work"]
     assert made["calibrate" if "calibrate" in made else "selection: calibrate"]["done"] == 0
@@ -224,3 +224,30 @@ def test_runs_of_different_protocols_do_not_join(world: Path, tmp_path: Path) ->
         runs.append(job.config.run_dir)
     with pytest.raises(DataError, match="protocol"):
         merge_runs(tmp_path / "joined", runs)
+
+
+def test_points_that_are_clearly_worse_stop_early_and_the_best_is_the_same(world: Path) -> None:
+    settings = {"kappa": (5.0, 10.0), "eta": (0.5, 1.0), "num_images": 10, "report": "chosen"}
+    whole = run_sweep(with_sweep(toy_job(world, "whole", num_images=2), **settings))["selection"]
+    job = with_sweep(toy_job(world, "halved", num_images=2), **settings, halving=True)
+    halved = run_sweep(job)["selection"]
+    assert [event["left"] for event in events(job.config.run_dir, "points_stopped")] == [3, 2]
+    values = {Point.of(item): item["value"] for item in whole["candidates"]}
+    assert len(halved["candidates"]) == 2
+    assert all(values[Point.of(item)] == item["value"] for item in halved["candidates"])
+    assert run_sweep(job)["selection"] == halved
+    work = events(job.config.run_dir, "evaluation_done")[-1]["work"]
+    assert sum(tally["done"] for tally in work.values()) == 0
+
+
+def test_test_images_can_be_named_and_a_strange_one_is_refused(world: Path) -> None:
+    job = toy_job(world, "named", image_ids=(3, 1), baseline=False)
+    assert run(job)["images"] == {"1": [1, 3]}
+    with pytest.raises(ConfigError, match="70"):
+        run(toy_job(world, "named", image_ids=(1, 70)))
+
+
+def test_a_guided_point_without_a_guided_step_is_told(world: Path) -> None:
+    job = dataclasses.replace(toy_job(world, "none", num_images=1), points=(Point(10.0, 0.1), Point(10.0, 0.5)))
+    run(job)
+    assert "no step is guided at kappa-10_eta-0.1: eta" in events(job.config.run_dir, "notice")[-1]["message"]

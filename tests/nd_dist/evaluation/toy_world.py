@@ -14,7 +14,7 @@ import torch
 from nd_dist.config import Config
 from nd_dist.evaluation.job import Job
 from nd_dist.evaluation.points.units import config_points
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.frozen import phantom_judges
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import GUIDANCE, INITIAL, SEMANTIC, TargetSpec, role_of
@@ -105,5 +105,5 @@ def toy_config(folder: Path, run: str = "run", num_steps: int = 4, **evaluation:
 
 def toy_job(folder: Path, run: str = "run", num_steps: int = 4, **evaluation: Any) -> Job:
     config = toy_config(folder, run, num_steps, **evaluation)
-    networks = ModelFolders(config, torch.device("cpu"))
+    networks = Networks(config, torch.device("cpu"))
     return Job(config, config_points(config), ToySource(), folder / "decoder", networks, is_simulated=True)

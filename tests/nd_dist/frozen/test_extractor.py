@@ -17,6 +17,7 @@ from nd_dist.frozen.compatibility import check_compatible
 from nd_dist.frozen.extractor import FrozenExtractor
 from nd_dist.frozen.stable_diffusion import StableDiffusion
 from nd_dist.schema import GUIDANCE, TARGETS
+from tests.nd_dist.frozen.toy_folders import hash_files
 
 CAPTIONS = [["a cat", "a dog"], ["one bird"], ["x y z", "a", "b c"]]
 IDS = [10, 3, 77]
@@ -170,3 +171,17 @@ def test_only_what_a_target_depends_on_is_compared(sd: StableDiffusion, clip: Cl
         check_compatible({"z": elsewhere}, mine)
     with pytest.raises(DataError, match="not recorded"):
         check_compatible({"g02": {}}, mine)
+
+
+def test_targets_that_record_the_hashes_of_the_files_are_of_the_same_networks(
+    sd: StableDiffusion, clip: ClipVision, sd_dir: Path, clip_dir: Path
+) -> None:
+    now = extractor(sd, clip).fingerprint
+    recorded = {f"{part}_sha256": hash_files(sd_dir / part) for part in ("vae", "text_encoder", "tokenizer")}
+    recorded["guidance_model_sha256"] = hash_files(clip_dir)
+    before = {**now, **recorded}
+    assert all(before[key] != now[key] for key in recorded if key != "tokenizer_sha256")
+    again = FrozenExtractor(sd, clip, FrozenConfig(), 5, recorded.values())
+    assert again.fingerprint == before
+    other = FrozenExtractor(sd, clip, FrozenConfig(), 5, ["0" * 64])
+    assert other.fingerprint == now

@@ -65,8 +65,8 @@ def test_without_torchvision_the_field_judges_say_how_to_install_it(tmp_path: Pa
         load_field_judges(tmp_path, SETTINGS, CPU)
 
 
-def test_a_missing_clip_judge_says_how_to_fetch_it(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="hf download openai/clip-vit-large-patch14"):
+def test_a_missing_clip_judge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json"):
         _clip_judge(tmp_path / CLIP_FOLDER, _Inputs(SETTINGS, CPU))
 
 

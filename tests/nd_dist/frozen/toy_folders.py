@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
+from nd_dist.files import hash_json, sha256_file
+
 TEXT_WIDTH = 24
 TEXT_LENGTH = 12
 PICTURE_SIZE = 32
@@ -120,3 +122,10 @@ def write_stable_diffusion(
 def write_clip(folder: Path, num_layers: int = 8) -> Path:
     toy_clip_tower(num_layers).save_pretrained(folder)
     return folder
+
+
+def hash_files(folder: Path) -> str:
+    """Return the hash over the files of a network or tokenizer, by which earlier versions recorded it."""
+    weights = list(folder.glob("*.safetensors"))
+    files = [*weights, folder / "config.json"] if weights else list(folder.iterdir())
+    return hash_json({path.name: sha256_file(path) for path in files})

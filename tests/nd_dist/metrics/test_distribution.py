@@ -6,13 +6,13 @@ import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from nd_dist.metrics import distribution
-from nd_dist.metrics.bootstrap import resample_counts
 from nd_dist.metrics.distribution import (
     frechet_distance,
     kernel_distance,
     kernel_distance_resampled,
     kernels,
 )
+from nd_dist.metrics.statistics.bootstrap import resample_counts
 
 
 class Features(torch.nn.Module):

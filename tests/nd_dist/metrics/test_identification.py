@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nd_dist.metrics.identification import correlation_matrix, standardize_rows, two_way, two_way_each, wins
+from nd_dist.metrics.identification import (
+    correlation_matrix,
+    mean_correlation_wins,
+    standardize_rows,
+    two_way,
+    two_way_each,
+    wins,
+)
 
 # r[i, j] = correlation of real i with reconstruction j
 WORKED = np.array([[0.9, 0.2, 0.6], [0.3, 0.5, 0.7], [0.1, 0.4, 0.6]])
@@ -95,3 +103,30 @@ def test_a_constant_feature_row_correlates_with_nothing_and_loses() -> None:
 def test_one_picture_cannot_be_identified() -> None:
     with pytest.raises(ValueError, match="at least two"):
         two_way(np.ones((1, 1)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(num=st.integers(2, 14), seed=st.integers(0, 10_000), repeats=st.integers(1, 3))
+def test_fast_products_give_the_wins_of_exact_ones_and_equal_pictures_are_a_tie(
+    num: int, seed: int, repeats: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    reals = rng.integers(0, 2, (num, 4)).astype(np.float32)  # equal rows and constant ones among them
+    sets = [rng.integers(0, 3, (num, 4)).astype(np.float32) for _ in range(repeats)]
+    exact = np.mean([correlation_matrix(reals, each) for each in sets], axis=0)
+    is_equal = (reals[:, None] == reals[None]).all(axis=2)
+    for distractors in ("real", "reconstruction"):
+        found = mean_correlation_wins(reals, sets, distractors, torch.device("cpu"))
+        is_clear = np.abs((exact if distractors == "real" else exact.T) - np.diag(exact)) > 1e-12
+        assert (found == wins(exact, distractors))[is_clear].all()
+        assert not found[is_equal].any() or distractors == "reconstruction"
+
+
+def test_pairs_too_near_for_float32_are_decided_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    reals = rng.standard_normal((40, 3000)).astype(np.float32)
+    base = rng.standard_normal(3000)
+    recons = (base + 1e-6 * rng.standard_normal((40, 3000))).astype(np.float32)  # all nearly the same
+    for distractors in ("real", "reconstruction"):
+        exact = wins(correlation_matrix(reals, recons), distractors)
+        assert (mean_correlation_wins(reals, [recons], distractors, torch.device("cpu")) == exact).all()

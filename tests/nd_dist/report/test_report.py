@@ -21,11 +21,11 @@ from nd_dist.metrics.table import metric_of
 from nd_dist.report import figures
 from nd_dist.report.figures import write_figures
 from nd_dist.report.findings import Findings
+from nd_dist.report.pictures import data_uri
 from nd_dist.report.report import render, write_report
 from nd_dist.report.svg import Cell, curve, heat_map
 from nd_dist.report.table_files import latex_text
 from nd_dist.report.tables import probability, verdict
-from nd_dist.report.thumbnails import data_uri
 from tests.nd_dist.evaluation.toy_world import TEST_IMAGES, toy_job, write_models
 from tests.support.chromium import CHROMIUM, Chromium
 
@@ -97,6 +97,16 @@ def test_the_page_says_that_data_are_simulated_and_names_protocol_and_provenance
     assert 'class="scale"' in text
     for needed in ("It stands where the field has AlexNet(2)", "device-hours", "a picture made and judged"):
         assert needed in text
+
+
+def test_published_numbers_on_nsd_are_not_set_beside_those_of_another_data_set(run_dir: Path) -> None:
+    metrics = {**json.loads((run_dir / "metrics.json").read_text()), "simulated": False}
+    config = metrics["provenance"]["config"]
+    told = "pictures and brains are another data"
+    assert told not in render(Findings(run_dir, metrics))
+    elsewhere = {**config, "data": {**config["data"], "reader": "laion_fmri"}}
+    other = {**metrics, "provenance": {**metrics["provenance"], "config": elsewhere}}
+    assert told in render(Findings(run_dir, other))
 
 
 def test_the_page_is_the_same_whenever_it_is_written(run_dir: Path) -> None:

@@ -119,7 +119,7 @@ def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) ->
         "κ 20",
     ):
         assert needed in page
-    assert page.count('src="data:image/') == 4 * (1 + 3) + 2 * (1 + 4), (
+    assert page.count('src="data:image/') == 4 * (1 + 3) + 2 * (2 + 4), (
         "strips of three rows, two grids of four points"
     )
     assert "http" not in page, "the page refers to nothing outside itself"

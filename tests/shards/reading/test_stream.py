@@ -13,8 +13,9 @@ import torch
 from nd_dist.errors import CheckpointError, ConfigError, DataError
 from nd_dist.schema import Batch
 from shards.format.codec import trial_shard_path
+from shards.format.splits import is_heldout
 from shards.reading.reader import ShardReader
-from shards.reading.selection import StreamConfig, is_heldout
+from shards.reading.selection import StreamConfig
 from shards.reading.stream import TrialStream
 from tests.shards.support import flip_byte
 

@@ -255,3 +255,16 @@ def test_sessions_without_betas_beyond_those_to_train_on_are_absent(phantom_copy
     assert design.num_trials == 60, "trials keep their numbers"
     with pytest.raises(DataError, match="no betas of session 2"):
         reader_of(phantom_copy, max_sessions=2).design(1)
+
+
+def test_voxels_below_a_noise_ceiling_are_left_out_and_the_index_says_so(phantom_dir: Path) -> None:
+    layout = NsdLayout(phantom_dir)
+    labels = np.asarray(nibabel.load(layout.roi(1, "nsdgeneral")).get_fdata())
+    snr = np.asarray(nibabel.load(layout.ncsnr(1, "betas_fithrf_GLMdenoise_RR")).get_fdata())
+    ceiling = 100 * snr**2 / (snr**2 + 1 / 3)
+    whole, reliable = reader_of(phantom_dir).design(1), reader_of(phantom_dir, min_noise_ceiling=60).design(1)
+    assert reliable.num_voxels == ((labels > 0) & (ceiling >= 60)).sum()
+    assert 0 < reliable.num_voxels < whole.num_voxels
+    assert reliable.source["roi"] == "nsdgeneral, noise ceiling at least 60 %"
+    with pytest.raises(DataError, match="no voxel with a positive label and a noise ceiling of at least 100 %"):
+        reader_of(phantom_dir, min_noise_ceiling=100).design(1)

@@ -241,14 +241,14 @@ def test_known_counts_are_checked_only_where_the_data_set_is_nsd_itself(packed_d
 
 
 def test_known_counts_of_whole_early_and_partial_releases() -> None:
-    from shards.sources.nsd_counts import KNOWN, KnownCounts, expected_counts
+    from shards.sources.known import NSD, KnownCounts, nsd_counts
 
-    assert expected_counts(3, KNOWN[3]) == KNOWN[3]
-    early = expected_counts(5, KnownCounts(37, 0, 9_990, 0, 0, 0))
+    assert nsd_counts(3, NSD[3]) == NSD[3]
+    early = nsd_counts(5, KnownCounts(37, 0, 9_990, 0, 0, 0))
     assert early == KnownCounts(37, 27_750, 9_990, 982, 2770, 13_039)
-    part = expected_counts(8, KnownCounts(3, 99, 1, 2, 3, 4))
+    part = nsd_counts(8, KnownCounts(3, 99, 1, 2, 3, 4))
     assert part == KnownCounts(3, 2250, 1, 2, 3, 14_386)
-    assert expected_counts(9, KNOWN[3]) is None
+    assert nsd_counts(9, NSD[3]) is None
 
 
 def test_images_in_train_and_test_are_found(packed_dir: Path) -> None:

@@ -27,21 +27,20 @@ from nd_dist.evaluation.sweep import select
 @given(
     images=st.dictionaries(st.integers(1, 8), st.sets(st.integers(0, 72_999), min_size=1, max_size=30), max_size=3),
     batch_size=st.integers(1, 9),
-    num_repeats=st.integers(1, 5),
 )
-def test_every_unit_is_in_one_group(images: dict[int, set[int]], batch_size: int, num_repeats: int) -> None:
+def test_every_image_of_every_point_is_in_one_bundle(images: dict[int, set[int]], batch_size: int) -> None:
     points = (Point(0.0, 0.0), Point(300.0, 0.5))
-    groups = plan_bundles(points, {subject: sorted(ids) for subject, ids in images.items()}, batch_size, num_repeats)
-    units = [unit for group in groups for unit in group.units()]
-    assert len(units) == len(set(units)) == 2 * num_repeats * sum(map(len, images.values()))
-    assert len({group.name for group in groups}) == len(groups)
-    assert all(len(group.image_ids) <= batch_size for group in groups)
+    bundles = plan_bundles(points, {subject: sorted(ids) for subject, ids in images.items()}, batch_size)
+    units = [(each.subject, point, image) for each in bundles for point in each.points for image in each.image_ids]
+    assert len(units) == len(set(units)) == 2 * sum(map(len, images.values()))
+    assert len({bundle.name for bundle in bundles}) == len(bundles)
+    assert all(len(bundle.image_ids) <= batch_size for bundle in bundles)
 
 
 def test_points_of_one_kappa_and_its_settings_are_made_together() -> None:
     settings = (("sampler.cfg_scale", 3.0),)
     points = (Point(0.0, 0.0), Point(1.0, 0.9), Point(1.0, 0.2), Point(1.0, 0.2, settings), Point(2.0, 0.2))
-    groups = plan_bundles(points, {1: [5]}, 4, 1)
+    groups = plan_bundles(points, {1: [5]}, 4)
     assert [[point.eta for point in group.points] for group in groups] == [[0.0], [0.2, 0.9], [0.2], [0.2]]
 
 
@@ -136,7 +135,7 @@ def test_the_best_mean_over_subjects_is_chosen_in_the_metrics_own_direction() ->
     grid = {(1.0, 0.5): [0.9, 0.1], (2.0, 0.5): [0.6, 0.6], (3.0, 0.5): [0.1, 0.2]}
     choice = select(report(pixcorr=grid))
     assert (choice.chosen.point, choice.chosen.value) == (Point(2.0, 0.5), pytest.approx(0.6))
-    assert [item.point.kappa for item in choice.others] == [1.0, 3.0]
+    assert [item.point.kappa for item in choice.ranked] == [2.0, 1.0, 3.0]
     assert select(report(swav=grid), "swav").chosen.point == Point(3.0, 0.5)
 
 

@@ -5,6 +5,7 @@ import pytest
 from nd_dist.config import Config
 from nd_dist.evaluation.points.units import Bundle, Point
 from nd_dist.evaluation.reconstruction.costs import (
+    DiskUse,
     StepCost,
     StepCount,
     cost_class,
@@ -40,7 +41,7 @@ def test_one_measurement_keeps_the_usual_ratio_and_still_gives_its_own_seconds_b
 
 
 def test_hours_add_up_over_groups_and_are_shared_by_ranks() -> None:
-    group = Bundle((Point(1.0, 0.2),), 1, 0, (1, 2, 3), 5)
+    group = Bundle((Point(1.0, 0.2),), 1, 0, (1, 2, 3))
     found = estimate(
         [(group, 3, StepCount(10, 20)), (group, 1, StepCount(10, 20))], {"unguided": StepCost(60.0, 30.0)}, 4
     )
@@ -48,6 +49,18 @@ def test_hours_add_up_over_groups_and_are_shared_by_ranks() -> None:
     assert found.wall_hours == pytest.approx(found.gpu_hours / 4)
     assert "4 unit(s)" in found.describe()
     assert "1.33 GPU-hours" in found.describe()
+
+
+def test_a_paper_sweep_is_told_how_it_fits_the_disk() -> None:
+    images, groups = 36 * 4 * 1000, 36 * 4
+    whole = DiskUse(images, images, 2 * 7 * 1000, 5, 410e3, 1e6)
+    assert (whole.files, round(whole.most_bytes / 1e9)) == (864_000, 394)
+    text = whole.describe(groups)
+    assert "evaluation.keep_pictures=115" in text
+    few = DiskUse(images, 115 * groups, 2 * 7 * 1000, 5, 410e3, 1e6)
+    assert few.files <= 100_000
+    assert few.most_bytes < 300e9
+    assert "keep_pictures" not in few.describe(groups)
 
 
 def test_seeds_and_controls_cost_what_their_point_costs() -> None:

@@ -12,7 +12,7 @@ import torch
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.bench import Bench
 from nd_dist.evaluation.decoding import decode_tasks, statistics_tasks
-from nd_dist.evaluation.job import Fingerprints
+from nd_dist.evaluation.job import Keys
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.reconstruction.decode import (
     BATCH,
@@ -76,7 +76,7 @@ def decoded(
     predictor = LinearPredictor()
     job = toy_job(folder, z_calibration=rule, calibrated=calibrated, calibrated_by=by)
     job = replace(job, source=SemanticSource(NUM), networks=OnlyDecoder(predictor))  # type: ignore[arg-type]
-    bench = Bench(job, Fingerprints({"decoding": rule, "shards": "toy"}, {}))
+    bench = Bench(job, Keys({"": {"decoding": rule, "shards": "toy"}}, {}))
     for task in (*decode_tasks(bench), *statistics_tasks(bench)):
         list(task.work())
         assert task.is_done()

@@ -16,7 +16,7 @@ from nd_dist.config import Config
 from nd_dist.diffusion.finite import NonFiniteSample
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.reconstruction.decode import TrueTargets
-from nd_dist.evaluation.reconstruction.networks import ModelFolders
+from nd_dist.evaluation.reconstruction.networks import Networks
 from nd_dist.evaluation.reconstruction.reconstruct import Reconstruction, Result, reconstruct
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
@@ -55,7 +55,7 @@ def reconstructed(
 ) -> list[Path]:
     config = config_of(world, **sampler)
     results = [Result(point, out_dir / str(index), "print") for index, point in enumerate(points)]
-    networks = ModelFolders(config, torch.device("cpu"))
+    networks = Networks(config, torch.device("cpu"))
     for made in reconstruct([IMAGE], {IMAGE: results}, config, networks.sampler(config), TrueTargets(source)):
         made.publish(config.sampler)
     return [result.folder for result in results]
@@ -106,7 +106,7 @@ def test_intermediate_pictures_lie_beside_the_reconstructions_of_every_point(
 
 def test_an_image_comes_to_the_same_bits_whatever_stands_at_the_other_places(world: Path) -> None:
     config, source = config_of(world, on_non_finite="report"), SpoiledSource()
-    sampler = ModelFolders(config, torch.device("cpu")).sampler(config)
+    sampler = Networks(config, torch.device("cpu")).sampler(config)
 
     def made(places: list[int]) -> list[Reconstruction]:
         results = {image: [Result(point, Path(str(image)), "print") for point in POINTS] for image in (2, 3)}
@@ -124,7 +124,7 @@ def test_the_metrics_file_names_reconstructions_that_were_not_finite(world: Path
     config, quick = config_of(world, on_non_finite="report"), {"num_repeats": 1, "embeddings": "ground_truth"}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=quick)})
     job = toy_job(world)
-    job = replace(job, config=config, source=SpoiledSource(), networks=ModelFolders(config, torch.device("cpu")))
+    job = replace(job, config=config, source=SpoiledSource(), networks=Networks(config, torch.device("cpu")))
     metrics = evaluate(job, Comm(), EventLog(config.run_dir, 0, "evaluate"))
     unguided, guided = metrics["points"]
     assert "failures" not in unguided

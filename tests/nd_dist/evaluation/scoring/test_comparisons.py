@@ -5,8 +5,8 @@ import pytest
 
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, NO_GUIDANCE, RECIPE, averages, comparisons
-from nd_dist.metrics.bootstrap import mean_of, mean_resampled, percentiles
-from nd_dist.metrics.scores import Scored, Scores, Statistics, kept_arrays, mean_of_scores
+from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled, percentiles
+from nd_dist.metrics.statistics.scores import Scored, Scores, Statistics, kept_arrays, mean_of_scores
 
 RECIPE_POINT = Point(10.0, 0.5)
 STATISTICS = Statistics(500)

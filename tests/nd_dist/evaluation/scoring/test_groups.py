@@ -8,7 +8,7 @@ import torch
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.scoring.groups import group_metrics, read_groups
-from nd_dist.metrics.scores import EACH, WINS, Statistics, scored_arrays
+from nd_dist.metrics.statistics.scores import EACH, WINS, Statistics, scored_arrays
 
 STATISTICS = Statistics(200, 0)
 IMAGES = [3, 5, 8, 13, 21, 34]

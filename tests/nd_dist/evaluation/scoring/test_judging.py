@@ -1,6 +1,5 @@
 """Judging: batches of one fixed size, features that do not depend on neighbours, results that outlive a stop."""
 
-import errno
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
-from nd_dist.evaluation.scoring.judging import JUDGE_BATCH, Judges, Verdict, features_of, judge_all
-from nd_dist.fanout.results import Publisher, has_result, publish, read_record, write_png
+from nd_dist.evaluation.scoring.judging import BATCH, Judges, Verdict, features_of, judge_all
+from nd_dist.evaluation.scoring.score import JudgedSheets
+from nd_dist.fanout.results import has_result, publish, write_png
 from nd_dist.files import sha256_file
 from nd_dist.frozen import phantom_judges
 from nd_dist.frozen.judges import Judge, Preparation, Score, load_phantom_judges
@@ -72,8 +72,8 @@ def test_every_batch_is_full_and_every_set_comes_back_whole(sizes: tuple[int, ..
     assert [len(features["colour"]) for features in found] == list(sizes)
     for features, pixels_RCHW in zip(found, sets, strict=True):
         assert torch.allclose(features["colour"], pixels_RCHW.mean((2, 3)))
-    assert set(judge.sizes) == {JUDGE_BATCH}
-    assert len(judge.sizes) == -(-sum(sizes) // JUDGE_BATCH)
+    assert set(judge.sizes) == {BATCH["cpu"]}
+    assert len(judge.sizes) == -(-sum(sizes) // BATCH["cpu"])
 
 
 def test_pictures_of_two_sizes_are_judged_apart() -> None:
@@ -101,9 +101,8 @@ def test_judges_of_one_input_prepare_a_batch_once() -> None:
     assert torch.equal(prepare(first), inputs)
 
 
-def write_images(folder: Path, num: int) -> list[Verdict]:
-    """Write originals and two repeats each; return what judges them."""
-    verdicts = []
+def write_images(folder: Path, num: int, sheet: int = 1) -> list[Verdict]:
+    """Write originals and two repeats each; return what judges them, some images at a time."""
     for image in range(num):
         original, recons = folder / "originals" / str(image), folder / "recons" / str(image)
         publish(original, "f", {}, lambda path, i=image: write_png(path / PICTURE, toy_picture(i)))  # type: ignore[misc]
@@ -113,8 +112,16 @@ def write_images(folder: Path, num: int) -> list[Verdict]:
         files = {repeat_file(repeat): sha256_file(recons / repeat_file(repeat)) for repeat in range(2)}
         publish(folder / "hashes" / str(image), "f", {"files": files}, lambda path: None)
         (folder / "hashes" / str(image) / "record.json").rename(recons / "record.json")
-        verdicts.append(Verdict(folder / "judged" / str(image), "f", original, recons))
-    return verdicts
+    return [
+        Verdict(
+            folder / "judged" / str(first),
+            "f",
+            {image: folder / "originals" / str(image) for image in range(first, first + sheet)},
+            {image: folder / "recons" / str(image) for image in range(first, first + sheet)},
+            2,
+        )
+        for first in range(0, num, sheet)
+    ]
 
 
 def test_what_was_judged_before_a_stop_is_on_disk_and_the_rest_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -125,25 +132,11 @@ def test_what_was_judged_before_a_stop_is_on_disk_and_the_rest_gives_the_same_nu
     done = [has_result(verdict.folder, "f") for verdict in verdicts]
     assert done == [True] * 4 + [False] * 2
     assert len(list(judge_all(verdicts[4:], protocol, found))) == 2
-    records = [read_record(verdict.folder)["metrics"] for verdict in verdicts]
-    again = [
-        Verdict(tmp_path / "again" / str(index), "f", v.original, v.reconstructions)
-        for index, v in enumerate(verdicts)
-    ]
-    list(judge_all(again, protocol, found))
-    assert [read_record(verdict.folder)["metrics"] for verdict in again] == records
-    assert set(records[0]) == {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim"}
-
-
-def test_a_disk_that_fills_up_while_the_next_is_computed_is_an_error(tmp_path: Path) -> None:
-    def full(_: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(DataError, match=r"disk is full|No space"), Publisher() as publisher:
-        publisher.publish(tmp_path / "a", "f", {}, lambda path: None)
-        publisher.publish(tmp_path / "b", "f", {}, full)
-    assert has_result(tmp_path / "a", "f")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    metrics = JudgedSheets([verdict.folder for verdict in verdicts]).metrics(range(6))
+    (together,) = write_images(tmp_path / "together", 6, sheet=6)
+    list(judge_all([together], protocol, found))
+    assert JudgedSheets([together.folder]).metrics(range(6)) == metrics
+    assert set(metrics) == {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim"}
 
 
 def test_a_judge_that_gives_no_number_is_named_with_the_image_and_the_repeat(tmp_path: Path) -> None:

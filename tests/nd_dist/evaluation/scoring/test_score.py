@@ -12,36 +12,35 @@ from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.scoring import score
 from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
-from nd_dist.evaluation.scoring.score import JudgedImages, score_images
+from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images
 from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
 from nd_dist.metrics.identification import correlation_matrix, two_way
 from nd_dist.metrics.protocols import Protocol, protocol_named
-from nd_dist.metrics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
+from nd_dist.metrics.statistics.scores import Scores, Statistics, compare, kept_arrays, scored_arrays
 
 NUM, REPEATS, WIDTH = 9, 3, 6
 JUDGES: dict[str, score.Score] = {"clip": "two_way", "swav": "distance"}
 
 
-def judged_images(folder: Path, order: list[int] | None = None) -> tuple[JudgedImages, np.ndarray, np.ndarray]:
+def judged_images(folder: Path, sheet: int = 4) -> tuple[JudgedImages, np.ndarray, np.ndarray]:
     """Write features and metrics of made-up images; return them with the features (N, D) and (N, R, D)."""
     rng = np.random.default_rng(0)
     reals = rng.standard_normal((NUM, WIDTH)).astype(np.float32)
     recons = (reals[:, None] + rng.standard_normal((NUM, REPEATS, WIDTH))).astype(np.float32)
     pixcorr = rng.uniform(size=(NUM, REPEATS))
-    for image in range(NUM):
-        for place, features in (("originals", reals[image][None]), ("recons", recons[image])):
-            tensors = {name: torch.from_numpy(features.copy()) for name in JUDGES}
-            facts = {"metrics": {"pixcorr": pixcorr[image].tolist(), "repeat_pixcorr": float(pixcorr[image, 0])}}
-            publish(
-                folder / place / str(image),
-                "f",
-                facts,
-                lambda path, t=tensors: write_tensors(path / FEATURES, t),  # type: ignore[misc]
-            )
-    ids = order or list(range(NUM))
-    folders = [[folder / place / str(image) for image in ids] for place in ("recons", "originals")]
-    return JudgedImages(folders[0], folders[1], REPEATS), reals, recons
+    sides = {}
+    for side, features in (("originals", reals[:, None]), ("recons", recons)):
+        places = []
+        for start in range(0, NUM, sheet):
+            rows = slice(start, start + sheet)
+            tensors = {name: torch.from_numpy(features[rows].transpose(1, 0, 2).copy()) for name in JUDGES}
+            metrics = {"pixcorr": pixcorr[rows].tolist(), "repeat_pixcorr": pixcorr[rows, 0].tolist()}
+            facts = {"image_ids": list(range(NUM))[rows], "metrics": metrics}
+            places.append(folder / side / str(start))
+            publish(places[-1], "f", facts, lambda path, t=tensors: write_tensors(path / FEATURES, t))  # type: ignore[misc]
+        sides[side] = JudgedSheets(places)
+    return JudgedImages(sides["recons"], sides["originals"], range(NUM), REPEATS), reals, recons
 
 
 def value(judged: JudgedImages, protocol: Protocol, name: str, summed: int) -> float:
@@ -68,18 +67,16 @@ def test_correlations_are_averaged_before_comparing_where_the_protocol_says_so(t
     assert value(judged, protocol_named("takagi"), "clip", 1) == two_way(mean, "reconstruction")
 
 
-def test_blocks_and_the_order_of_images_do_not_change_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, _, _ = judged_images(tmp_path)
+def test_sheets_and_the_order_of_images_do_not_change_a_value(tmp_path: Path) -> None:
+    judged, _, _ = judged_images(tmp_path / "four")
     protocol = protocol_named("nd")
     names = ("pixcorr", "repeat_pixcorr", "clip", "swav")
     before = [value(judged, protocol, name, REPEATS) for name in names]
     order = np.random.default_rng(1).permutation(NUM).tolist()
-    shuffled = dataclasses.replace(
-        judged, recons=[judged.recons[i] for i in order], originals=[judged.originals[i] for i in order]
-    )
+    shuffled = dataclasses.replace(judged, image_ids=order)
     assert [value(shuffled, protocol, name, REPEATS) for name in names] == before
-    monkeypatch.setattr(score, "BLOCK_BYTES", 2 * 8 * WIDTH)
-    assert [value(judged, protocol, name, REPEATS) for name in names] == pytest.approx(before, abs=1e-12)
+    other, _, _ = judged_images(tmp_path / "nine", sheet=NUM)
+    assert [value(other, protocol, name, REPEATS) for name in names] == before
 
 
 def test_the_direction_stands_beside_every_value(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import correlation
 
 from nd_dist.metrics.agreement import repeat_agreement
-from nd_dist.metrics.bootstrap import (
+from nd_dist.metrics.distance import correlation_distance
+from nd_dist.metrics.identification import correlation_matrix, two_way_each, wins
+from nd_dist.metrics.pixel import Picture, pixel_correlation
+from nd_dist.metrics.statistics.bootstrap import (
     MIN_IMAGES,
     difference,
     mean_of,
@@ -19,10 +22,7 @@ from nd_dist.metrics.bootstrap import (
     two_way_of,
     two_way_resampled,
 )
-from nd_dist.metrics.distance import correlation_distance
-from nd_dist.metrics.identification import correlation_matrix, two_way_each, wins
-from nd_dist.metrics.permutation import flip_p_values
-from nd_dist.metrics.pixel import Picture, pixel_correlation
+from nd_dist.metrics.statistics.permutation import flip_p_values
 
 
 def test_correlation_distance_is_scipys() -> None:

@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nd_dist.metrics.bootstrap import two_way_added
 from nd_dist.metrics.identification import Distractors, correlation_matrix, wins
-from nd_dist.metrics.permutation import flip_p_values
+from nd_dist.metrics.statistics.bootstrap import two_way_added
+from nd_dist.metrics.statistics.permutation import flip_p_values
 
 GRID = 35  # points of the paper's sweep: five guided kappas, seven etas
 

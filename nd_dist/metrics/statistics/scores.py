@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nd_dist.metrics.bootstrap import (
+from nd_dist.metrics.identification import Distractors
+from nd_dist.metrics.retrieval import normal_interval
+from nd_dist.metrics.statistics.bootstrap import (
     Counts,
     Difference,
     difference,
@@ -28,8 +30,6 @@ from nd_dist.metrics.bootstrap import (
     two_way_of,
     two_way_resampled,
 )  # fmt: skip
-from nd_dist.metrics.identification import Distractors
-from nd_dist.metrics.retrieval import normal_interval
 from nd_dist.metrics.table import metric_of
 
 WINS = "wins."

@@ -1,0 +1,1 @@
+"""Resamples, permutations and what scores are made of."""
