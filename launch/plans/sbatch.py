@@ -30,6 +30,7 @@ class Submission:
         slurm: What is asked for.
         words: Further words of the command.
         tasks: Further words of each task of an array; empty for one job.
+        chosen: Numbers of the tasks that are submitted; empty: all.
         after: What it waits for: the whole job before it, the task of the same number in it, or nothing.
     """
 
@@ -41,6 +42,7 @@ class Submission:
     slurm: SlurmConfig
     words: tuple[str, ...] = ("--launcher", "srun")
     tasks: tuple[tuple[str, ...], ...] = ()
+    chosen: tuple[int, ...] = ()
     after: Literal["", "afterok", "aftercorr"] = ""
 
     @property
@@ -95,7 +97,8 @@ def _options(submission: Submission) -> list[str]:
     if slurm.cpus_per_rank > 1:
         options.append(f"--cpus-per-task={slurm.cpus_per_rank}")
     if submission.tasks:
-        options.append(f"--array=0-{len(submission.tasks) - 1}")
+        chosen = ",".join(map(str, submission.chosen)) or f"0-{len(submission.tasks) - 1}"
+        options.append(f"--array={chosen}")
     own = ((name if name.startswith("-") else f"--{name}", value) for name, value in slurm.sbatch.items())
     return [*options, *(f"{name}={value}" if value else name for name, value in own)]
 

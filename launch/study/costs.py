@@ -1,19 +1,21 @@
-"""What a study takes, before anything starts: steps, hours, memory, disk and files of every stage, counted from sizes.
+"""What a study takes, before anything starts: work, hours, memory, disk and files of every stage, counted from sizes.
 
-Times are those of ``gpu_budget.json``: operations of each path at the published sizes, counted on a pretended GPU, at
-rates that an H100 is assumed to reach (docs/gpu.md). They hold for the published networks only; for others steps and
-pictures are counted and nothing else. Data sizes are NSD's known counts. No data, network or GPU is looked at.
+Steps, rows, memory, checkpoints, shards and pictures are counted by what plans and estimates real runs, for data sets
+whose counts are known; nothing is opened. Times are those of ``gpu_budget.json``: operations of each path at the
+published sizes, counted on a pretended GPU, at rates that an H100 is assumed to reach (docs/gpu.md). Networks of other
+sizes have steps and pictures counted, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from launch.console import make_console
@@ -21,44 +23,39 @@ from launch.keys import nearest
 from launch.study.plan import Stage, plan_study
 from launch.study.run import is_done
 from launch.study.study import Study
+from launch.supervise.memory import checkpoint_bytes, needed_bytes, stage_counts
 from nd_dist.config import Config
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import config_at
-from nd_dist.evaluation.points.units import Point, config_points, distinct_points
-from nd_dist.evaluation.reconstruction.costs import SECONDS_PER_HOUR, duration, unit_steps
+from nd_dist.evaluation.points.units import config_points, plan_bundles
+from nd_dist.evaluation.reconstruction.costs import (
+    SECONDS_PER_HOUR,
+    DiskUse,
+    StepCost,
+    cost_class,
+    duration,
+    estimate,
+    unit_steps,
+)
 from nd_dist.files import read_json
-from nd_dist.models.decoder import Decoder
 from nd_dist.schema import INITIAL, SEMANTIC, TargetSpec, role_of
 from nd_dist.training import ridge
-from shards.sources.known import NSD, KnownCounts
+from nd_dist.training.source import stage_request
+from shards.packing.plan import plan
+from shards.sources.contract import SubjectDesign
+from shards.sources.known import NSD, KnownCounts, laion_fmri_counts
 
 BUDGET = Path(__file__).with_name("gpu_budget.json")
-PUBLISHED_MODEL, PUBLISHED_WIDTH = "CompVis/stable-diffusion-v1-4", 4096
+PUBLISHED = ("CompVis/stable-diffusion-v1-4", 4096)
 SHAPES: dict[str, tuple[int, ...]] = {SEMANTIC: (77, 768), INITIAL: (4, 64, 64)}
 GUIDANCE_SHAPE = (50, 768)
 ROWS, REPEATS, BATCH = 42, 5, 64  # of the budget's paths
-SHARED = 1000  # pictures that every subject of NSD is shown
-PICTURE_BYTES, RECONSTRUCTION_BYTES = 330e3, 450e3  # of a PNG at 425 and at 512 pixels: assumed
-FEATURE_BYTES = 0.8e6  # of the field's judges for one picture
-STATE_BYTES, MODEL_BYTES = 14, 8  # of a parameter: in a checkpoint; in the last and the best model
-STAGE_FILES = 15  # of a training's stage
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU.
-
-    Args:
-        memory_gb: Its memory.
-        slower: How many times longer than an H100 it takes, by its peak in bfloat16.
-    """
-
-    memory_gb: int
-    slower: float
-
-
-GPUS = {"h100": Gpu(80, 1.0), "h200": Gpu(141, 1.0), "a100": Gpu(80, 3.2), "l40s": Gpu(48, 2.7)}
+GUESSED_VOXELS = 15_000  # of a subject whose voxels nobody has counted
+PICTURE_BYTES = 450e3  # of a PNG at 512 pixels: assumed
 RIDGE_FLOPS = 30e12  # float64 operations a second of an H100: assumed
+STAGE_FILES = 15  # that a training's stage leaves: as many as on the phantom
+GPUS = {"h100": (80, 1.0), "h200": (141, 1.0), "a100": (80, 3.2), "l40s": (48, 2.7)}
+"""Kind -> memory in GB, and how many times longer than an H100 it takes, by its peak in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,10 @@ class Cost:
 
     Args:
         work: Training steps, pictures to pack, or pictures to make.
-        seconds, memory_gb, disk_gb, files: What it takes and leaves; 0 where the networks are not the published ones.
+        seconds, memory_gb, disk_gb, files: What it takes and leaves; 0 where nothing was counted.
     """
 
-    work: int
+    work: int = 0
     seconds: float = 0.0
     memory_gb: float = 0.0
     disk_gb: float = 0.0
@@ -86,135 +83,149 @@ class Cost:
             self.files + other.files,
         )
 
+    def times(self, count: int) -> Cost:
+        """Return the cost of several of them."""
+        return Cost(count * self.work, count * self.seconds, self.memory_gb, count * self.disk_gb, count * self.files)
 
+
+@dataclass(frozen=True)
+class CountedReader:
+    """Stands for a data set that is not at hand, for the plan of its packing: its counts with made-up image ids."""
+
+    counts: dict[int, KnownCounts]
+    num_images = 0
+
+    def design(self, subject: int) -> SubjectDesign:
+        """Return a design of as many trials, images and sessions."""
+        own = self.counts[subject]
+        shared = max(each.test_images for each in self.counts.values())
+        first = shared + sum(each.images for s, each in self.counts.items() if s < subject)
+        seen = np.arange(own.test_trials) % own.test_images
+        alone = first + np.arange(own.trials - own.test_trials) % (own.images - own.test_images)
+        image_id = np.concatenate([seen, alone])
+        session = 1 + np.arange(own.trials) * own.sessions // own.trials
+        return SubjectDesign(subject, own.voxels, session, image_id, image_id < shared, {})
+
+    def pictures(self, image_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return pictures of NSD's size."""
+        return np.zeros((len(image_ids), 425, 425, 3), np.uint8)
+
+    def captions(self, image_ids: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return none."""
+        return [()] * len(image_ids)
+
+
+def known_counts(config: Config) -> dict[int, KnownCounts]:
+    """Return what each subject of a recipe holds; nothing where networks or data set are none of the published."""
+    if (config.model, config.decoder.hidden_size) != PUBLISHED or config.data.reader not in ("nsd", "laion_fmri"):
+        return {}
+    guess = KnownCounts(30, 0, 0, 0, 0, GUESSED_VOXELS)
+    found = {
+        subject: laion_fmri_counts(subject, guess) if config.data.reader == "laion_fmri" else NSD.get(subject)
+        for subject in config.data.subjects
+    }
+    return {subject: counts for subject, counts in found.items() if counts is not None}
+
+
+def cost_of(stage: Stage) -> Cost:
+    """Return what a stage takes."""
+    config, counts = stage.config, known_counts(stage.config)
+    if stage.kind == "pack":
+        return _pack_cost(config, counts) if counts else Cost()
+    if stage.kind == "evaluate":
+        return _evaluation_cost(config, counts)
+    if config.decoder.kind == "ridge":
+        return _ridge_cost(config, counts[config.training.target_subject]) if counts else Cost()
+    return _training_cost(stage, counts)
+
+
+@cache
 def _budget(path: str, key: str = "gpu_ms") -> float:
     """Return what a path of the budget takes: milliseconds, or ``peak_gb``."""
     content: dict[str, Any] = read_json(BUDGET)
     return float(content["paths"][path][key])
 
 
-def is_published(config: Config) -> bool:
-    """Return whether a recipe's networks have the sizes that were counted."""
-    return config.model == PUBLISHED_MODEL and config.decoder.hidden_size == PUBLISHED_WIDTH
-
-
-def subject_counts(config: Config) -> dict[int, KnownCounts]:
-    """Return what each subject holds: NSD's counts, or those of the phantom that a recipe makes."""
-    if is_published(config):
-        return {subject: NSD[subject] for subject in config.data.subjects if subject in NSD}
-    phantom = config.phantom
-    trials = phantom.num_sessions * phantom.trials_per_session
-    counts = KnownCounts(
-        phantom.num_sessions, trials, trials // 3, phantom.num_shared, 3 * phantom.num_shared, phantom.num_voxels
-    )
-    return dict.fromkeys(config.data.subjects, counts)
-
-
-def cost_of(stage: Stage) -> Cost:
-    """Return what a stage takes."""
-    counts = subject_counts(stage.config)
-    if stage.kind == "pack":
-        return _pack_cost(stage.config, counts)
-    if stage.kind == "evaluate":
-        return _evaluation_cost(stage.config, counts[stage.subject])
-    if stage.config.decoder.kind == "ridge":
-        return _ridge_cost(stage.config, counts[stage.subject])
-    return _training_cost(stage, counts)
-
-
-def specs_of(names: Iterable[str]) -> list[TargetSpec]:
+def _specs(names: Iterable[str]) -> list[TargetSpec]:
     """Return targets at their published sizes."""
     return [TargetSpec(name, role_of(name), SHAPES.get(name, GUIDANCE_SHAPE)) for name in names]
 
 
 def _pack_cost(config: Config, counts: dict[int, KnownCounts]) -> Cost:
-    data = config.data
-    pictures = sum(each.images - each.test_images for each in counts.values()) + SHARED
-    if not is_published(config):
-        return Cost(pictures)
-    width = 2 if data.target_dtype == "float16" else 4
-    numbers = sum(spec.numel for spec in specs_of(data.targets))
-    voxels = sum(each.trials * each.voxels for each in counts.values()) * (2 if data.voxel_dtype == "float16" else 4)
-    shown = {"none": 0, "test": SHARED, "all": pictures}[data.pictures]
+    data = config.data.model_copy(update={"subjects": tuple(counts)})
+    reader: Any = CountedReader(counts)  # Any: planning reads no session, so it needs no reader's other half
+    planned = plan(data, reader, _specs(data.targets))
     paths = {SEMANTIC: "extract c, 320 captions", INITIAL: "extract z, 64 pictures"}
     milliseconds = sum(_budget(paths.get(name, "extract g02, 64 pictures")) for name in data.targets)
-    stores = len(data.targets) + bool(shown)
-    files = sum(each.sessions for each in counts.values()) + stores * -(-pictures // data.images_per_shard)
+    seconds = milliseconds / 1e3 * planned.num_packed_images / BATCH
     peak = _budget("extract z, 64 pictures", "peak_gb")
-    bytes_ = voxels + pictures * numbers * width + shown * PICTURE_BYTES
-    return Cost(pictures, milliseconds / 1e3 * pictures / BATCH, peak, bytes_ / 1e9, files)
+    return Cost(planned.num_packed_images, seconds, peak, planned.num_bytes / 1e9, planned.num_shards)
 
 
 def _training_cost(stage: Stage, counts: dict[int, KnownCounts]) -> Cost:
-    config, total = stage.config, Cost(0)
+    config = stage.config
+    numbers = tuple(number for number in config.training.stages if number == 2 or stage.borrowed is None)
     is_single = config.decoder.heads == "single"
-    stages = [number for number in config.training.stages if number == 2 or stage.stage1_of is None]
+    total = Cost()
     for targets in [(name,) for name in config.training.targets] if is_single else [config.training.targets]:
-        own = config.training.model_copy(update={"targets": targets})
-        for number in stages:
-            steps, samples = own.schedule(number)
-            if not is_published(config):
-                total += Cost(steps)
-                continue
-            subjects = [s for s in counts if (s == stage.subject) == (number == 2)]
-            rows = samples * len(subjects)
-            seconds = sum(_step(name) for name in targets) / 1e3 * max(1.0, rows / ROWS) * steps
-            size = _num_parameters(config, {s: counts[s].voxels for s in subjects}, targets)
-            copies = 2 if is_single and number == max(stages) else 1  # the decoder of all targets holds one more
-            disk = size * (MODEL_BYTES * copies + STATE_BYTES * config.training.keep_checkpoints) / 1e9
-            total += Cost(steps, seconds, max(_step(name, "peak_gb") for name in targets), disk, STAGE_FILES)
+        training = config.training.model_copy(update={"targets": targets, "stages": numbers})
+        own = config.model_copy(update={"training": training})
+        total += Cost(sum(training.schedule(number)[0] for number in numbers))
+        if counts:
+            total += _counted_training(own, counts)
     return total
 
 
-def _step(target: str, key: str = "gpu_ms") -> float:
-    """Return what a training step of a target takes; targets g count as c."""
-    return _budget("train z, 42 rows" if target == INITIAL else "train c, MixCo, 42 rows", key)
-
-
-def _num_parameters(config: Config, num_voxels: dict[int, int], targets: Sequence[str]) -> int:
-    """Return the number of a decoder's parameters, which are not allocated."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Decoder(config.decoder, num_voxels, specs_of(targets)).parameters())
+def _counted_training(config: Config, counts: dict[int, KnownCounts]) -> Cost:
+    """Return what the training of a network takes beside its steps."""
+    training = config.training
+    sizes = stage_counts(config, {s: own.voxels for s, own in counts.items()}, _specs(training.targets), 1)
+    memory = max(needed_bytes(sizes, training, 1).values()) / 1e9
+    seconds = 0.0
+    for number in training.stages:
+        rows = max(1.0, stage_request(config, number, 1).num_rows / ROWS)
+        step = sum(
+            _budget("train z, 42 rows" if name == INITIAL else "train c, MixCo, 42 rows") for name in training.targets
+        )
+        seconds += step / 1e3 * rows * training.schedule(number)[0]
+    return Cost(0, seconds, memory, checkpoint_bytes(sizes, training) / 1e9, STAGE_FILES * len(training.stages))
 
 
 def _ridge_cost(config: Config, counts: KnownCounts) -> Cost:
-    if not is_published(config):
-        return Cost(0)
     sessions = config.training.sessions
     share = 1.0 if sessions is None else len(sessions) / counts.sessions
-    images = round((counts.images - counts.test_images) * share)
-    found = ridge.Cost.of(images, counts.voxels, specs_of(config.training.targets))
-    return Cost(0, found.operations / RIDGE_FLOPS, found.device_bytes / 1e9, found.disk_bytes / 1e9, 20)
+    images = round((counts.images - counts.test_images) * share * (1.0 - config.training.heldout_fraction))
+    found = ridge.Cost.of(images, counts.voxels, _specs(config.training.targets))
+    return Cost(0, found.operations / RIDGE_FLOPS, found.device_bytes / 1e9, found.disk_bytes / 1e9, STAGE_FILES)
 
 
-def _evaluation_cost(config: Config, counts: KnownCounts) -> Cost:
-    evaluation, points = config.evaluation, distinct_points(config_points(config))
-    images = min(counts.test_images, evaluation.num_images or counts.test_images)
-    pictures = images * len(points) * evaluation.num_repeats
-    if not is_published(config):
-        return Cost(pictures)
-    families: dict[str, list[Point]] = {}
-    for point in points:
-        families.setdefault(point.family, []).append(point)
-    steps = [unit_steps(config_at(config, family[0]), family) for family in families.values()]
-    passes = images * evaluation.num_repeats / REPEATS
-    guided, plain, decode = map(_budget, _SAMPLER)
-    work = guided * sum(each.guided for each in steps) + plain * sum(each.plain for each in steps)
-    seconds = (work + decode * len(points)) / 1e3 * passes
-    disk = pictures * (RECONSTRUCTION_BYTES + FEATURE_BYTES) / 1e9
-    files = images * len(points) * (evaluation.num_repeats + 3)
-    return Cost(pictures, seconds, _budget(_SAMPLER[0], "peak_gb"), disk, files)
+def _evaluation_cost(config: Config, counts: dict[int, KnownCounts]) -> Cost:
+    evaluation, subject = config.evaluation, config.training.target_subject
+    images = counts[subject].test_images if counts else config.phantom.num_shared
+    images = min(images, evaluation.num_images or images)
+    points = config_points(config)
+    work = images * len(points) * evaluation.num_repeats
+    if not counts:
+        return Cost(work)
+    repeats = evaluation.num_repeats / REPEATS
+    guided, plain, decode = (repeats * _budget(path) / 1e3 for path in _SAMPLER)
+    bundles = plan_bundles(points, {subject: range(images)}, evaluation.batch_size)
+    left = [(b, len(b.image_ids), unit_steps(config_at(config, b.points[0]), b.points)) for b in bundles]
+    hours = estimate(left, {cost_class(point): StepCost(guided, plain) for point in points}, 1).gpu_hours
+    kept = min(images, images if evaluation.keep_pictures is None else evaluation.keep_pictures) * len(points)
+    disk = DiskUse(images * len(points), kept, 0, evaluation.num_repeats, PICTURE_BYTES, 0.0)
+    seconds = hours * SECONDS_PER_HOUR + decode * images * len(points)
+    return Cost(work, seconds, _budget(_SAMPLER[0], "peak_gb"), disk.end_bytes / 1e9, disk.files)
 
 
 _SAMPLER = ("sampler: guided step, 5 rows", "sampler: plain step, 5 rows", "sampler: decode 5 pictures")
 _NOTES = """\
 How it was counted: operations of each path at the published sizes, on a pretended GPU, at the rates that docs/gpu.md
 assumes of an H100; another kind of GPU by its peak in bfloat16. No GPU has confirmed these hours:
-`python -m benchmarks.gpu_check` measures the same paths on yours. Weights are part of the memory,
-libraries' workspaces are not. Not counted: reading betas and writing shards (hours of a disk), judging pictures,
-validation, the queue.
+`python -m benchmarks.gpu_check` measures the same paths on yours. A data set's subjects count as its first one.
+Not counted: reading betas and writing shards (hours of a disk), judging pictures, validation, the queue.
 Targets g cost at most what c does, and count as c."""
-_OTHER_NETWORKS = "Hours, memory, disk and files are counted for the published networks only; these are others."
+_OTHER_NETWORKS = "Hours, memory, disk and files are counted for the published networks and data sets only."
 
 
 def print_costs(study: Study, gpu: str, gpus: int) -> None:
@@ -232,44 +243,33 @@ def print_costs(study: Study, gpu: str, gpus: int) -> None:
         raise ConfigError(
             "This kind of GPU is not known.", found=gpu, expected=", ".join(GPUS), todo=nearest(gpu, GPUS)
         )
-    console, kind, plan = make_console(), GPUS[gpu], plan_study(study)
+    console, plan_, (memory_gb, slower) = make_console(), plan_study(study), GPUS[gpu]
     groups: dict[str, list[Stage]] = {}
-    for stage in plan:
+    for stage in plan_:
         groups.setdefault(stage.group, []).append(stage)
-    costs = {group: reduce(Cost.__add__, map(cost_of, stages)) for group, stages in groups.items()}
+    costs = {group: cost_of(stages[0]).times(len(stages)) for group, stages in groups.items()}
+    whole = reduce(Cost.__add__, costs.values())
     table = Table("stage", "how many", "done", "steps or pictures", f"{gpu} hours", "GPU memory", "disk", "files")
     for group, stages in groups.items():
         done = sum(is_done(study, stage) for stage in stages)
-        table.add_row(group, str(len(stages)), str(done), *_cells(costs[group], kind))
-    whole = reduce(Cost.__add__, costs.values())
-    table.add_row("all", str(len(plan)), "", "", *_cells(whole, kind)[1:])
+        table.add_row(group, str(len(stages)), str(done), *_cells(costs[group], slower))
+    table.add_row("all", str(len(plan_)), "", "", *_cells(whole, slower)[1:])
     console.print(table, soft_wrap=False)
-    console.print(_shared(study, plan))
     if not whole.seconds:
         console.print(_OTHER_NETWORKS)
         return
-    span = duration(whole.seconds * kind.slower / gpus)
+    span = duration(whole.seconds * slower / gpus)
     console.print(f"{span} with {gpus} {gpu} (--gpus), if all are at work all the time.")
-    if whole.memory_gb > kind.memory_gb:
-        console.print(f"A stage wants {whole.memory_gb:.0f} GB, this GPU has {kind.memory_gb}: it halves its batches.")
+    if whole.memory_gb > memory_gb:
+        console.print(f"A stage wants {whole.memory_gb:.0f} GB, this GPU has {memory_gb}: it halves its batches.")
     console.print(_NOTES)
 
 
-def _shared(study: Study, plan: Sequence[Stage]) -> str:
-    """Return how often tables ask for a way to reconstruct, and how many are made of one subject and seed."""
-    evaluations = {stage.decoder: config_points(stage.config) for stage in plan if stage.kind == "evaluate"}
-    configs = {stage.decoder: stage.config for stage in plan}
-    asked = [name for table in study.tables for name in table.rows.values()]
-    rows = sum(len(study.runs[name].points(configs[study.decoder_of(name)])) for name in asked)
-    made = sum(map(len, evaluations.values()))
-    return f"{rows} rows of {len(study.tables)} tables need {made} points of each subject and seed, made once each."
-
-
-def _cells(cost: Cost, gpu: Gpu) -> list[str]:
+def _cells(cost: Cost, slower: float) -> list[str]:
     """Return the cells of a row: work, hours, memory, disk, files; a dash where nothing was counted."""
     if not cost.seconds:
-        return [f"{cost.work:,}", *"––––"]
-    hours = cost.seconds * gpu.slower / SECONDS_PER_HOUR
+        return [f"{cost.work:,}" if cost.work else "–", *"––––"]
+    hours = cost.seconds * slower / SECONDS_PER_HOUR
     return [
         f"{cost.work:,}",
         f"{hours:,.1f}",

@@ -6,6 +6,7 @@ seed, and one evaluation of it makes the points of all runs, each once. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,20 @@ from nd_dist.files import hash_json
 Kind = Literal["pack", "train", "evaluate"]
 _DATA = {"nsd_root", "shards_dir", "model", "guidance_model", "phantom", "data", "frozen"}
 _EVALUATION = {"evaluation", "sampler", "sweep", "score"}
-_NOT_RESULT = {"launch", "slurm", "remote"}
+_NOT_RESULT = {"run_dir", "launch", "slurm", "remote"}
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """A finished stage of another run's training, which a run uses as if it were its own.
+
+    Args:
+        run_dir: Folder of the other run.
+        number: 1 or 2.
+    """
+
+    run_dir: Path
+    number: int
 
 
 @dataclass(frozen=True)
@@ -30,34 +44,42 @@ class Stage:
     Args:
         kind: Which command.
         config: Its recipe.
+        source: Its data set.
         decoder: Whose decoder; of a packing the first that reads the shards.
         needs: Names of the stages that have to be done before.
-        subject, seed: Of a packing 0.
-        stage1_of: Folder of the run whose stage 1 it starts from; none: it trains its own.
+        subject: None: all of them.
+        seed: None: its result is the same for every seed.
+        borrowed: What it starts from.
     """
 
     kind: Kind
     config: Config
+    source: str
     decoder: str
     needs: tuple[str, ...] = ()
-    subject: int = 0
-    seed: int = 0
-    stage1_of: Path | None = None
+    subject: int | None = None
+    seed: int | None = None
+    borrowed: Borrowed | None = None
 
     @property
     def group(self) -> str:
         """What it has in common with the stages of other subjects and seeds."""
-        return f"{self.kind} {self.decoder}"
+        return f"{self.kind} {self.source} {self.decoder}"
+
+    @property
+    def series(self) -> str:
+        """What it has in common with the stages of other subjects."""
+        return self.group if self.seed is None else f"{self.group} seed {self.seed}"
 
     @property
     def name(self) -> str:
         """Name in tables and messages."""
-        return self.group if self.kind == "pack" else f"{self.group} seed {self.seed} subject {self.subject}"
+        return self.series if self.subject is None else f"{self.series} subject {self.subject}"
 
     @property
     def trains_grid(self) -> bool:
         """Whether it trains several networks, one for each target."""
-        return self.kind == "train" and has_grid(self.config)
+        return self.kind == "train" and _has_grid(self.config)
 
     @property
     def result(self) -> Path:
@@ -66,7 +88,7 @@ class Stage:
             return self.config.shards_folder / "index.json"
         if self.kind == "evaluate":
             return self.config.run_dir / "metrics.json"
-        return decoder_dir(evaluated(self.config)) / "config.json"
+        return decoder_dir(_evaluated(self.config)) / "config.json"
 
     @property
     def identity(self) -> str:
@@ -74,23 +96,20 @@ class Stage:
         without = _NOT_RESULT | (_EVALUATION if self.kind == "train" else set())
         values = self.config.model_dump(mode="json", exclude=without)
         kept = {key: value for key, value in values.items() if self.kind != "pack" or key in _DATA}
-        return hash_json([self.kind, kept, str(self.stage1_of or "")])
+        start = list(self.borrowed.run_dir.parts[-4:]) if self.borrowed else []  # below the study's folder
+        return hash_json([self.kind, kept, start])
 
 
-def has_grid(config: Config) -> bool:
+def _has_grid(config: Config) -> bool:
     """Return whether a recipe trains several networks, one for each target."""
-    return config.decoder.heads == "single" and len(config.training.targets) > 1
+    own = config.decoder.kind != "ridge" and config.decoder.heads == "single"
+    return own and len(config.training.targets) > 1
 
 
-def evaluated(config: Config) -> Config:
+def _evaluated(config: Config) -> Config:
     """Return the recipe in the run folder that holds the decoder of all targets: a grid's lies inside its own."""
-    folder = subject_dir(config, config.training.target_subject) if has_grid(config) else config.run_dir
+    folder = subject_dir(config, config.training.target_subject) if _has_grid(config) else config.run_dir
     return config.replaced({"run_dir": folder})
-
-
-def run_dir(study: Study, decoder: str, seed: int, subject: int) -> Path:
-    """Return the folder of a decoder's training."""
-    return study.study_dir / file_name(decoder) / f"seed-{seed}" / f"subj{subject:02d}"
 
 
 def plan_study(study: Study) -> tuple[Stage, ...]:
@@ -102,37 +121,55 @@ def plan_study(study: Study) -> tuple[Stage, ...]:
     if not study.runs:
         raise ConfigError("The study has no run.", where=str(study.study_dir), todo="docs/study.md shows a study file")
     packs: dict[str, Stage] = {}
-    own: list[Stage] = []
-    for decoder, entry in study.decoders.items():
-        recipe = decoder_recipe(study, decoder)
-        pack = _pack(packs, decoder, recipe.replaced({"run_dir": study.study_dir / "pack"}))
-        points = decoder_points(study, decoder, recipe)
-        for seed in study.seeds:
-            for subject in study.subjects:
-                folder = run_dir(study, decoder, seed, subject)
-                config = recipe.replaced({"run_dir": folder, "seed": seed, "training.target_subject": subject})
-                train = Stage("train", config, decoder, pack, subject, seed)
-                if entry.stage1_of:
-                    parent = replace(train, decoder=entry.stage1_of).name
-                    first = run_dir(study, entry.stage1_of, seed, subject)
-                    train = replace(train, needs=(*pack, parent), stage1_of=first)
-                own.append(train)
-                if points:
-                    evaluation = with_points(evaluated(config), points)
-                    own.append(Stage("evaluate", evaluation, decoder, (train.name,), subject, seed))
-    return (*packs.values(), *own)
+    own: dict[str, Stage] = {}
+    for decoder in study.decoders:
+        for source in study.sources_of(decoder):
+            for stage in _stages(study, source, decoder, packs):
+                own.setdefault(stage.name, stage)
+    return (*packs.values(), *own.values())
 
 
-def _pack(packs: dict[str, Stage], decoder: str, recipe: Config) -> tuple[str, ...]:
+def _stages(study: Study, source: str, decoder: str, packs: dict[str, Stage]) -> Iterator[Stage]:
+    """Yield the trainings and evaluations of a decoder on a data set; a fit comes again with every seed."""
+    recipe = decoder_recipe(study, source, decoder)
+    pack = _pack(packs, source, decoder, recipe.replaced({"run_dir": study.study_dir / "pack"}))
+    points = decoder_points(study, source, decoder, recipe)
+    parent, is_fit = study.decoders[decoder].stage1_of, recipe.decoder.kind == "ridge"
+    for seed in study.seeds:
+        for subject in study.sources[source].subjects:
+            folder = run_dir(study, source, decoder, seed, subject)
+            config = recipe.replaced({"run_dir": folder, "seed": seed, "training.target_subject": subject})
+            train = Stage("train", config, source, decoder, pack, subject, seed)
+            borrowed = None
+            if is_fit:  # in closed form: no draw has a part in it
+                fit = config.replaced({"run_dir": run_dir(study, source, decoder, None, subject), "seed": recipe.seed})
+                train = replace(train, config=fit, seed=None)
+                borrowed = Borrowed(fit.run_dir, max(fit.training.stages))
+            elif parent:
+                first = Borrowed(run_dir(study, source, parent, seed, subject), 1)
+                train = replace(train, needs=(*pack, replace(train, decoder=parent).name), borrowed=first)
+            yield train
+            if points:
+                evaluation = with_points(_evaluated(config), points)
+                yield Stage("evaluate", evaluation, source, decoder, (train.name,), subject, seed, borrowed)
+
+
+def run_dir(study: Study, source: str, decoder: str, seed: int | None, subject: int) -> Path:
+    """Return the folder of a decoder's training."""
+    own = study.study_dir / file_name(source) / file_name(decoder)
+    return own / ("all-seeds" if seed is None else f"seed-{seed}") / f"subj{subject:02d}"
+
+
+def _pack(packs: dict[str, Stage], source: str, decoder: str, recipe: Config) -> tuple[str, ...]:
     """Return the name of the stage that packs a decoder's shards, which joins ``packs``; none where they are a URL."""
     if not isinstance(recipe.shards_dir, Path):
         return ()
-    stage = Stage("pack", recipe, decoder)
+    stage = Stage("pack", recipe, source, decoder)
     first = packs.setdefault(str(recipe.shards_dir), stage)
     if first.identity != stage.identity:
         raise ConfigError(
-            "Two decoders pack one folder of shards in different ways.",
-            where=f"decoders.{first.decoder} and decoders.{decoder}: shards_dir={recipe.shards_dir}",
+            "One folder of shards is to be packed in different ways.",
+            where=f"{first.source}, {first.decoder} and {source}, {decoder}: shards_dir={recipe.shards_dir}",
             todo="give one of them a shards_dir of its own",
         )
     return (first.name,)

@@ -9,7 +9,7 @@ from launch.study.plan import Stage, plan_study
 from launch.study.run import DONE, states_of
 from launch.study.study import Study, Table
 from nd_dist.report.findings import point_label
-from nd_dist.report.study import RowSource, TableSource
+from nd_dist.report.study import Evaluated, Place, RowSource, TableSource
 from nd_dist.report.study_page import write_study_report
 
 
@@ -38,9 +38,20 @@ def _rows(table: Table, study: Study, plan: Sequence[Stage]) -> Iterator[RowSour
     """Yield a table's rows: one for each run, several for a run that is a grid."""
     for label, name in table.rows.items():
         decoder, run = study.decoder_of(name), study.runs[name]
-        stages = [stage for stage in plan if (stage.kind, stage.decoder) == ("evaluate", decoder)]
-        folders = {(stage.subject, stage.seed): stage.config.run_dir for stage in stages}
-        points = run.points(stages[0].config)
-        for point in points:
-            own = label if len(points) == 1 else f"{label}, {point_label(point)}"
-            yield RowSource(own, point, folders)
+        sources = study.sources_of(decoder, name)
+        found: list[dict[Place, Evaluated]] = []
+        for stage in plan:
+            if (stage.kind, stage.decoder) == ("evaluate", decoder) and stage.source in sources:
+                for number, point in enumerate(run.points(stage.config)):
+                    found += [{}] if number == len(found) else []
+                    found[number][_place(stage)] = Evaluated(stage.config.run_dir, point)
+        for places in found:
+            own = label if len(found) == 1 else f"{label}, {point_label(next(iter(places.values())).point)}"
+            yield RowSource(own, places)
+
+
+def _place(stage: Stage) -> Place:
+    """Return whose brain and which seed an evaluation is of."""
+    assert stage.subject is not None
+    assert stage.seed is not None
+    return Place(stage.source, stage.subject, stage.seed)

@@ -21,15 +21,17 @@ from launch.console import make_console
 from launch.grid.plan import GridRequest, file_name
 from launch.grid.run import grid_command
 from launch.keys import nearest
-from launch.plans.choose import LaunchOptions
-from launch.study.plan import Stage, plan_study
+from launch.plans.choose import LaunchOptions, new_launch_id
+from launch.study.plan import Borrowed, Stage, plan_study
+from launch.study.queue import queued_jobs
 from launch.study.study import Study
 from launch.supervise.heartbeat import running_launch
+from launch.supervise.lock import RunFolder
 from nd_dist.errors import ConfigError, NdDistError, RankFailure, Requeue
 from nd_dist.files import read_json, write_json
 from nd_dist.training.records import stage_dir
 
-DONE, FAILED, BLOCKED, WAITING, RUNNING = "done", "failed", "blocked", "waiting", "running"
+DONE, FAILED, BLOCKED, WAITING, RUNNING, QUEUED = "done", "failed", "blocked", "waiting", "running", "queued"
 
 
 def record_path(study: Study, stage: Stage) -> Path:
@@ -63,12 +65,15 @@ def _holds_all(stage: Stage) -> bool:
 def states_of(study: Study, plan: Sequence[Stage]) -> dict[str, str]:
     """Return how every stage stands, by name, as one word and what else is known."""
     states: dict[str, str] = {}
+    jobs = queued_jobs(study)
     for stage in plan:
         folder, command = stage.config.run_dir, "grid" if stage.trains_grid else stage.kind
         if is_done(study, stage):
             states[stage.name] = DONE
         elif running_launch(folder, time.time()).get("launch", "").startswith(command):
             states[stage.name] = f"{RUNNING} {status_of(folder).progress}".strip()
+        elif stage.name in jobs:
+            states[stage.name] = f"{QUEUED} {jobs[stage.name]}"
         elif any(states[name].startswith((FAILED, BLOCKED)) for name in stage.needs):
             states[stage.name] = BLOCKED
         else:
@@ -81,32 +86,44 @@ def run_study(study: Study, options: LaunchOptions, stage_name: str = "") -> Non
 
     Raises:
         Requeue: stopped on request, with everything saved.
+        WorldError: another command runs this study.
         RankFailure: some stages failed; the others are done.
         NdDistError: whatever the one named stage met.
     """
     console, plan = make_console(), plan_study(study)
-    if stage_name:
+    if stage_name:  # one of many jobs at once: its run folder has a lock of its own
         _run_stage(study, stage_named(plan, stage_name), options, console)
         return
-    states = states_of(study, plan)
+    folder = RunFolder(study.study_dir, new_launch_id("study"))
+    try:
+        _run_stages(study, plan, options, folder, console)
+    finally:
+        folder.release()
+
+
+def _run_stages(
+    study: Study, plan: Sequence[Stage], options: LaunchOptions, folder: RunFolder, console: Console
+) -> None:
+    """Do every stage that is not done and whose needs are; see ``run_study``."""
+    done: set[str] = set()
     for number, stage in enumerate(plan, start=1):
-        if states[stage.name] == DONE:
+        if is_done(study, stage):
+            done.add(stage.name)
             continue
+        if folder.stop.name:
+            raise Requeue("The study was stopped between two stages.", todo="run the command again")
         console.print(f"[{number}/{len(plan)}] {stage.name}")
-        if any(states[name] != DONE for name in stage.needs):
-            states[stage.name] = BLOCKED
-            console.print(f"  {BLOCKED}: it needs {', '.join(name for name in stage.needs if states[name] != DONE)}")
+        if lacking := [name for name in stage.needs if name not in done]:
+            console.print(f"  {BLOCKED}: it needs {', '.join(lacking)}")
             continue
         try:
             _run_stage(study, stage, options, console)
-            states[stage.name] = DONE
+            done.add(stage.name)
         except Requeue:
             raise
         except NdDistError as error:  # it is on record; what does not need this stage goes on
-            states[stage.name] = FAILED
             console.print(f"  {FAILED}: {error}")
-    left = [name for name, state in states.items() if state != DONE]
-    if left:
+    if left := [stage.name for stage in plan if stage.name not in done]:
         raise RankFailure(
             f"{len(left)} of {len(plan)} stages of the study are not done: {', '.join(left)}.",
             where=str(study.study_dir),
@@ -121,11 +138,10 @@ def stage_named(plan: Sequence[Stage], name: str) -> Stage:
     Raises:
         ConfigError: there is none.
     """
-    for stage in plan:
-        if stage.name == name:
-            return stage
-    names = [stage.name for stage in plan]
-    raise ConfigError("The study has no such stage.", found=name, todo=nearest(name, names))
+    stages = {stage.name: stage for stage in plan}
+    if name not in stages:
+        raise ConfigError("The study has no such stage.", found=name, todo=nearest(name, stages))
+    return stages[name]
 
 
 def _run_stage(study: Study, stage: Stage, options: LaunchOptions, console: Console) -> None:
@@ -139,45 +155,46 @@ def _run_stage(study: Study, stage: Stage, options: LaunchOptions, console: Cons
     try:
         if not is_done(study, stage):
             _do(study, stage, options, console)
+    except Requeue:
+        raise
     except NdDistError as error:
-        if not isinstance(error, Requeue):
-            write_json(record_path(study, stage), {**record, "error": str(error)})
+        write_json(record_path(study, stage), {**record, "error": str(error)})
         raise
     write_json(record_path(study, stage), {**record, "seconds": round(time.time() - started, 1)})
 
 
 def _do(study: Study, stage: Stage, options: LaunchOptions, console: Console) -> None:
     """Run the command of a stage."""
-    if stage.kind == "pack" and study.phantom_data:
+    if stage.kind == "pack" and study.sources[stage.source].phantom_data:
         from shards.phantom.write import write_phantom
 
         summary = write_phantom(stage.config.nsd_root, stage.config.phantom, stage.config.seed)
         console.print(f"  phantom: {summary.describe()} -> {stage.config.nsd_root}")
-    if stage.stage1_of is not None:
-        _link_stage1(stage.stage1_of, stage.config.run_dir)
+    if stage.borrowed is not None:
+        _link_stage(stage.borrowed, stage.config.run_dir)
     if stage.trains_grid:
-        grid_command(stage.config, GridRequest((stage.subject,)), options)
+        grid_command(stage.config, GridRequest((stage.config.training.target_subject,)), options)
     else:
         launch_command(stage.kind, stage.config, options, console)
 
 
-def _link_stage1(source: Path, target: Path) -> None:
-    """Give a run the first stage of another one: of its network, or of each network of its grid."""
-    first = stage_dir(Path(), 1)
-    for folder in (*source.glob(str(first)), *source.glob(f"*/*/{first}")):
-        link = target / folder.relative_to(source)
+def _link_stage(borrowed: Borrowed, target: Path) -> None:
+    """Give a run the stage of another one: of its network, or of each network of its grid."""
+    stage = stage_dir(Path(), borrowed.number)
+    for folder in (*borrowed.run_dir.glob(str(stage)), *borrowed.run_dir.glob(f"*/*/{stage}")):
+        link = target / folder.relative_to(borrowed.run_dir)
         if not link.is_symlink() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
 
 
-def study_table(study: Study, plan: Sequence[Stage], states: Mapping[str, str]) -> Table:
+def study_table(plan: Sequence[Stage], states: Mapping[str, str]) -> Table:
     """Return one table of all stages: a row for each command and seed, a column for each subject."""
-    table = Table("stage", "seed", *(f"subject {subject}" for subject in study.subjects))
-    for group, seed in dict.fromkeys((stage.group, stage.seed) for stage in plan):
-        row = {stage.subject: states[stage.name] for stage in plan if (stage.group, stage.seed) == (group, seed)}
-        cells = [row.get(subject, row.get(0, "")) for subject in study.subjects]
-        table.add_row(group, "" if 0 in row else str(seed), *cells)
+    subjects = list(dict.fromkeys((stage.source, stage.subject) for stage in plan if stage.subject is not None))
+    table = Table("stage", *(f"{source} {subject}" for source, subject in subjects))
+    for series in dict.fromkeys(stage.series for stage in plan):
+        row = {(stage.source, stage.subject): states[stage.name] for stage in plan if stage.series == series}
+        table.add_row(series, *(row.get(place, row.get((place[0], None), "")) for place in subjects))
     return table
 
 
@@ -185,7 +202,7 @@ def study_status(study: Study) -> None:
     """Print how every stage stands, and what those that failed say."""
     console, plan = make_console(), plan_study(study)
     states = states_of(study, plan)
-    console.print(study_table(study, plan, states), soft_wrap=False)
+    console.print(study_table(plan, states), soft_wrap=False)
     for stage in plan:
         if states[stage.name] == FAILED:
             first = read_stage(study, stage)["error"].splitlines()[0]

@@ -1,14 +1,15 @@
 """The tables of a study: rows from many runs, averaged over seeds and subjects, tested against one of them.
 
-Reads run folders only; a run that is not there is a row that says so.
+Reads run folders only; a run that is not there is a row that says so. Data sets stand beside each other: nothing is
+averaged over two of them, since they have no image in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import Layout
@@ -16,11 +17,43 @@ from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, tested
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.files import read_json
+from nd_dist.metrics.published import PUBLISHED, Published
 from nd_dist.metrics.statistics.scores import Scores, Statistics, mean_of_scores
 from nd_dist.metrics.table import Metric, metric_of, ordered
 
-Place = tuple[int, int]  # subject, seed
 NOT_RUN = "not run"
+
+
+class Place(NamedTuple):
+    """Whose brain of which data set, and which seed."""
+
+    source: str
+    subject: int
+    seed: int
+
+
+class Whose(NamedTuple):
+    """A column of subjects: one of a data set, or with 0 the mean over all of it."""
+
+    source: str
+    subject: int
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean over subjects."""
+        return self.subject == ALL_SUBJECTS
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        return f"{self.source} {'mean' if self.is_mean else self.subject}"
+
+
+class Evaluated(NamedTuple):
+    """Where the pictures of a place lie, and how they were made."""
+
+    folder: Path
+    point: Point
 
 
 @dataclass(frozen=True)
@@ -29,13 +62,16 @@ class RowSource:
 
     Args:
         label: First column.
-        point: How its pictures were made.
-        folders: (subject, seed) -> run folder.
+        places: What was, or is to be, evaluated.
     """
 
     label: str
-    point: Point
-    folders: Mapping[Place, Path]
+    places: Mapping[Place, Evaluated]
+
+    @property
+    def point(self) -> Point:
+        """How the pictures of the first place are made."""
+        return next(iter(self.places.values())).point
 
 
 @dataclass(frozen=True)
@@ -56,31 +92,39 @@ class TableSource:
     note: str = ""
 
 
+Differences = Mapping[str, Mapping[str, Any]]  # metric -> value, interval, p
+
+
 @dataclass(frozen=True)
 class StudyRow:
     """One row with its numbers.
 
     Args:
         source: Where they come from.
-        scores: Subject -> scores, seeds averaged; 0 is the mean over all subjects. Those that lack are not there.
-        lacking: (subject, seed) of the runs that are not there.
-        differences: Metric -> paired difference of the mean to the row that is tested against.
+        scores: Subject, or mean over them, -> scores, seeds averaged. What lacks is not there.
+        lacking: Runs that are not there.
+        differences: Data set -> paired differences of the mean to the row that is tested against.
     """
 
     source: RowSource
-    scores: Mapping[int, Scores]
+    scores: Mapping[Whose, Scores]
     lacking: tuple[Place, ...]
-    differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    differences: Mapping[str, Differences] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """First column."""
         return self.source.label
 
-    def remark(self, subject: int) -> str:
-        """Return what is missing of a subject, or of the mean; empty where nothing is."""
-        seeds = [(whose, seed) for whose, seed in self.lacking if subject in (whose, ALL_SUBJECTS)]
-        return ", ".join(f"subject {whose} seed {seed} {NOT_RUN}" for whose, seed in seeds)
+    def labelled(self, source: str) -> str:
+        """Return the label, with what is missing of a data set."""
+        lacking = [f"subject {place.subject} seed {place.seed}" for place in self.lacking if place.source == source]
+        return f"{self.label} ({', '.join(lacking)} {NOT_RUN})" if lacking else self.label
+
+    def item(self, whose: Whose, metric: Metric) -> Mapping[str, Any] | None:
+        """Return a metric's value with its interval; None where it was not computed."""
+        found = self.scores.get(whose)
+        return found.metrics.get(metric.name) if found else None
 
 
 @dataclass(frozen=True)
@@ -90,6 +134,18 @@ class StudyTable:
     source: TableSource
     rows: tuple[StudyRow, ...]
     metrics: tuple[Metric, ...]
+
+    @property
+    def columns(self) -> list[Whose]:
+        """The mean over each data set's subjects, and after it each of them."""
+        places = dict.fromkeys((place.source, place.subject) for row in self.rows for place in row.source.places)
+        sources = dict.fromkeys(source for source, _ in places)
+        return [Whose(s, each) for s in sources for each in (ALL_SUBJECTS, *(i for name, i in places if name == s))]
+
+    @property
+    def published(self) -> list[Published]:
+        """Published rows that stand beside it."""
+        return [item for item in PUBLISHED if item.method in self.source.published]
 
 
 class Runs:
@@ -105,90 +161,107 @@ class Runs:
             self._metrics[folder] = read_json(path) if path.is_file() else {}
         return self._metrics[folder]
 
-    @property
-    def finished(self) -> list[dict[str, Any]]:
-        """The content of every metrics.json that was read."""
-        return [content for content in self._metrics.values() if content]
-
     def entry(self, row: RowSource, place: Place) -> dict[str, Any]:
         """Return the entry of a row's point in a run, empty where it was not evaluated."""
-        metrics = self.metrics(row.folders[place])
+        if place not in row.places:
+            return {}
+        folder, point = row.places[place]
+        metrics = self.metrics(folder)
         entries = [*metrics.get("points", []), *metrics.get("controls", [])]
-        return next((e for e in entries if (Point.of(e), e["subject"]) == (row.point, place[0])), {})
+        return next((e for e in entries if (Point.of(e), e["subject"]) == (point, place.subject)), {})
 
     def scores(self, row: RowSource, place: Place) -> Scores | None:
         """Return the scores of a row's point in a run, None where it was not evaluated."""
         if not self.entry(row, place):
             return None
-        layout = Layout(row.folders[place], self.metrics(row.folders[place])["protocol"])
-        return read_scores(*layout.score_folders(row.point, place[0]))
+        folder, point = row.places[place]
+        layout = Layout(folder, self.metrics(folder)["protocol"])
+        return read_scores(*layout.score_folders(point, place.subject))
 
 
-def study_tables(sources: Sequence[TableSource], runs: Runs) -> list[StudyTable]:
-    """Return the tables with their numbers.
+def finished_runs(sources: Sequence[TableSource], runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """Return data set -> content of its runs' metrics.json.
 
     Raises:
         DataError: nothing is evaluated yet, or runs were scored by different protocols.
     """
-    folders = {folder for table in sources for row in table.rows for folder in row.folders.values()}
-    found = [metrics for folder in sorted(folders) if (metrics := runs.metrics(folder))]
+    folders = {
+        (place.source, at.folder): None for table in sources for row in table.rows for place, at in row.places.items()
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for source, folder in folders:
+        if metrics := runs.metrics(folder):
+            found.setdefault(source, []).append(metrics)
     if not found:
         raise DataError("Nothing of the study is evaluated yet.", todo="run `nd study run` first")
-    for name in ("protocol", "simulated"):
-        if len(values := {str(metrics.get(name)) for metrics in found}) > 1:
-            found_values = ", ".join(sorted(values))
-            raise DataError(f"Runs of the study differ in what must be equal: {name}.", found=found_values)
-    statistics = Statistics(int(found[0]["provenance"]["bootstrap"]))
-    return [_table(source, runs, statistics) for source in sources]
+    _require_equal("protocol", [each for every in found.values() for each in every])
+    for every in found.values():
+        _require_equal("simulated", every)
+    return found
 
 
-def _table(source: TableSource, runs: Runs, statistics: Statistics) -> StudyTable:
+def _require_equal(name: str, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that differ in a fact."""
+    if len(values := {str(each.get(name)) for each in metrics}) > 1:
+        raise DataError(f"Runs of the study differ in what must be equal: {name}.", found=", ".join(sorted(values)))
+
+
+def study_table(source: TableSource, runs: Runs, statistics: Statistics) -> StudyTable:
+    """Return a table with its numbers."""
     rows = [_row(row, runs, statistics) for row in source.rows]
-    reference = next((row.scores.get(ALL_SUBJECTS) for row in rows if row.label == source.against), None)
-    compared = [row for row in rows if row.label != source.against and ALL_SUBJECTS in row.scores]
-    if reference is not None:
-        pairs = [(0, row.source.point, source.against, row.scores[ALL_SUBJECTS], reference) for row in compared]
-        differences = {id(row): item["differences"] for row, item in zip(compared, tested(pairs), strict=True)}
-        rows = [StudyRow(row.source, row.scores, row.lacking, differences.get(id(row), {})) for row in rows]
+    for name in dict.fromkeys(place.source for row in rows for place in row.source.places):
+        rows = _tested(rows, source.against, Whose(name, ALL_SUBJECTS))
     known = [item for row in rows for scores in row.scores.values() for item in scores.metrics.items()]
     directions = {name: bool(item["higher_is_better"]) for name, item in known}
     return StudyTable(source, tuple(rows), tuple(metric_of(name, directions[name]) for name in ordered(directions)))
 
 
+def _tested(rows: Sequence[StudyRow], against: str, mean: Whose) -> list[StudyRow]:
+    """Return rows with the differences of their means over a data set to one of them, corrected together."""
+    means = {row.label: row.scores[mean] for row in rows if mean in row.scores}
+    if against not in means:
+        return list(rows)
+    compared = [row for row in rows if row.label in means and row.label != against]
+    pairs = [(0, row.source.point, against, means[row.label], means[against]) for row in compared]
+    found = {row.label: item["differences"] for row, item in zip(compared, tested(pairs), strict=True)}
+    return [replace(row, differences={**row.differences, mean.source: found.get(row.label, {})}) for row in rows]
+
+
 def _row(source: RowSource, runs: Runs, statistics: Statistics) -> StudyRow:
     """Return a row: seeds averaged within each subject, then subjects, where every subject has one."""
-    found = {place: runs.scores(source, place) for place in source.folders}
-    subjects = list(dict.fromkeys(subject for subject, _ in found))
-    scores: dict[int, Scores] = {}
-    for subject in subjects:
-        own = [part for (whose, _), part in found.items() if whose == subject and part is not None]
-        if own:
-            scores[subject] = mean_of_scores(own, statistics)
-    if len(scores) == len(subjects):
-        scores[ALL_SUBJECTS] = mean_of_scores([scores[subject] for subject in subjects], statistics)
+    found = {place: runs.scores(source, place) for place in source.places}
+    scores: dict[Whose, Scores] = {}
+    for name in dict.fromkeys(place.source for place in found):
+        subjects = dict.fromkeys(place.subject for place in found if place.source == name)
+        own = {
+            subject: [part for place, part in found.items() if place[:2] == (name, subject) and part is not None]
+            for subject in subjects
+        }
+        means = {subject: mean_of_scores(parts, statistics) for subject, parts in own.items() if parts}
+        if len(means) == len(subjects):
+            scores[Whose(name, ALL_SUBJECTS)] = mean_of_scores(list(means.values()), statistics)
+        scores |= {Whose(name, subject): mean for subject, mean in means.items()}
     return StudyRow(source, scores, tuple(place for place, part in found.items() if part is None))
 
 
-def honesty(runs: Runs) -> list[tuple[str, str]]:
-    """Return, apart from each other, whether data, model and judges are real."""
-    metrics = runs.finished[0]
-    simulated = {True: "simulated: a made-up NSD, not human brains", False: "real, as their reader states"}
+def honesty(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return, apart from each other, whether data, model and judges of a run are real."""
     provenance, made_up = metrics["provenance"], metrics.get("simulated")
     config, remark = provenance["config"], provenance.get("networks", {}).get("remark", "")
+    data = "simulated: made up, not human brains" if made_up else "real, as their reader states"
     names = {name for entry in metrics["points"] for name in entry["metrics"]}
-    has_stand_ins = any(metric_of(name).stands_for for name in names)
-    judges = "simulated: small networks of the made-up world" if has_stand_ins else ", ".join(provenance["judges"])
+    stand_ins = any(metric_of(name).stands_for for name in names)
+    judges = "simulated: small networks of the made-up world" if stand_ins else ", ".join(provenance["judges"])
     is_phantom = str(config["model"]).startswith("phantom/")
     model = f"simulated: small networks of the made-up world ({config['model']})" if is_phantom else config["model"]
     return [
-        ("Data", "not stated by the shards" if made_up is None else simulated[bool(made_up)]),
+        ("Data", "not stated by the shards" if made_up is None else data),
         ("Model", f"{model}. {remark}" if remark else model),
         ("Judges", judges or "none: metrics of pixels alone"),
-        ("Protocol", metrics["protocol"]),
     ]
 
 
-def departures(runs: Runs, own: Sequence[str]) -> list[str]:
+def departures(found: Mapping[str, Sequence[Mapping[str, Any]]], own: Sequence[str]) -> list[str]:
     """Return every departure from the published procedure: the study's, then what the runs say of themselves."""
-    told = [line for metrics in runs.finished for line in metrics.get("departures", [])]
+    told = [line for every in found.values() for metrics in every for line in metrics.get("departures", [])]
     return list(dict.fromkeys([*own, *told]))

@@ -6,35 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nd_dist.evaluation.points.layout import PICTURE, repeat_file
-from nd_dist.evaluation.points.units import ORIGINAL, image_name
-from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS
+from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
+from nd_dist.evaluation.points.units import image_name
 from nd_dist.files import write_text
+from nd_dist.metrics.statistics.scores import Statistics
 from nd_dist.metrics.table import Metric
 from nd_dist.report.charts import Chart, guidance_map
 from nd_dist.report.findings import Findings
 from nd_dist.report.pictures import Case, PictureGrid, data_uri, picture_grids, spread
 from nd_dist.report.study import (
     NOT_RUN,
-    Place,
-    RowSource,
     Runs,
     StudyRow,
     StudyTable,
     TableSource,
+    Whose,
     departures,
+    finished_runs,
     honesty,
-    study_tables,
+    study_table,
 )
-from nd_dist.report.study_files import (
-    csv_tables,
-    latex_tables,
-    markdown_tables,
-    published_cells,
-    published_rows,
-    subjects_of,
-    who,
-)
+from nd_dist.report.study_files import csv_tables, latex_tables, markdown_tables, published_cells
 from nd_dist.report.tables import MetricTable, PublishedRow, TableRow, difference_cells, point_cells
 from nd_dist.report.templates import filled
 
@@ -49,18 +41,19 @@ class TableView:
     """A table as the page shows it.
 
     Args:
-        title, note: Above it.
-        mean: Means over subjects with differences.
-        subjects: A table for each subject.
+        source: Its title and note.
+        means: For each data set the means over subjects with differences.
+        subjects: For each metric a table with a column for each subject.
+        columns: Heads of these.
         published: Published rows beside it.
         strips: Pictures of the first subject and seed, one of each row.
         maps, grids: Heat maps and pictures over kappa and eta, where its rows span them.
     """
 
-    title: str
-    note: str
-    mean: MetricTable
-    subjects: list[MetricTable]
+    source: TableSource
+    means: list[MetricTable]
+    subjects: list[tuple[Metric, list[TableRow]]]
+    columns: list[str]
     published: list[PublishedRow]
     strips: list[Case]
     maps: list[Chart]
@@ -80,20 +73,23 @@ def write_study_report(
         lacking: Stages that are not done, in words.
 
     Raises:
-        DataError: see ``study_tables``.
+        DataError: see ``finished_runs``.
     """
     runs = Runs()
-    tables = study_tables(sources, runs)
-    first = runs.finished[0]
-    is_simulated = bool(first.get("simulated"))
+    found = finished_runs(sources, runs)
+    firsts = {source: every[0] for source, every in found.items()}
+    first = next(iter(firsts.values()))
+    statistics = Statistics(int(first["provenance"]["bootstrap"]))
+    tables = [study_table(source, runs, statistics) for source in sources]
+    is_simulated = any(each.get("simulated") for each in firsts.values())
     page = filled(
         "study.html",
         title=title,
         simulated=is_simulated,
-        honesty=honesty(runs),
+        honesty={source: honesty(each) for source, each in firsts.items()},
         tables=[_view(table, runs) for table in tables],
         lacking=lacking,
-        departures=departures(runs, own_departures),
+        departures=departures(found, own_departures),
         protocol=first["protocol"],
         details=first["protocol_details"],
     )
@@ -110,78 +106,76 @@ def write_study_report(
 
 def _view(table: StudyTable, runs: Runs) -> TableView:
     """Return a table as the page shows it."""
-    source, metrics = table.source, list(table.metrics)
-    _, *every = subjects_of(table)
-
-    def title_of(subject: int) -> str:
-        return f"Subject {subject}" if subject else f"Mean of subjects {', '.join(map(who, every))}"
-
-    mean, *subjects = (
-        MetricTable(title_of(subject), metrics, [line for row in table.rows for line in _lines(table, row, subject)])
-        for subject in subjects_of(table)
-    )
+    columns, metrics = table.columns, list(table.metrics)
+    means = []
+    for mean in [whose for whose in columns if whose.is_mean]:
+        every = ", ".join(str(whose.subject) for whose in columns if whose.source == mean.source and not whose.is_mean)
+        lines = [line for row in table.rows for line in _mean_lines(table, row, mean)]
+        means.append(MetricTable(f"{mean.source}: mean of subjects {every}", metrics, lines))
+    subjects = []
+    for metric in metrics:
+        lines = [TableRow(row.label, [_cell(row, whose, metric) for whose in columns]) for row in table.rows]
+        subjects.append((metric, lines))
     published = [
         PublishedRow(
             f"{item.method}, subject {item.subjects}", published_cells(table, item), item.protocol, item.source, False
         )
-        for item in published_rows(table)
+        for item in table.published
     ]
     maps = _maps(table)
     strips, grids = ([], _grids(table, runs)) if maps else (_strips(table, runs), [])
-    return TableView(source.title, source.note, mean, subjects, published, strips, maps, grids)
+    heads = [whose.label for whose in columns]
+    return TableView(table.source, means, subjects, heads, published, strips, maps, grids)
 
 
-def _lines(table: StudyTable, row: StudyRow, subject: int) -> list[TableRow]:
-    """Return a row of one subject or of the mean, and below it its difference to the row it is tested against."""
+def _mean_lines(table: StudyTable, row: StudyRow, mean: Whose) -> list[TableRow]:
+    """Return a row's mean over a data set, and below it the difference to the row that it is tested against."""
     metrics, kind = list(table.metrics), "main" if row.label == table.source.against else "point"
-    label = row.label
-    if remark := row.remark(subject):
-        label = f"{label} ({remark})"
-    if subject not in row.scores:
-        return [TableRow(label, [(NOT_RUN, "", "") for _ in metrics], kind)]
-    lines = [TableRow(label, point_cells(row.scores[subject].metrics, metrics), kind)]
-    if subject == ALL_SUBJECTS and row.differences:
-        cells = difference_cells(metrics, row.differences)
-        lines.append(TableRow(f"− {table.source.against}", cells, "difference"))
+    lines = [TableRow(row.labelled(mean.source), [_cell(row, mean, metric) for metric in metrics], kind)]
+    if differences := row.differences.get(mean.source):
+        lines.append(TableRow(f"− {table.source.against}", difference_cells(metrics, differences), "difference"))
     return lines
+
+
+def _cell(row: StudyRow, whose: Whose, metric: Metric) -> tuple[str, str, str]:
+    """Return value, interval and no verdict, or that it was not run."""
+    if whose not in row.scores:
+        return (NOT_RUN, "", "")
+    return point_cells(row.scores[whose].metrics, [metric])[0]
 
 
 def _strips(table: StudyTable, runs: Runs) -> list[Case]:
     """Return pictures of the first subject and seed, spread evenly over its images: what was seen, one of each row."""
-    place = next(iter(table.rows[0].source.folders))
+    place = next(iter(table.rows[0].source.places))
     shown = [row.source for row in table.rows if runs.entry(row.source, place)]
     if not shown or len(shown) > MAX_STRIP:
         return []
-    ids = set.intersection(*(set(runs.metrics(row.folders[place])["images"][str(place[0])]) for row in shown))
+    folders = [row.places[place].folder for row in shown]
+    metrics = [runs.metrics(folder) for folder in folders]
+    ids = set.intersection(*(set(each["images"][str(place.subject)]) for each in metrics))
+    originals = Layout(folders[0], metrics[0]["protocol"])
+    made = {row.label: at / runs.entry(row, place)["folder"] for row, at in zip(shown, folders, strict=True)}
     return [
         Case(
             image_id,
-            data_uri(_original(shown[0], place, image_id), SIDE),
-            [(row.label, [data_uri(_picture(runs, row, place, image_id), SIDE)]) for row in shown],
+            data_uri(originals.original_of(image_id) / PICTURE, SIDE),
+            [(label, [data_uri(at / image_name(image_id) / repeat_file(0), SIDE)]) for label, at in made.items()],
         )
         for image_id in spread(sorted(ids), NUM_STRIPS)
     ]
 
 
-def _original(row: RowSource, place: Place, image_id: int) -> Path:
-    return row.folders[place] / "reconstructions" / ORIGINAL / image_name(image_id) / PICTURE
-
-
-def _picture(runs: Runs, row: RowSource, place: Place, image_id: int) -> Path:
-    folder = row.folders[place] / runs.entry(row, place)["folder"]
-    return Path(folder) / image_name(image_id) / repeat_file(0)
-
-
 def _maps(table: StudyTable) -> list[Chart]:
-    """Return heat maps over kappa and eta of the means over subjects, where rows span both."""
-    guided = [row for row in table.rows if row.source.point.is_guided and not row.source.point.settings]
-    points = {row.source.point for row in guided}
-    kappas, etas = {point.kappa for point in points}, {point.eta for point in points}
-    if min(len(kappas), len(etas)) < 2 or len(points) < len(kappas) * len(etas):
+    """Return heat maps over kappa and eta of the means over the first data set, where rows span both."""
+    mean = table.columns[0]
+    guided = {row.source.point: row for row in table.rows if row.source.point.is_guided}
+    kappas, etas = {point.kappa for point in guided}, {point.eta for point in guided}
+    if min(len(kappas), len(etas)) < 2 or len(guided) < len(kappas) * len(etas):
         return []
     charts = []
     for metric in [each for each in table.metrics if each.kind in ("low-level", "high-level")][:NUM_MAPS]:
-        if values := {row.source.point: _mean(row, metric) for row in guided if ALL_SUBJECTS in row.scores}:
+        items = {point: row.item(mean, metric) for point, row in guided.items()}
+        if values := {point: float(item["value"]) for point, item in items.items() if item}:
             charts.append(guidance_map(metric, "", values, None))
     return charts
 
@@ -189,9 +183,5 @@ def _maps(table: StudyTable) -> list[Chart]:
 def _grids(table: StudyTable, runs: Runs) -> list[PictureGrid]:
     """Return pictures over kappa and eta of the first subject and seed."""
     row = next(row.source for row in table.rows if row.source.point.is_guided)
-    folder = next(iter(row.folders.values()))
+    folder = next(iter(row.places.values())).folder
     return picture_grids(Findings(folder)) if runs.metrics(folder) else []
-
-
-def _mean(row: StudyRow, metric: Metric) -> float:
-    return float(row.scores[ALL_SUBJECTS].metrics[metric.name]["value"])

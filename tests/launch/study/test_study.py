@@ -19,6 +19,7 @@ from tests.launch.study.tiny import write_study
 from tests.support.command_line import nd
 
 STUDIES = study_names()
+ONE = {"phantom": {"recipe": "demo", "phantom_data": True, "subjects": [1]}}
 
 
 def tiny(folder: Path, *words: str, **fields: object) -> Study:
@@ -38,7 +39,8 @@ def test_the_shipped_studies_plan_every_run_that_their_tables_name(name: str) ->
     shown = {run for table in study.tables for run in table.rows.values()}
     assert shown | {"true unguided", "shuffled"} >= set(study.runs), "every run stands in a table"
     evaluated = [stage for stage in plan if stage.kind == "evaluate"]
-    assert len(evaluated) == len(study.decoders) * len(study.subjects) * len(study.seeds)
+    (source,) = study.sources.values()
+    assert len(evaluated) == len(study.decoders) * len(source.subjects) * len(study.seeds)
     seen: set[str] = set()
     for stage in plan:
         assert set(stage.needs) <= seen, "what a stage needs comes before it"
@@ -50,7 +52,7 @@ def test_a_point_that_several_runs_and_tables_ask_for_is_made_once(tmp_path: Pat
     network = next(stage for stage in plan if (stage.kind, stage.decoder) == ("evaluate", "network"))
     names = [point.name for point in config_points(network.config)]
     assert len(names) == len(set(names)) == 6, "no guidance, two kappas by two etas with the recipe's, true embeddings"
-    assert network.config.run_dir == tmp_path / "study" / "network" / "seed-0" / "subj01"
+    assert network.config.run_dir == tmp_path / "study" / "phantom" / "network" / "seed-0" / "subj01"
     assert [stage.kind for stage in plan].count("pack") == 1
 
 
@@ -62,7 +64,7 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest_ones(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"stage1_of: there is no 'later'"):
         tiny(tmp_path, decoders={"first": {"stage1_of": "later"}, "later": {}})
     with pytest.raises(ConfigError, match=r"subjects \[9\] are not in data.subjects"):
-        plan_study(tiny(tmp_path, "subjects=[1,9]"))
+        plan_study(tiny(tmp_path, "sources.phantom.subjects=[1,9]"))
     with pytest.raises(ConfigError, match="The study has no run"):
         plan_study(tiny(tmp_path, runs={}, tables=[]))
     with pytest.raises(ConfigError, match="did you mean paper"):
@@ -71,23 +73,26 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest_ones(tmp_path: Pat
         plan_study(tiny(tmp_path, "training.stepz=[1,1]"))
     with pytest.raises(ConfigError, match="does not decide how a trained decoder's pictures are made"):
         plan_study(tiny(tmp_path, runs={"longer": {"settings": {"training.zero_stage": 2}}}, tables=[]))
-    with pytest.raises(ConfigError, match="pack one folder of shards in different ways"):
+    with pytest.raises(ConfigError, match="One folder of shards is to be packed in different ways"):
         other = {"settings": {"data.normalization": "mindeye1"}}
         plan_study(tiny(tmp_path, decoders={"a": {}, "b": other}, tables=[], runs={"r": {}}))
 
 
 def test_more_seeds_and_subjects_leave_the_stages_that_there_are_as_they_are(tmp_path: Path) -> None:
     before = {stage.name: stage.identity for stage in plan_study(tiny(tmp_path))}
-    after = {stage.name: stage.identity for stage in plan_study(tiny(tmp_path, "seeds=[0,7]", "subjects=[1,2,3]"))}
+    after = {
+        stage.name: stage.identity
+        for stage in plan_study(tiny(tmp_path, "seeds=[0,7]", "sources.phantom.subjects=[1,2,3]"))
+    }
     assert before.items() <= after.items()
-    assert len(after) == 1 + 2 * 3 * 3 * 2
+    assert len(after) == 1 + 2 * 3 * 3 * 2 - 3, "a ridge regression is fitted once for all seeds"
     other = {stage.name: stage.identity for stage in plan_study(tiny(tmp_path, "sampler.cfg_scale=4"))}
     changed = {name.split()[0] for name in before if before[name] != other[name]}
     assert changed == {"evaluate"}, "how pictures are made is no affair of a training"
 
 
 def test_a_stage_that_fails_blocks_only_what_needs_it_and_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
-    study = tiny(tmp_path, subjects=[1])
+    study = tiny(tmp_path, sources=ONE)
     pack, train, evaluate, second, *others = plan_study(study)
     for stage in (pack, *others):
         finish(study, stage)
@@ -100,8 +105,8 @@ def test_a_stage_that_fails_blocks_only_what_needs_it_and_is_tried_again_by_the_
         "blocked",
     ]
     assert {states[stage.name] for stage in others} == {"done"}
-    said = nd("study", "status", str(tmp_path / "tiny.yaml"), "subjects=[1]").stdout
-    assert "train network seed 0 subject 1: The GPU is gone. (logs:" in said
+    said = nd("study", "status", str(tmp_path / "tiny.yaml"), "sources.phantom.subjects=[1]").stdout
+    assert "train phantom network seed 0 subject 1: The GPU is gone. (logs:" in said
     others[-1].result.unlink()
     assert states_of(study, (pack, *others))[others[-1].name] == "waiting", (
         "a record without its result is not believed"
@@ -117,7 +122,7 @@ def test_a_study_whose_stages_are_done_starts_nothing(tmp_path: Path, capsys: py
 
 
 def test_a_stage_that_cannot_start_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = tiny(tmp_path, "nsd_root=nowhere", subjects=[1], phantom_data=False)
+    study = tiny(tmp_path, "nsd_root=nowhere", "sources.phantom.phantom_data=false", sources=ONE)
     with pytest.raises(RankFailure, match="7 of 7 stages of the study are not done"):
         run_study(study, LaunchOptions())
     said = capsys.readouterr().out
@@ -138,7 +143,7 @@ def test_the_published_study_is_counted_without_data_networks_or_a_gpu() -> None
     assert shared.seconds == pytest.approx(whole / 2), "stage 1 is not trained again"
     assert cost_of(stages["pack", "NeuralDiffuser"]).work == 70_566
     said = nd("study", "plan", "paper", "--gpu", "a100").stdout
-    for needed in ("a100 hours", "made once each", "How it was counted", "No GPU has confirmed"):
+    for needed in ("a100 hours", "How it was counted", "No GPU has confirmed"):
         assert needed in said
     assert "did you mean h100" in nd("study", "plan", "paper", "--gpu", "h1000").stderr
 
@@ -160,18 +165,18 @@ def test_jobs_wait_for_the_job_or_the_task_that_they_need(tmp_path: Path, monkey
         r"^--parsable (?:--dependency=(\S+) )?.*/(\S+)\.sbatch$", (tmp_path / "calls").read_text(), re.MULTILINE
     )
     assert waits == [
-        ("", "pack-network"),
-        ("afterok:101", "train-network-seed-0"),
-        ("aftercorr:102", "evaluate-network-seed-0"),
-        ("afterok:101,aftercorr:102", "train-one-session-seed-0"),
-        ("aftercorr:104", "evaluate-one-session-seed-0"),
-        ("afterok:101", "train-ridge-seed-0"),
-        ("aftercorr:106", "evaluate-ridge-seed-0"),
+        ("", "pack-phantom-network"),
+        ("afterok:101", "train-phantom-network-seed-0"),
+        ("aftercorr:102", "evaluate-phantom-network-seed-0"),
+        ("afterok:101,aftercorr:102", "train-phantom-one-session-seed-0"),
+        ("aftercorr:104", "evaluate-phantom-one-session-seed-0"),
+        ("afterok:101", "train-phantom-ridge"),
+        ("aftercorr:106", "evaluate-phantom-ridge-seed-0"),
         ("afterany:101:102:103:104:105:106:107", "report"),
     ]
-    script = (tmp_path / "study" / "slurm" / "train-one-session-seed-0.sbatch").read_text()
+    script = (tmp_path / "study" / "slurm" / "train-phantom-one-session-seed-0.sbatch").read_text()
     assert "#SBATCH --array=0-1" in script
-    assert "1) set -- --stage 'train one session seed 0 subject 2' ;;" in script
+    assert "1) set -- --stage 'train phantom one session seed 0 subject 2' ;;" in script
     assert f'-m launch.cli study run {tmp_path / "study" / "study.yaml"} "$@" &' in script
     again = load_study(str(tmp_path / "study" / "study.yaml"))
     assert again == study
@@ -181,10 +186,10 @@ def test_jobs_wait_for_the_job_or_the_task_that_they_need(tmp_path: Path, monkey
     submit_study(study, False)
     text = (tmp_path / "calls").read_text()
     assert "pack" not in text, "what is done is not submitted"
-    assert "train-network-seed-0.sbatch" in text, "another subject's is not done yet"
+    assert "train-phantom-network-seed-0.sbatch" in text, "another subject's is not done yet"
 
 
 def test_a_stage_is_named_in_messages_as_it_is_typed(tmp_path: Path) -> None:
     path = write_study(tmp_path)
-    said = nd("study", "run", path, "--stage", "train network seed 0 subject 9").stderr
-    assert "did you mean train network seed 0 subject" in said
+    said = nd("study", "run", path, "--stage", "train phantom network seed 0 subject 9").stderr
+    assert "did you mean train phantom network seed 0 subject" in said

@@ -14,6 +14,7 @@ from tests.support.command_line import ND, nd_process
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.launch
+SOURCES = {"phantom": {"recipe": "demo", "phantom_data": True, "subjects": [1]}}
 ROWS = {"none": "unguided", "guided": "guided", "less data": "one session"}
 TABLES = [{"title": "Parts", "rows": ROWS, "against": "none"}]
 RUNS = {"unguided": {"settings": {"sampler.kappa": 0}}, "guided": {}, "one session": {"decoder": "one session"}}
@@ -43,10 +44,10 @@ def run_until_there_is(path: Path, pattern: str, *words: str) -> None:
 
 
 def test_a_killed_study_ends_as_an_undisturbed_one_and_a_seed_adds_its_own_stages_only(tmp_path: Path) -> None:
-    fields = {"subjects": [1], "decoders": DECODERS, "runs": RUNS, "tables": TABLES}
+    fields = {"sources": SOURCES, "decoders": DECODERS, "runs": RUNS, "tables": TABLES}
     path, killed = write_study(tmp_path, **fields), f"study_dir={tmp_path / 'killed'}"
     study("run", path)
-    first = tmp_path / "killed" / "network" / "seed-0" / "subj01"
+    first = tmp_path / "killed" / "phantom" / "network" / "seed-0" / "subj01"
     run_until_there_is(first, "checkpoints/stage1/step-*", path, killed)
     run_until_there_is(first, "reconstructions/*/*/image-*", path, killed)
     study("run", path, killed)

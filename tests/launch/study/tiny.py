@@ -21,9 +21,7 @@ def write_study(folder: Path, **fields: object) -> str:
     places = {"nsd_root": str(folder / "nsd"), "shards_dir": str(folder / "shards")}
     study = {
         "study_dir": str(folder / "study"),
-        "recipe": "demo",
-        "phantom_data": True,
-        "subjects": [1, 2],
+        "sources": {"phantom": {"recipe": "demo", "phantom_data": True, "subjects": [1, 2]}},
         "settings": {**SETTINGS, **places},
         "decoders": {
             "network": {},

@@ -12,7 +12,18 @@ from nd_dist.evaluation.points.units import Point, config_points
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.files import read_json, write_json
-from nd_dist.report.study import RowSource, Runs, StudyTable, TableSource, study_tables
+from nd_dist.metrics.statistics.scores import Statistics
+from nd_dist.report.study import (
+    Evaluated,
+    Place,
+    RowSource,
+    Runs,
+    StudyTable,
+    TableSource,
+    Whose,
+    finished_runs,
+    study_table,
+)
 from nd_dist.report.study_page import write_study_report
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_job, write_models
 
@@ -26,6 +37,8 @@ POINTS = (
     {"sampler.kappa": 20, "sampler.eta": 1.0},
 )
 SEEN = 12
+STATISTICS = Statistics(100)
+MEAN = Whose("toy", 0)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(folder: Path, **points: Point) -> tuple[RowSource, ...]:
-    places = [(1, 3), (1, 4), (2, 3), (2, 4)]
-    runs = {place: folder / f"run-{place[0]}-{place[1]}" for place in places}
-    return tuple(RowSource(label, point, runs) for label, point in points.items())
+    places = [Place("toy", *numbers) for numbers in ((1, 3), (1, 4), (2, 3), (2, 4))]
+    runs = {place: folder / f"run-{place.subject}-{place.seed}" for place in places}
+    return tuple(
+        RowSource(label, {place: Evaluated(run, point) for place, run in runs.items()})
+        for label, point in points.items()
+    )
 
 
 def source(folder: Path) -> TableSource:
@@ -59,7 +75,7 @@ def source(folder: Path) -> TableSource:
 
 @pytest.fixture(scope="module")
 def table(folder: Path) -> StudyTable:
-    return study_tables([source(folder)], Runs())[0]
+    return study_table(source(folder), Runs(), STATISTICS)
 
 
 def test_a_mean_is_one_over_subjects_of_means_over_seeds(folder: Path, table: StudyTable) -> None:
@@ -69,24 +85,23 @@ def test_a_mean_is_one_over_subjects_of_means_over_seeds(folder: Path, table: St
 
     guided = table.rows[1]
     means = [value("run-1-3"), (value("run-2-3") + value("run-2-4")) / 2]
-    assert [guided.scores[s].metrics["pixcorr"]["value"] for s in (1, 2)] == pytest.approx(means)
-    item = guided.scores[0].metrics["pixcorr"]
+    assert [guided.scores[Whose("toy", s)].metrics["pixcorr"]["value"] for s in (1, 2)] == pytest.approx(means)
+    item = guided.scores[MEAN].metrics["pixcorr"]
     assert item["value"] == pytest.approx(sum(means) / 2)
     assert item["ci_low"] < item["value"] < item["ci_high"]
-    assert guided.remark(1) == guided.remark(0) == "subject 1 seed 4 not run"
-    assert guided.remark(2) == ""
+    assert guided.labelled("toy") == "guided (subject 1 seed 4 not run)"
 
 
 def test_rows_are_tested_against_one_and_their_p_values_corrected_together(table: StudyTable) -> None:
     reference, guided, layers, never = table.rows
-    assert reference.differences == never.differences == {}
-    item = guided.differences["pixcorr"]
-    expected = [row.scores[0].metrics["pixcorr"]["value"] for row in (guided, reference)]
+    assert reference.differences["toy"] == never.differences["toy"] == {}
+    item = guided.differences["toy"]["pixcorr"]
+    expected = [row.scores[MEAN].metrics["pixcorr"]["value"] for row in (guided, reference)]
     assert item["value"] == pytest.approx(expected[0] - expected[1])
     assert 0 < item["p"] <= 1
-    alone = study_tables([dataclasses.replace(table.source, rows=table.source.rows[:2])], Runs())[0]
-    assert alone.rows[1].differences["pixcorr"]["p"] <= item["p"], "one comparison fewer"
-    assert layers.differences["pixcorr"]["value"] != item["value"]
+    alone = study_table(dataclasses.replace(table.source, rows=table.source.rows[:2]), Runs(), STATISTICS)
+    assert alone.rows[1].differences["toy"]["pixcorr"]["p"] <= item["p"], "one comparison fewer"
+    assert layers.differences["toy"]["pixcorr"]["value"] != item["value"]
 
 
 def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) -> None:
@@ -104,14 +119,14 @@ def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) ->
     assert float(tested[0]["p"]) <= 1
     assert any(line["source"].startswith("quoted in Brain-IT's table; protocol mindeye2") for line in lines)
     markdown, latex, page = texts["tables.md"], texts["tables.tex"], texts["report.html"]
-    assert "| never | mean | not run |" in markdown
+    assert "| never | toy mean | not run |" in markdown
     blocks = [[line.count("|") for line in block.splitlines()[2:] if line] for block in markdown.split("## ")[1:]]
     assert all(len(set(block) - {0}) == 1 for block in blocks), "every line of a table has as many cells"
     assert r"never & not run" in latex
     assert r"Guidance \& layers" in latex
     assert page.count("not run") >= 3 + 1
     for needed in (
-        "simulated: a made-up NSD",
+        "simulated: made up, not human brains",
         "Judges",
         "One departure.",
         "train x: failed",
@@ -127,9 +142,9 @@ def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) ->
 
 def test_runs_of_different_protocols_do_not_stand_in_one_study(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Nothing of the study is evaluated yet"):
-        study_tables([source(tmp_path)], Runs())
+        finished_runs([source(tmp_path)], Runs())
     for seed, protocol in ((3, "nd"), (4, "paper")):
         metrics = read_json(folder / "run-2-3" / "metrics.json")
         write_json(tmp_path / f"run-1-{seed}" / "metrics.json", {**metrics, "protocol": protocol})
     with pytest.raises(DataError, match="differ in what must be equal: protocol"):
-        study_tables([source(tmp_path)], Runs())
+        finished_runs([source(tmp_path)], Runs())
