@@ -65,7 +65,7 @@ def _submit(study: Study, plan: Sequence[Stage], is_dry_run: bool) -> None:
         if not is_dry_run:
             record_jobs(study, own)
     if new and not is_dry_run:
-        every = dict.fromkeys(job.partition("_")[0] for job in jobs.values())
+        every = sorted({job.partition("_")[0] for job in jobs.values()})
         number = submit(_report(study, plan), f"afterany:{':'.join(every)}", new)
         console.print(f"  submitted job {number} (report)")
     if note := unasked_memory(plan[0].config.slurm):

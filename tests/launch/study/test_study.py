@@ -11,7 +11,8 @@ from launch.study.plan import Stage, plan_study
 from launch.study.run import record_path, run_study, states_of
 from launch.study.study import Study, load_study, study_names
 from launch.study.submit import submit_study
-from nd_dist.errors import ConfigError, RankFailure
+from launch.supervise.lock import RunFolder
+from nd_dist.errors import ConfigError, RankFailure, WorldError
 from nd_dist.evaluation.points.units import config_points
 from nd_dist.files import write_json, write_text
 from tests.launch.commands.test_submit import SBATCH
@@ -19,6 +20,7 @@ from tests.launch.study.tiny import write_study
 from tests.support.command_line import nd
 
 STUDIES = study_names()
+SQUEUE = "#!/bin/sh\ntr ' ' '\\n' < {folder}/queue\n"
 ONE = {"phantom": {"recipe": "demo", "phantom_data": True, "subjects": [1]}}
 
 
@@ -155,16 +157,26 @@ def test_networks_of_other_sizes_are_counted_in_steps_and_pictures_alone() -> No
     assert cost_of(stages["train", "NeuralDiffuser"]).work == 400
 
 
-def test_jobs_wait_for_the_job_or_the_task_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sbatch").write_text(SBATCH.format(folder=tmp_path, refused=99))
-    (tmp_path / "sbatch").chmod(0o755)
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for sbatch, which numbers jobs from 101 on and keeps its calls, and squeue, which prints a file."""
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+        (tmp_path / name).write_text(text.format(folder=tmp_path, refused=99))
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    study = tiny(tmp_path)
+    return tmp_path
+
+
+def waits_of(folder: Path) -> list[tuple[str, str]]:
+    """What each call of sbatch waits for, and its script."""
+    pattern = r"^--parsable (?:--dependency=(\S+) )?.*/(\S+)\.sbatch$"
+    return re.findall(pattern, (folder / "calls").read_text(), re.MULTILINE)
+
+
+def test_jobs_wait_for_the_job_or_the_task_that_they_need(slurm: Path) -> None:
+    study = tiny(slurm)
     submit_study(study, False)
-    waits = re.findall(
-        r"^--parsable (?:--dependency=(\S+) )?.*/(\S+)\.sbatch$", (tmp_path / "calls").read_text(), re.MULTILINE
-    )
-    assert waits == [
+    assert waits_of(slurm) == [
         ("", "pack-phantom-network"),
         ("afterok:101", "train-phantom-network-seed-0"),
         ("aftercorr:102", "evaluate-phantom-network-seed-0"),
@@ -174,19 +186,56 @@ def test_jobs_wait_for_the_job_or_the_task_that_they_need(tmp_path: Path, monkey
         ("aftercorr:106", "evaluate-phantom-ridge-seed-0"),
         ("afterany:101:102:103:104:105:106:107", "report"),
     ]
-    script = (tmp_path / "study" / "slurm" / "train-phantom-one-session-seed-0.sbatch").read_text()
-    assert "#SBATCH --array=0-1" in script
+    script = (slurm / "study" / "slurm" / "train-phantom-one-session-seed-0.sbatch").read_text()
+    assert "#SBATCH --array=0,1\n" in script
     assert "1) set -- --stage 'train phantom one session seed 0 subject 2' ;;" in script
-    assert f'-m launch.cli study run {tmp_path / "study" / "study.yaml"} "$@" &' in script
-    again = load_study(str(tmp_path / "study" / "study.yaml"))
-    assert again == study
-    for stage in plan_study(study)[:3]:
-        finish(study, stage)
-    (tmp_path / "calls").unlink()
+    assert f'-m launch.cli study run {slurm / "study" / "study.yaml"} "$@" &' in script
+    assert load_study(str(slurm / "study" / "study.yaml")) == study
+
+
+def test_what_is_done_or_in_the_queue_is_not_submitted_again_and_what_was_lost_is(slurm: Path) -> None:
+    study = tiny(slurm)
     submit_study(study, False)
-    text = (tmp_path / "calls").read_text()
-    assert "pack" not in text, "what is done is not submitted"
-    assert "train-phantom-network-seed-0.sbatch" in text, "another subject's is not done yet"
+    pack, train, *_ = plan_study(study)
+    for stage in (pack, train):
+        finish(study, stage)
+    (slurm / "queue").write_text("102_1 103_1 106_0 106_1 999")  # the others were cancelled
+    submit_study(study, False)
+    assert waits_of(slurm)[8:] == [
+        ("", "evaluate-phantom-network-seed-0"),
+        ("afterok:102_1", "train-phantom-one-session-seed-0"),
+        ("aftercorr:110", "evaluate-phantom-one-session-seed-0"),
+        ("aftercorr:106", "evaluate-phantom-ridge-seed-0"),
+        ("afterany:102:103:106:109:110:111:112", "report"),
+    ]
+    script = (slurm / "study" / "slurm" / "evaluate-phantom-network-seed-0.sbatch").read_text()
+    assert "#SBATCH --array=0\n" in script, "the other subject's is in the queue"
+    assert states_of(study, plan_study(study))["evaluate phantom network seed 0 subject 2"] == "queued 103_1"
+    (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(RankFailure, match="does not say which jobs it has"):
+        submit_study(study, False)
+
+
+def test_a_second_command_that_runs_or_submits_a_study_is_refused(slurm: Path) -> None:
+    study = tiny(slurm)
+    folder = RunFolder(study.study_dir, "study-1")
+    try:
+        for command in (lambda: run_study(study, LaunchOptions()), lambda: submit_study(study, False)):
+            with pytest.raises(WorldError, match="Another command works in this run folder(.|\n)*study-1"):
+                command()
+    finally:
+        folder.release()
+
+
+def test_a_ridge_regression_is_fitted_once_for_all_seeds_and_evaluated_for_each(tmp_path: Path) -> None:
+    plan = plan_study(tiny(tmp_path, "seeds=[0,7]", sources=ONE))
+    ridge = [(stage.name, stage.needs) for stage in plan if stage.decoder == "ridge"]
+    fit = "train phantom ridge subject 1"
+    assert ridge == [
+        (fit, ("pack phantom network",)),
+        ("evaluate phantom ridge seed 0 subject 1", (fit,)),
+        ("evaluate phantom ridge seed 7 subject 1", (fit,)),
+    ]
 
 
 def test_a_stage_is_named_in_messages_as_it_is_typed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A study with real ranks: killed on the way and run again it ends as if nothing had been, and grows by a seed."""
 
+import csv
 import hashlib
 import json
 import os
@@ -64,3 +65,42 @@ def test_a_killed_study_ends_as_an_undisturbed_one_and_a_seed_adds_its_own_stage
     assert len(stages) == 1 + 2 * 2 * 2
     assert not any(stage["error"] for stage in stages)
     assert (first.parents[1] / "seed-1" / "subj01" / "metrics.json").is_file()
+
+
+def test_two_data_sets_stand_in_one_table_each_with_its_own_mean(tmp_path: Path) -> None:
+    laion = {
+        "recipe": "laion_fmri_demo",
+        "phantom_data": True,
+        "subjects": [1, 3],
+        "settings": {
+            "nsd_root": str(tmp_path / "laion"),
+            "shards_dir": str(tmp_path / "laion-shards"),
+            "phantom.num_subjects": 2,
+            "phantom.num_sessions": 4,
+            "phantom.trials_per_session": 40,
+            "phantom.num_shared": 12,
+            "data.subjects": [1, 3],
+        },
+    }
+    decoders = {"ridge": {"settings": {"decoder.kind": "ridge", "training.stages": [2]}}}
+    runs = {"nearest": {"settings": {"control": "nearest"}}, "ridge": {}, "only": {"sources": ["laion"]}}
+    rows = {"nearest": "nearest", "ridge": "ridge", "on one": "only"}
+    tables = [{"title": "Two", "rows": rows, "against": "nearest", "published": ["MindEye2"]}]
+    sources = {**SOURCES, "laion": laion}
+    path = write_study(tmp_path, sources=sources, decoders=decoders, runs=runs, tables=tables)
+    study("run", path)
+    study("report", path)
+    lines = list(csv.DictReader((tmp_path / "study" / "tables.csv").open()))
+    values = {(line["row"], line["data"], line["subject"]) for line in lines if line["metric"] == "pixcorr"}
+    whose = [("phantom", "mean"), ("phantom", "1"), ("laion", "mean"), ("laion", "1"), ("laion", "3")]
+    for row in ("nearest", "ridge"):
+        assert {(row, *each) for each in whose} <= values
+    assert ("on one", "laion", "mean") in values
+    assert [line["value"] for line in lines if line["row"] == "on one" and line["data"] == "phantom"] == [
+        "not run"
+    ] * 2
+    differences = [line["data"] for line in lines if line["difference"] and line["metric"] == "pixcorr"]
+    assert differences == ["phantom", "laion", "laion"], "each data set is tested apart"
+    page = (tmp_path / "study" / "report.html").read_text()
+    for head in ("phantom mean", "phantom 1", "laion mean", "laion 1", "laion 3"):
+        assert f"<th>{head}</th>" in page
