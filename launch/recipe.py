@@ -32,25 +32,39 @@ _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, At
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    return shipped_names(RECIPES_DIR)
+
+
+def shipped_names(folder: Path) -> list[str]:
+    """Return the names of the YAML files in a folder of the package."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def recipe_path(recipe: str) -> Path:
-    """Return the file of a recipe given by name or path.
+    """Return the file of a recipe given by name or path; see ``shipped_path``."""
+    return shipped_path(RECIPES_DIR, recipe, "recipe")
+
+
+def shipped_path(folder: Path, name: str, what: str) -> Path:
+    """Return a YAML file given by name, which is in a folder of the package, or by path.
+
+    Args:
+        folder: The package's folder.
+        name: Name or path.
+        what: What the file is, for a message.
 
     Raises:
-        ConfigError: there is no such recipe.
+        ConfigError: there is none.
     """
-    named = RECIPES_DIR / f"{recipe}.yaml"
-    if named.is_file():
-        return named
-    if Path(recipe).is_file():
-        return Path(recipe)
+    for path in (folder / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    names = shipped_names(folder)
     raise ConfigError(
-        "There is no such recipe.",
-        where=recipe,
-        expected=f"a path of a YAML file, or one of {', '.join(recipe_names())}",
-        todo=nearest(recipe, recipe_names()),
+        f"There is no such {what}.",
+        where=name,
+        expected=f"a path of a YAML file, or one of {', '.join(names)}",
+        todo=nearest(name, names),
     )
 
 

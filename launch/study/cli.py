@@ -16,7 +16,7 @@ _command = partial(command_of, study_app)
 
 def studies_like(incomplete: str) -> list[str]:
     """Return the names of studies that begin with a text; a shell offers files where there are none."""
-    return sorted(path.stem for path in STUDIES_DIR.glob(f"{incomplete}*.yaml"))
+    return [path.stem for path in sorted(STUDIES_DIR.glob(f"{incomplete}*.yaml"))]
 
 
 StudyName = Annotated[

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from launch.keys import nearest
-from launch.recipe import load_recipe, load_settings
+from launch.recipe import load_recipe, load_settings, shipped_path
 from launch.study import STUDIES_DIR
 from nd_dist.config import Config, Value
 from nd_dist.config.base import Count, Section, SubjectId
-from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
 from nd_dist.evaluation.points.units import Point, distinct_points, listed_point
 from nd_dist.metrics.published import PUBLISHED
@@ -137,28 +136,6 @@ def _require(where: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"{where}: there is no {name!r}; {nearest(name, known) or f'known: {known}'}")
 
 
-def study_names() -> list[str]:
-    """Return the names of the studies that come with the package."""
-    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
-
-
-def study_path(study: str) -> Path:
-    """Return the file of a study given by name or path.
-
-    Raises:
-        ConfigError: there is no such study.
-    """
-    for path in (STUDIES_DIR / f"{study}.yaml", Path(study)):
-        if path.is_file():
-            return path
-    raise ConfigError(
-        "There is no such study.",
-        where=study,
-        expected=f"a path of a YAML file, or one of {', '.join(study_names())}",
-        todo=nearest(study, study_names()),
-    )
-
-
 def load_study(study: str, words: Sequence[str] = ()) -> Study:
     """Return a study with ``key=value`` words; those that name no field of it become settings of all its recipes.
 
@@ -167,7 +144,7 @@ def load_study(study: str, words: Sequence[str] = ()) -> Study:
     """
     own = [word for word in words if word.partition("=")[0].partition(".")[0] in Study.model_fields]
     others = [word for word in words if word not in own]
-    found = load_settings(Study, study_path(study), own)
+    found = load_settings(Study, shipped_path(STUDIES_DIR, study, "study"), own)
     return found.model_copy(update={"words": (*found.words, *others)})
 
 

@@ -69,6 +69,7 @@ def test_a_study_whose_job_is_cancelled_and_whose_node_is_lost_is_completed_by_t
     lost = next(run.name for run in runs.iterdir() if "node2" in hosts_of(run))
     task = f"{train}_{int(lost[-1]) - 1}"
     slurm.crash("node2")
+    wait_for_state(slurm, task, "PENDING", "NODE_FAIL")  # Slurm notices, and queues the job again
     slurm.boot("node2")
     run_queued_now(slurm, task)
     wait_until(lambda: not query(slurm, ["squeue", "-h"]).strip(), "an empty queue")

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from launch.plans.choose import LaunchOptions
+from launch.recipe import shipped_names
+from launch.study import STUDIES_DIR
 from launch.study.costs import cost_of
 from launch.study.plan import Stage, plan_study
 from launch.study.run import record_path, run_study, states_of
-from launch.study.study import Study, load_study, study_names
+from launch.study.study import Study, load_study
 from launch.study.submit import submit_study
 from launch.supervise.lock import RunFolder
 from nd_dist.errors import ConfigError, RankFailure, WorldError
@@ -19,7 +21,7 @@ from tests.launch.commands.test_submit import SBATCH
 from tests.launch.study.tiny import write_study
 from tests.support.command_line import nd
 
-STUDIES = study_names()
+STUDIES = shipped_names(STUDIES_DIR)
 SQUEUE = "#!/bin/sh\ntr ' ' '\\n' < {folder}/queue\n"
 ONE = {"phantom": {"recipe": "demo", "phantom_data": True, "subjects": [1]}}
 
