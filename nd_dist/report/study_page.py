@@ -109,9 +109,10 @@ def _view(table: StudyTable, runs: Runs) -> TableView:
     columns, metrics = table.columns, list(table.metrics)
     means = []
     for mean in [whose for whose in columns if whose.is_mean]:
-        every = ", ".join(str(whose.subject) for whose in columns if whose.source == mean.source and not whose.is_mean)
+        every = [str(whose.subject) for whose in columns if whose.source == mean.source and not whose.is_mean]
+        who = f"mean of subjects {', '.join(every)}" if len(every) > 1 else f"subject {every[0]}"
         lines = [line for row in table.rows for line in _mean_lines(table, row, mean)]
-        means.append(MetricTable(f"{mean.source}: mean of subjects {every}", metrics, lines))
+        means.append(MetricTable(f"{mean.source}: {who}", metrics, lines))
     subjects = []
     for metric in metrics:
         lines = [TableRow(row.label, [_cell(row, whose, metric) for whose in columns]) for row in table.rows]
