@@ -243,9 +243,9 @@ def print_costs(study: Study, gpu: str, gpus: int) -> None:
         raise ConfigError(
             "This kind of GPU is not known.", found=gpu, expected=", ".join(GPUS), todo=nearest(gpu, GPUS)
         )
-    console, plan_, (memory_gb, slower) = make_console(), plan_study(study), GPUS[gpu]
+    console, planned, (memory_gb, slower) = make_console(), plan_study(study), GPUS[gpu]
     groups: dict[str, list[Stage]] = {}
-    for stage in plan_:
+    for stage in planned:
         groups.setdefault(stage.group, []).append(stage)
     costs = {group: cost_of(stages[0]).times(len(stages)) for group, stages in groups.items()}
     whole = reduce(Cost.__add__, costs.values())
@@ -253,7 +253,7 @@ def print_costs(study: Study, gpu: str, gpus: int) -> None:
     for group, stages in groups.items():
         done = sum(is_done(study, stage) for stage in stages)
         table.add_row(group, str(len(stages)), str(done), *_cells(costs[group], slower))
-    table.add_row("all", str(len(plan_)), "", "", *_cells(whole, slower)[1:])
+    table.add_row("all", str(len(planned)), "", "", *_cells(whole, slower)[1:])
     console.print(table, soft_wrap=False)
     if not whole.seconds:
         console.print(_OTHER_NETWORKS)

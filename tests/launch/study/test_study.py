@@ -155,7 +155,7 @@ def test_the_published_study_is_counted_without_data_networks_or_a_gpu() -> None
 def test_networks_of_other_sizes_are_counted_in_steps_and_pictures_alone() -> None:
     stages = {(stage.kind, stage.decoder): stage for stage in plan_study(load_study("phantom"))}
     cost = cost_of(stages["evaluate", "with prior"])
-    assert (cost.work, cost.seconds, cost.disk_gb) == (16 * 2, 0.0, 0.0)
+    assert (cost.work, cost.seconds, cost.disk_gb) == (32 * 2, 0.0, 0.0)
     assert cost_of(stages["train", "NeuralDiffuser"]).work == 400
 
 
