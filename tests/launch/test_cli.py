@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.recipe import load_recipe
+from launch.study.study import load_study
 from nd_dist.errors import ConfigError
 from nd_dist.evaluation.points.axes import check_axes
 from tests.support.command_line import nd, nd_process
@@ -56,7 +57,7 @@ def test_every_help_ends_with_examples_that_the_command_takes(name: str) -> None
         assert words[: 1 + len(name.split())] == ["nd", *name.split()]
         COMMANDS[name].make_context(name, words[1 + len(name.split()) :])
         settings = [word for word in words if "=" in word]
-        load_recipe("paper", settings)
+        (load_study if name.startswith("study ") else load_recipe)("paper", settings)
     text = CliRunner().invoke(app, [*name.split(), "--help"]).output
     assert " ".join(text.split()).endswith(" ".join(examples[-1].split()))
 
