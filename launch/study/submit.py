@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from launch.commands.submit import require_sbatch, submit
 from launch.console import make_console
-from launch.grid.plan import file_name
+from launch.grid.plan import GridRequest, file_name, plan_grid
+from launch.grid.state import grid_checks
 from launch.plans.choose import new_launch_id
 from launch.plans.sbatch import Submission, sbatch_text, unasked_memory
 from launch.recipe import config_yaml
@@ -15,7 +16,9 @@ from launch.study.plan import Stage, plan_study
 from launch.study.queue import queued_jobs, record_jobs
 from launch.study.run import is_done
 from launch.study.study import Study
+from launch.supervise.checks import Checks, checks_of
 from launch.supervise.lock import RunFolder
+from launch.supervise.preflight import require
 from nd_dist.files import write_text
 from nd_dist.versions import CODE_DIR
 
@@ -25,6 +28,7 @@ def submit_study(study: Study, is_dry_run: bool) -> None:
 
     Raises:
         ConfigError: there is no sbatch.
+        NdDistError: a stage could not run; see ``checks_of``.
         WorldError: another command runs or submits this study.
         RankFailure: sbatch refused a script.
     """
@@ -45,6 +49,9 @@ def submit_study(study: Study, is_dry_run: bool) -> None:
 def _submit(study: Study, plan: Sequence[Stage], is_dry_run: bool) -> None:
     """Submit, or print, the jobs of a plan."""
     console, jobs, new = make_console(), queued_jobs(study), list[str]()
+    checks = _checks(study, [stage for stage in plan if stage.name not in jobs and not is_done(study, stage)])
+    if not is_dry_run:
+        require(checks)
     if jobs:
         console.print(f"  note: {len(jobs)} stage(s) are in the queue already")
     for stages in _series(plan):
@@ -54,8 +61,8 @@ def _submit(study: Study, plan: Sequence[Stage], is_dry_run: bool) -> None:
         job = _job(study, stages, left)
         waits = _waits([name for n in left for name in stages[n].needs], jobs, left)
         if is_dry_run:
-            number = f"JOB-{job.name}"
-            console.print(f"# {job.name} {waits}\n{sbatch_text(job)}", end="")
+            number = f"JOB{len(new) + 1}"
+            console.print(f"# {number}: {job.name} {waits}\n{sbatch_text(job)}", end="")
         else:
             number = submit(job, waits, new)
             console.print(f"  submitted job {number} ({job.name}) -> {job.script_path}")
@@ -70,6 +77,24 @@ def _submit(study: Study, plan: Sequence[Stage], is_dry_run: bool) -> None:
         console.print(f"  submitted job {number} (report)")
     if note := unasked_memory(plan[0].config.slurm):
         console.print(f"  note: {note}")
+    if is_dry_run:
+        require(checks)
+
+
+def _checks(study: Study, left: Sequence[Stage]) -> Checks:
+    """Return what can stop stages, as for `nd submit`; of made-up data nothing is there before the first of them."""
+    checks: Checks = {}
+    for stage in left:
+        if not study.sources[stage.source].phantom_data:
+            ranks = stage.config.slurm.nodes * stage.config.slurm.ranks_per_node
+            coming = sorted({other.kind for other in left})
+            if stage.trains_grid:
+                grid = plan_grid(stage.config, GridRequest((stage.config.training.target_subject,)))
+                own = grid_checks(stage.config, grid, ranks, coming)
+            else:
+                own = checks_of(stage.kind, stage.config, ranks, coming)
+            checks |= {f"{stage.name}, {name}": check for name, check in own.items()}
+    return checks
 
 
 def _series(plan: Sequence[Stage]) -> Iterable[list[Stage]]:

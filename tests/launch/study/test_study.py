@@ -14,7 +14,7 @@ from launch.study.run import record_path, run_study, states_of
 from launch.study.study import Study, load_study
 from launch.study.submit import submit_study
 from launch.supervise.lock import RunFolder
-from nd_dist.errors import ConfigError, RankFailure, WorldError
+from nd_dist.errors import ConfigError, NdDistError, RankFailure, WorldError
 from nd_dist.evaluation.points.units import config_points
 from nd_dist.files import write_json, write_text
 from tests.launch.commands.test_submit import SBATCH
@@ -216,6 +216,13 @@ def test_what_is_done_or_in_the_queue_is_not_submitted_again_and_what_was_lost_i
     (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(RankFailure, match="does not say which jobs it has"):
         submit_study(study, False)
+
+
+def test_a_study_that_could_not_run_is_not_submitted(slurm: Path) -> None:
+    words = ("nsd_root=nowhere", "sources.phantom.phantom_data=false", "sources.phantom.subjects=[1]")
+    with pytest.raises(NdDistError, match="nowhere"):
+        submit_study(tiny(slurm, *words), False)
+    assert not (slurm / "calls").exists()
 
 
 def test_a_second_command_that_runs_or_submits_a_study_is_refused(slurm: Path) -> None:
