@@ -9,8 +9,8 @@ from launch.study.plan import Stage, plan_study
 from launch.study.run import DONE, states_of
 from launch.study.study import Study, Table
 from nd_dist.report.findings import point_label
-from nd_dist.report.study import Evaluated, Place, RowSource, TableSource
-from nd_dist.report.study_page import write_study_report
+from nd_dist.report.study.page import write_study_report
+from nd_dist.report.study.tables import Evaluated, Place, RowSource, TableSource
 
 
 def report_study(study: Study) -> None:

@@ -13,7 +13,8 @@ from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.files import read_json, write_json
 from nd_dist.metrics.statistics.scores import Statistics
-from nd_dist.report.study import (
+from nd_dist.report.study.page import write_study_report
+from nd_dist.report.study.tables import (
     Evaluated,
     Place,
     RowSource,
@@ -24,7 +25,6 @@ from nd_dist.report.study import (
     finished_runs,
     study_table,
 )
-from nd_dist.report.study_page import write_study_report
 from tests.nd_dist.evaluation.toy_world import ToySource, toy_job, write_models
 
 GUIDED, UNGUIDED = Point(10.0, 0.5), Point(0.0, 0.0)

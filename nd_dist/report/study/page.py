@@ -14,7 +14,8 @@ from nd_dist.metrics.table import Metric
 from nd_dist.report.charts import Chart, guidance_map
 from nd_dist.report.findings import Findings
 from nd_dist.report.pictures import Case, PictureGrid, data_uri, picture_grids, spread
-from nd_dist.report.study import (
+from nd_dist.report.study.files import csv_tables, latex_tables, markdown_tables, published_cells
+from nd_dist.report.study.tables import (
     NOT_RUN,
     Runs,
     StudyRow,
@@ -26,7 +27,6 @@ from nd_dist.report.study import (
     honesty,
     study_table,
 )
-from nd_dist.report.study_files import csv_tables, latex_tables, markdown_tables, published_cells
 from nd_dist.report.tables import MetricTable, PublishedRow, TableRow, difference_cells, point_cells
 from nd_dist.report.templates import filled
 

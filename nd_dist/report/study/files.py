@@ -9,7 +9,7 @@ from typing import Any
 
 from nd_dist.metrics.published import Published
 from nd_dist.metrics.table import Metric
-from nd_dist.report.study import NOT_RUN, StudyRow, StudyTable, Whose
+from nd_dist.report.study.tables import NOT_RUN, StudyRow, StudyTable, Whose
 from nd_dist.report.table_files import LATEX_MARKS, latex_text
 from nd_dist.report.tables import probability
 from nd_dist.report.templates import filled

@@ -1,0 +1,1 @@
+"""The report of a study: tables over many runs, as files and as a page."""
