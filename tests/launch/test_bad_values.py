@@ -33,7 +33,15 @@ TRAINED = "training.targets=[c,z,g02,g04,g06,g08,g10]"
 def words_of(folder: Path) -> list[str]:
     sections = {"nsd_root": "nsd", "shards_dir": "shards", "run_dir": "run", "model": "sd", "guidance_model": "clip"}
     places = [f"{key}={folder / name}" for key, name in sections.items()]
-    return [*places, "data.subjects=[1,2,3]", PACKED, TRAINED, "decoder.hidden_size=8", "decoder.prior_depth=0"]
+    return [
+        *places,
+        "data.subjects=[1,2,3]",
+        PACKED,
+        TRAINED,
+        "decoder.kind=neuraldiffuser",
+        "decoder.hidden_size=8",
+        "decoder.prior_depth=0",
+    ]
 
 
 def recipe(folder: Path, *words: str) -> Config:

@@ -20,8 +20,9 @@ from tests.support.command_line import ND, Ended, nd_process
 pytestmark = pytest.mark.launch
 TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
-    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
-    "training.samples_per_subject=[2,4]", "training.checkpoint_every=3", "sampler.num_steps=4", "sampler.kappa=10",
+    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.kind=neuraldiffuser", "decoder.hidden_size=16",
+    "training.steps=[6,6]", "training.samples_per_subject=[2,4]", "training.checkpoint_every=3",
+    "sampler.num_steps=4", "sampler.kappa=10",
     "evaluation.num_images=4", "evaluation.num_repeats=2", "evaluation.batch_size=2", "evaluation.bootstrap=100",
     "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "sweep.num_images=2", "evaluation.controls=false",
     "decoder.prior_depth=1", "decoder.prior_dim_head=8", "model=CompVis/stable-diffusion-v1-4",
