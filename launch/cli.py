@@ -90,22 +90,22 @@ def phantom(
 
 @_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
 def fetch(
-    what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
+    what: Annotated[str, typer.Argument(help="models, judges or captions; nsd or laion-fmri print commands.")],
     overrides: Overrides = None,
     to: Annotated[
         Path | None, typer.Option("--to", help="Folder to download into; models: else the Hugging Face cache.")
     ] = None,
-    recipe: RecipeOption = "paper",
-    subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
+    recipe: RecipeOption = "",
+    subjects: Annotated[str, typer.Option("--subjects", help="Data sets: these subjects, e.g. 1,2,5,7.")] = "",
     mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
 ) -> None:
-    """Download what a run reads, where there is a network: models, metric networks, captions."""
-    from launch.commands.fetch import fetch_command, make_fetcher
+    """Download what a run reads, where there is a network; print the commands that download a data set."""
+    from launch.commands.fetch import fetch_command, make_fetcher, recipe_of
     from launch.grid.plan import numbers
     from launch.recipe import load_recipe
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe or recipe_of(what), overrides or [])
     fetch_command(what, to, make_fetcher(mirror, dry_run), config, numbers(subjects, "--subjects"))
 
 
@@ -160,7 +160,7 @@ def train(
     grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print the hours, stop.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print hours, memory, disk.")] = False,
 ) -> None:
     """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
     from launch.grid.plan import GridRequest, numbers, points_of
