@@ -171,18 +171,16 @@ def train(
     if not (all_targets or subjects or grid):
         if at_once is not None:
             raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
-        if estimate:
-            from launch.commands.launching import estimate_training
+        if estimate and not words.dry_run:
+            from launch.commands.estimate import estimate_training
             from launch.recipe import load_recipe
 
-            config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
-            estimate_training(config, words.options)
+            estimate_training(load_recipe(words.recipe, [*(words.overrides or []), *more], "train"), words.options)
             return
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
-    if estimate:
-        raise ConfigError("--estimate times one training.", todo="name one, e.g. training.targets=[c], without a grid")
     from launch.commands.dry_run import dry_run_grid
+    from launch.commands.estimate import estimate_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe, takes
 
@@ -192,7 +190,8 @@ def train(
         load_recipe(words.recipe, [*overrides, *point], "train")  # says what is wrong with a point
     request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once, points=points)
     config = load_recipe(words.recipe, overrides, "train")
-    (dry_run_grid if words.dry_run else grid_command)(config, request, words.options)
+    run = dry_run_grid if words.dry_run else estimate_grid if estimate else grid_command
+    run(config, request, words.options)
 
 
 @_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")
@@ -326,7 +325,7 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="End it at once, without saving.")] = False,
 ) -> None:
     """Ask a running launch, on whatever host, to save and stop; wait for it and say what happened."""
-    from launch.commands.stop import stop_command
+    from launch.commands.status import stop_command
 
     stop_command(run_dir, now)
 
