@@ -82,7 +82,7 @@ class Fetcher:
                 if not is_there and not self.dry_run:
                     path = Path(get(name, force_download=path is not None and path.exists()))
                     if not _is_whole(path, siblings[name]):
-                        raise DataError("A download is not what the hub announced.", where=str(path))
+                        raise DataError("A downloaded file does not match what the hub announced.", where=str(path))
                 rows.append((name, _megabytes(siblings[name].size), self._state(is_there)))
         self.console.print(aligned(rows))
 
@@ -156,7 +156,7 @@ def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, 
 
     say = fetcher.console.print
     if what not in (known := ("models", "judges", "captions", *COMMANDS)):
-        raise ConfigError("This cannot be fetched.", found=what, expected=", ".join(known))
+        raise ConfigError("There is nothing by this name to fetch.", found=what, expected=", ".join(known))
     if what == "models":
         models = ((config.model, STABLE_DIFFUSION, "model"), (config.guidance_model, NETWORK, "guidance_model"))
         for repo, parts, _ in models:
@@ -209,6 +209,6 @@ def _reaching(address: str) -> Iterator[None]:
             "A download failed; what is whole was kept.",
             where=address,
             found=(str(error).strip() or type(error).__name__).splitlines()[0],
-            todo="run it where there is a network, or give a mirror with --mirror URL (of a hub also HF_ENDPOINT); "
-            "the same command resumes",
+            todo="run it on a machine with internet access, or give a mirror with --mirror URL (of a hub also "
+            "HF_ENDPOINT); the same command resumes",
         ) from error

@@ -240,7 +240,7 @@ def stop_command(run_dir: Path, is_now: bool) -> None:
         while running_launch(run_dir, time.time()).get("launch") == launch["launch"]:
             time.sleep(STOP_INTERVAL_S)
     else:
-        console.print(f"  no launch works in {run_dir}")
+        console.print(f"  nothing is running in {run_dir}")
     if next(find_runs(run_dir), None) or not launch:
         console.print(describe_runs(run_dir))
     status = status_of(run_dir)

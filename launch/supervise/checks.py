@@ -131,13 +131,13 @@ def check_metrics(evaluation: EvaluationConfig) -> str:
     if evaluation.image_classes is not None:
         _check_classes(evaluation.image_classes)
     if judges is None:
-        return "no folder is given (evaluation.judges_dir): those beside the model, or pixel metrics alone"
+        return "no folder is given (evaluation.judges_dir): using those next to the model, or pixel metrics only"
     if not judges.is_dir():
         raise ConfigError(
             "The folder of metric networks is not there.",
             where="evaluation.judges_dir",
             found=str(judges),
-            todo=f"run `nd fetch judges --to {judges}` where there is a network",
+            todo=f"run `nd fetch judges --to {judges}` on a machine with internet access",
         )
     from nd_dist.frozen.field_judges import require_field_judges
     from nd_dist.frozen.judges import has_phantom_judges
@@ -261,7 +261,7 @@ def _check_teacher(config: Config) -> str:
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "convnext" or not (folder / PROJECTOR).is_file():
         raise CheckpointError(
-            "The teacher is no ConvNeXt with a projector.",
+            "The teacher is not a ConvNeXt with a projector.",
             where=f"training.teacher={teacher}",
             expected=f"model_type convnext in config.json, and {PROJECTOR}",
             found=f"model_type {kind}" + ("" if (folder / PROJECTOR).is_file() else f", no {PROJECTOR}"),
