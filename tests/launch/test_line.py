@@ -76,6 +76,24 @@ def test_a_training_is_estimated_from_steps_that_are_forgotten(finished: Path) -
     assert not (run_dir / "estimate").exists()
 
 
+def test_a_grid_is_estimated_from_one_training_of_each_kind(finished: Path) -> None:
+    run_dir = finished / "estimated"
+    words = [*words_of(finished), f"run_dir={run_dir}", "training.steps=[3600,36000]", "decoder.heads=single"]
+    targets = "training.targets=[z,g02,g04]"  # z is of one kind, the others are of another
+    places = ["--subjects", "1,2", "--at-once", "2", "--ranks", "1"]
+    said = nd("train", "demo", *words, targets, *places, "--estimate").stdout
+    kinds = re.findall(r"estimate: (\w+) stage (\d): .* ([\d.e+-]+) hours .* ([\d,]+) files", said)
+    assert [kind[:2] for kind in kinds] == [("z", "1"), ("z", "2"), ("g02", "1"), ("g02", "2")]
+    found = re.search(r"12 trainings, 2 at once: ([\d.e+-]+) hours \(([\d.e+-]+) one .* ([\d,]+) files", said)
+    assert found, said
+    times = {"z": 2, "g02": 4}  # networks of a kind, over both subjects
+    work = sum(times[network] * float(hours) for network, _, hours, _ in kinds)
+    assert float(found[2]) == pytest.approx(work, rel=0.1)
+    assert work / 2 * 0.9 <= float(found[1]) < work
+    assert int(found[3]) == sum(times[network] * int(files) for network, _, _, files in kinds)
+    assert not (run_dir / "estimate").exists()
+
+
 def test_the_demo_leaves_the_documented_run_folder(finished: Path) -> None:
     run_dir = finished / "run"
     for name in ("config.yaml", "events/rank-0000.jsonl", "events/rank-0001.jsonl", "checkpoints", "reconstructions"):
@@ -184,6 +202,13 @@ def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp
     refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
     assert refused.returncode == 3
     assert "trained on another split" in refused.stderr + refused.stdout
+    for command in ("train", "evaluate"):
+        nd(command, "laion_fmri_demo", *words, "data.split=tau", f"run_dir={tmp_path / 'tau'}", "--ranks", "1")
+    table = nd("splits", str(tmp_path / "run"), str(tmp_path / "tau")).stdout
+    own, tau = (points_of(tmp_path, run)[-1]["metrics"]["pixcorr"]["value"] for run in ("run", "tau"))
+    for value in (own, tau, abs(tau - own)):
+        assert f"{abs(value):.3f}".lstrip("0") in table, table
+    assert all(f"{split}, subject 1" in " ".join(table.split()) for split in ("own", "tau")), table
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def check_axes(config: Config) -> None:
                 "A sweep cannot vary this key: it does not decide how a trained decoder's pictures are made.",
                 where=f"sweep.axes: {key}",
                 expected=f"a key of {', '.join(SECTIONS)} or one of {', '.join(KEYS)}",
-                todo="train once for each value in a run_dir= of its own, sweep there, and join them with `nd merge`",
+                todo="train once per value, each in its own run_dir=, sweep there, and combine them with `nd merge`",
             )
     for settings in grid_settings(config):
         config_at(config, Point(0.0, 0.0, settings))
