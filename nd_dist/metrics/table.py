@@ -124,7 +124,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "kind_seen",
             "Kind, seen",
-            "high-level",
+            "retrieval",
             True,
             True,
             None,
