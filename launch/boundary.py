@@ -18,7 +18,7 @@ def guarded(program: Callable[[], object]) -> None:
         _complain(type(error).__name__, str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _complain("Interrupted", "Stopped; run the same command again to go on.")
+        _complain("Interrupted", "Stopped; run the same command again to resume.")
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is reported, with its traceback on disk
         _complain("Unexpected error", f"{type(error).__name__}: {error}\n  traceback: {_write_traceback()}")

@@ -65,12 +65,12 @@ def _common(
 )
 def doctor(
     words: Annotated[
-        list[str] | None, typer.Argument(help="A recipe whose runs are looked at too; key=value settings.")
+        list[str] | None, typer.Argument(help="A recipe to check as well, and key=value settings.")
     ] = None,
     hostfile: Hostfile = None,
-    shared: Annotated[Path, typer.Option("--shared", help="A folder that all hosts must see.")] = Path(),
+    shared: Annotated[Path, typer.Option("--shared", help="A folder that must be visible on all hosts.")] = Path(),
 ) -> None:
-    """Say what is installed, what a run would miss, and the command that mends it; with --hostfile on every host."""
+    """Check what is installed and what a run would be missing, and suggest fixes; with --hostfile, on every host."""
     from launch.commands.doctor import run_doctor
 
     raise typer.Exit(run_doctor(hostfile, shared, words or []))
@@ -78,12 +78,12 @@ def doctor(
 
 @_command("nd phantom demo/nsd phantom.num_subjects=2", "nd phantom laion --layout laion-fmri")
 def phantom(
-    out_dir: Annotated[Path, typer.Argument(help="Folder to write; becomes nsd_root.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write, used as nsd_root.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "demo",
     layout: Annotated[str, typer.Option("--layout", help="nsd or laion-fmri (default: the recipe's).")] = "",
 ) -> None:
-    """Write a small simulated data set in NSD's own files and folders, or in LAION-fMRI's."""
+    """Write a small simulated data set in NSD's file layout, or in LAION-fMRI's."""
     from launch.commands.demo import make_phantom
 
     more = [f"phantom.layout={layout}"] if layout else []
@@ -92,29 +92,31 @@ def phantom(
 
 @_command("nd fetch models --dry-run", "nd fetch judges --to judges", "nd fetch nsd --to nsd --subjects 1,2")
 def fetch(
-    what: Annotated[str, typer.Argument(help="models, judges, captions, or nsd (whose commands are printed).")],
+    what: Annotated[str, typer.Argument(help="models, judges or captions; nsd or laion-fmri print commands.")],
     overrides: Overrides = None,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Folder to download into; models: else the Hugging Face cache.")
+        Path | None, typer.Option("--to", help="Folder to download into (models default to the Hugging Face cache).")
     ] = None,
-    recipe: RecipeOption = "paper",
-    subjects: Annotated[str, typer.Option("--subjects", help="nsd: these subjects, e.g. 1,2,5,7.")] = "",
-    mirror: Annotated[str, typer.Option("--mirror", help="Address of a server in the publishers' place.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded.")] = False,
+    recipe: RecipeOption = "",
+    subjects: Annotated[
+        str, typer.Option("--subjects", help="For data sets: only these subjects, e.g. 1,2,5,7.")
+    ] = "",
+    mirror: Annotated[str, typer.Option("--mirror", help="Server to use instead of the original ones.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be downloaded.")] = False,
 ) -> None:
-    """Download what a run reads, where there is a network: models, metric networks, captions."""
-    from launch.commands.fetch import fetch_command, make_fetcher
+    """Download models, metric networks or captions; print the commands that download a data set."""
+    from launch.commands.fetch import fetch_command, make_fetcher, recipe_of
     from launch.grid.plan import numbers
     from launch.recipe import load_recipe
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe or recipe_of(what), overrides or [])
     fetch_command(what, to, make_fetcher(mirror, dry_run), config, numbers(subjects, "--subjects"))
 
 
 @_command("nd pack paper nsd_root=nsd shards_dir=shards --hostfile hosts --dry-run")
 @launching
 def pack(words: LaunchWords) -> None:
-    """Pack a data set into WebDataset shards with MPI ranks: trials, targets, pictures, index."""
+    """Pack a data set into WebDataset shards (trials, targets, pictures, index), on MPI ranks."""
     words.launch("pack")
 
 
@@ -126,10 +128,10 @@ def pack(words: LaunchWords) -> None:
 def verify(
     shards_dir: Annotated[str, typer.Argument(help="Folder or URL of packed shards; with --source a recipe.")],
     overrides: Overrides = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Repack what is damaged, as it was packed.")] = False,
-    source: Annotated[bool, typer.Option("--source", help="Read the data set itself, before it is packed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repack damaged shards with the original recipe.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="Check the data set itself, before packing.")] = False,
 ) -> None:
-    """Re-hash every shard and check the index against it; name what is wrong."""
+    """Re-hash all shards, check them against the index, and report every problem."""
     from launch.commands.packed_shards import run_repair, run_verify, run_verify_source
 
     run = run_verify_source if source else run_repair if repair else run_verify
@@ -141,9 +143,11 @@ def export(
     shards_dir: Annotated[str, typer.Argument(help="Folder of packed shards, or the URL of a copy.")],
     out_dir: Annotated[Path, typer.Argument(help="New folder for files in MindEye2's published layout.")],
     overrides: Overrides = None,
-    subjects: Annotated[list[int] | None, typer.Option("--subject", help="Only these subjects; repeat it.")] = None,
+    subjects: Annotated[
+        list[int] | None, typer.Option("--subject", help="Only this subject; can be repeated.")
+    ] = None,
 ) -> None:
-    """Write packed shards back as MindEye2's published files: betas, behaviour tars, pictures."""
+    """Convert packed shards to MindEye2's published files: betas, behaviour tars, pictures."""
     from launch.commands.packed_shards import run_export
 
     run_export(shards_dir, out_dir, subjects, overrides or [])
@@ -156,15 +160,23 @@ def export(
 @launching
 def train(
     words: LaunchWords,
-    stages: Annotated[str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: the recipe's).")] = "",
+    stages: Annotated[
+        str, typer.Option("--stages", help="Stages to train, e.g. 1,2 (default: as in the recipe).")
+    ] = "",
     subjects: Subjects = "",
     all_targets: AllTargets = False,
-    grid: Annotated[bool, typer.Option("--grid", help="A setting given a list (key=[a,b]) is an axis.")] = False,
-    at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Grid: trainings at once on a host.")] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help=r"Train a grid: settings given as lists, key=\[a,b], are its axes.")
+    ] = False,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, help="Grid: number of trainings at a time on each host.")
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a torch profiler trace of some steps.")] = False,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Time some steps, print the hours, stop.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Time a few steps; print hours, memory and disk.")
+    ] = False,
 ) -> None:
-    """Train voxel encoders, backbone and heads with DeepSpeed, stage 1 and stage 2; resumes by itself."""
+    """Train voxel encoders, backbone and heads with DeepSpeed, in two stages; resumes automatically."""
     from launch.grid.plan import GridRequest, numbers, points_of
     from nd_dist.errors import ConfigError
 
@@ -173,18 +185,16 @@ def train(
     if not (all_targets or subjects or grid):
         if at_once is not None:
             raise ConfigError("--at-once is an option of the grid.", todo="add --all-targets, --subjects or --grid")
-        if estimate:
-            from launch.commands.launching import estimate_training
+        if estimate and not words.dry_run:
+            from launch.commands.estimate import estimate_training
             from launch.recipe import load_recipe
 
-            config = load_recipe(words.recipe, [*(words.overrides or []), *more], "train")
-            estimate_training(config, words.options)
+            estimate_training(load_recipe(words.recipe, [*(words.overrides or []), *more], "train"), words.options)
             return
         words.launch("train", *more, *([f"training.stages={list(wanted)}"] if wanted else []))
         return
-    if estimate:
-        raise ConfigError("--estimate times one training.", todo="name one, e.g. training.targets=[c], without a grid")
     from launch.commands.dry_run import dry_run_grid
+    from launch.commands.estimate import estimate_grid
     from launch.grid.run import grid_command
     from launch.recipe import load_recipe, takes
 
@@ -194,13 +204,14 @@ def train(
         load_recipe(words.recipe, [*overrides, *point], "train")  # says what is wrong with a point
     request = GridRequest(numbers(subjects, "--subjects"), wanted, all_targets, at_once=at_once, points=points)
     config = load_recipe(words.recipe, overrides, "train")
-    (dry_run_grid if words.dry_run else grid_command)(config, request, words.options)
+    run = dry_run_grid if words.dry_run else estimate_grid if estimate else grid_command
+    run(config, request, words.options)
 
 
 @_command("nd evaluate paper shards_dir=shards run_dir=runs/subj01 evaluation.controls=true --ranks 8")
 @launching
 def evaluate(words: LaunchWords) -> None:
-    """Reconstruct the test images with and without guidance over MPI ranks, and score them."""
+    """Reconstruct the test images with and without guidance on MPI ranks, and score them."""
     words.launch("evaluate")
 
 
@@ -208,9 +219,9 @@ def evaluate(words: LaunchWords) -> None:
 @launching
 def sweep(
     words: LaunchWords,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Time a few units, print the costs, stop.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time a few units and print the costs.")] = False,
 ) -> None:
-    """Choose a point of the grid on held-out training images, and score the grid on the test images."""
+    """Pick a guidance setting on held-out training images, and score the whole grid on the test images."""
     words.launch("estimate" if estimate else "sweep")
 
 
@@ -219,20 +230,22 @@ def sweep(
     "nd score images.pt recons.pt --brain-features brain.pt --image-features clip.pt --out runs/me2",
 )
 def score(
-    originals: Annotated[Path, typer.Argument(help="Pictures that were seen: a folder, or an array (npy, npz, pt).")],
+    originals: Annotated[Path, typer.Argument(help="Pictures seen: a folder or an array (npy, npz, pt).")],
     reconstructions: Annotated[
-        Path, typer.Argument(help="NAME.png or several of an image (NAME_0.png, NAME/0.png), or an array.")
+        Path, typer.Argument(help="NAME.png, or several per image (NAME_0.png, NAME/0.png), or an array.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
     overrides: Overrides = None,
     protocol: Annotated[str, typer.Option("--protocol", help="Metric protocol (docs/evaluation.md).")] = "nd",
     judges: Annotated[
-        Path | None, typer.Option("--judges", help="Folder of metric networks; none: pixel metrics alone.")
+        Path | None, typer.Option("--judges", help="Folder of metric networks (default: pixel metrics only).")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="What tables call the reconstructions.")] = "",
-    subject: Annotated[int, typer.Option("--subject", min=1, help="Whose brain; `nd merge` averages subjects.")] = 1,
+    method: Annotated[str, typer.Option("--method", help="Name of the reconstructions in tables.")] = "",
+    subject: Annotated[
+        int, typer.Option("--subject", min=1, help="Subject number; `nd merge` averages subjects.")
+    ] = 1,
     brain_features: Annotated[
-        Path | None, typer.Option("--brain-features", help="Features from the brain for retrieval, an image a row.")
+        Path | None, typer.Option("--brain-features", help="Brain features for retrieval, one image per row.")
     ] = None,
     image_features: Annotated[
         Path | None, typer.Option("--image-features", help="Features of the originals for retrieval.")
@@ -241,7 +254,7 @@ def score(
     hostfile: Hostfile = None,
     launcher: LauncherName = "auto",
 ) -> None:
-    """Score pictures that were made elsewhere by a named protocol: metrics, intervals, tables, report."""
+    """Score pictures made with other software by a named protocol: metrics, intervals, tables, report."""
     from launch.commands.score import score_command
     from launch.plans.choose import LaunchOptions
 
@@ -265,7 +278,9 @@ def score(
 )
 def reconstruct(
     out: Annotated[Path, typer.Option("--out", help="Folder to write NAME.png into.")],
-    pictures: Annotated[list[Path] | None, typer.Argument(help="Pictures of yours, by their true embeddings.")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="Your own pictures, reconstructed from their true embeddings.")
+    ] = None,
     voxels: Annotated[
         Path | None, typer.Option("--voxels", help="Z-scored betas instead, trials by voxels (.npy).")
     ] = None,
@@ -274,14 +289,14 @@ def reconstruct(
         typer.Option("--model", help="Run folder, saved pipeline, Stable Diffusion folder, or name in the cache."),
     ] = "phantom/stable-diffusion",
     captions: Annotated[
-        list[str] | None, typer.Option("--caption", help="What a picture shows; repeat it for each picture.")
+        list[str] | None, typer.Option("--caption", help="What a picture shows; one per picture.")
     ] = None,
     subject: Annotated[int | None, typer.Option("--subject", min=1, help="Whose voxels.")] = None,
     kappa: Annotated[float | None, typer.Option("--kappa", min=0, help="Guidance scale; 0 is off.")] = None,
-    eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Guided share of the steps.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+    eta: Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Fraction of guided steps.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
 ) -> None:
-    """Reconstruct pictures of yours, or voxels, without a recipe: writes NAME.png for each."""
+    """Reconstruct your own pictures, or voxels, without a recipe; writes NAME.png for each."""
     from launch.commands.reconstruct import reconstruct_command
 
     settings = {"kappa": kappa, "eta": eta, **({"subject": subject} if subject is not None else {})}
@@ -297,12 +312,12 @@ def submit(
     command: Submitted,
     recipe: Recipe,
     overrides: Overrides = None,
-    array: Annotated[bool, typer.Option("--array", help="sweep: a task of an array for each point.")] = False,
+    array: Annotated[bool, typer.Option("--array", help="For a sweep: one array task per point.")] = False,
     all_targets: AllTargets = False,
     subjects: Subjects = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")] = False,
 ) -> None:
-    """Submit commands to Slurm with sbatch; resources come from the recipe's `slurm` section."""
+    """Submit commands to Slurm with sbatch, with the resources given in the recipe's `slurm` section."""
     from launch.commands.submit import submit_command
     from launch.grid.plan import GridRequest, numbers
 
@@ -314,9 +329,9 @@ def submit(
 @_command("nd status runs/subj01 --watch", "nd status runs")
 def status(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run, or of several.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Keep it up to date until the launch ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep updating until the launch ends.")] = False,
 ) -> None:
-    """Say where a run stands: stage, step, speed, hosts, last error, age of the last event."""
+    """Show the state of a run: stage, step, speed, hosts, last error, age of the last event."""
     from launch.commands.status import status_command
 
     status_command(run_dir, watch)
@@ -325,10 +340,10 @@ def status(
 @_command("nd stop runs/subj01", "nd stop runs/subj01 --now")
 def stop(
     run_dir: RunDir,
-    now: Annotated[bool, typer.Option("--now", help="End it at once, without saving.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End it immediately, without saving.")] = False,
 ) -> None:
-    """Ask a running launch, on whatever host, to save and stop; wait for it and say what happened."""
-    from launch.commands.stop import stop_command
+    """Ask a running launch, on any host, to save and stop; wait until it has, and report the result."""
+    from launch.commands.status import stop_command
 
     stop_command(run_dir, now)
 
@@ -336,13 +351,15 @@ def stop(
 @_command("nd logs runs/subj01 -f", "nd logs runs/subj01 --rank 3 --command train")
 def logs(
     run_dir: RunDir,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
-    command: Annotated[str, typer.Option("--command", help="Of which command (default: the last one).")] = "",
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Rank whose log to print.")] = 0,
+    command: Annotated[
+        str, typer.Option("--command", help="Command whose log to print (default: the last one).")
+    ] = "",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written, and the next commands', until the end.")
+        bool, typer.Option("--follow", "-f", help="Follow this log and those of later commands, until the end.")
     ] = False,
 ) -> None:
-    """Print what a rank wrote."""
+    """Print the log of a rank."""
     from launch.commands.logs import logs_command
 
     logs_command(run_dir, rank, command, follow)

@@ -9,13 +9,15 @@ import typer
 
 from launch.options import Overrides, Recipe, command_of
 
-config_app = typer.Typer(no_args_is_help=True, help="Look at settings and recipes: keys, show, recipes, schema.")
+config_app = typer.Typer(no_args_is_help=True, help="Inspect settings and recipes: keys, show, recipes, schema.")
 _command = partial(command_of, config_app)
 
 
 @_command("nd config keys", "nd config keys batch")
-def keys(word: Annotated[str, typer.Argument(help="Only settings with this word in key or meaning.")] = "") -> None:
-    """List settings: key, type, default, meaning with its unit."""
+def keys(
+    word: Annotated[str, typer.Argument(help="Only settings whose key or description contains this word.")] = "",
+) -> None:
+    """List all settings with key, type, default and description."""
     from launch.commands.config import print_settings
 
     print_settings(word)
@@ -25,9 +27,9 @@ def keys(word: Annotated[str, typer.Argument(help="Only settings with this word 
 def show(
     recipe: Recipe,
     overrides: Overrides = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Show only what differs from the defaults.")] = False,
 ) -> None:
-    """Print the configuration of a recipe with overrides, checked and resolved; the output is a recipe too."""
+    """Print the resolved and validated configuration of a recipe; the output is itself a valid recipe."""
     from launch.commands.config import print_config
 
     print_config(recipe, overrides or [], diff)
@@ -43,7 +45,7 @@ def recipes() -> None:
 
 @_command("nd config schema > nd.schema.json")
 def schema() -> None:
-    """Print the JSON schema of a recipe, with which an editor completes and checks YAML files."""
+    """Print the JSON schema of a recipe, for completion and validation in editors."""
     from launch.commands.config import print_schema
 
     print_schema()

@@ -49,33 +49,35 @@ Overrides = Annotated[
         help="key=value overrides (`nd config keys`), e.g. sampler.kappa=1e5.", autocompletion=settings_like
     ),
 ]
-Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Ranks to start (default: one per GPU, or one).")]
-Hostfile = Annotated[Path | None, typer.Option("--hostfile", help="Hosts: lines of `NAME slots=N` or `NAME:N`.")]
+Ranks = Annotated[int | None, typer.Option("--ranks", min=1, help="Number of ranks (default: one per GPU, or one).")]
+Hostfile = Annotated[
+    Path | None, typer.Option("--hostfile", help="File of hosts, one per line: `NAME slots=N` or `NAME:N`.")
+]
 LauncherName = Annotated[
     str,
     typer.Option(
         "--launcher",
-        help="auto, local, srun; train: deepspeed-pdsh, deepspeed-openmpi; the others: mpirun.",
+        help="auto, local or srun; for train also deepspeed-pdsh, deepspeed-openmpi, for the others mpirun.",
     ),
 ]
 Include = Annotated[
-    str, typer.Option("--include", help="Use only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
+    str, typer.Option("--include", help="Only these hosts and slots: NAME or NAME:SLOT,SLOT, joined by @.")
 ]
-Exclude = Annotated[str, typer.Option("--exclude", help="Leave these hosts and slots out (same form).")]
+Exclude = Annotated[str, typer.Option("--exclude", help="Leave out these hosts and slots (same format).")]
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Print what differs from the defaults, hosts, the exact command and whether it would start."
+        "--dry-run", help="Print non-default settings, hosts, the exact command, and whether it would start."
     ),
 ]
 AllTargets = Annotated[
-    bool, typer.Option("--all-targets", help="The whole grid, every target (heads=single: a network each).")
+    bool, typer.Option("--all-targets", help="Train all targets as a grid (heads=single: one network each).")
 ]
-Subjects = Annotated[str, typer.Option("--subjects", help="The whole grid for these target subjects, e.g. 1,2,5,7.")]
+Subjects = Annotated[str, typer.Option("--subjects", help="Train a grid over these target subjects, e.g. 1,2,5,7.")]
 Submitted = Annotated[
     str,
     typer.Argument(
-        help="pack, train, evaluate or sweep; several joined by commas run one after the other.",
+        help="pack, train, evaluate or sweep; several, joined by commas, run one after another.",
         autocompletion=commands_like,
     ),
 ]

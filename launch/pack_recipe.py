@@ -84,7 +84,7 @@ def read_pack_recipe(shards_dir: Path, overrides: Sequence[str] = ()) -> Config:
         raise DataError(
             "The folder does not keep the recipe that it was packed by; nothing was changed.",
             where=str(path),
-            todo="run `nd pack` with the same recipe: it packs just what is missing",
+            todo="run `nd pack` with the same recipe: it packs only what is missing",
         )
     given = {word.split("=", 1)[0] for word in overrides}
     words = [f"shards_dir={shards_dir.resolve()}", "run_dir=runs/repair", *overrides]
@@ -117,7 +117,7 @@ def _kept_places(path: Path) -> dict[str, str]:
             "The recipe that the folder keeps cannot be read; nothing was changed.",
             where=str(path),
             found=str(error),
-            todo="run `nd pack` with the same recipe: it packs just what is missing",
+            todo="run `nd pack` with the same recipe: it packs only what is missing",
         ) from error
 
 

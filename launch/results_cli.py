@@ -16,10 +16,10 @@ _command = partial(command_of, results_app)
 
 @_command("nd merge runs/all runs/subj01 runs/subj02")
 def merge(
-    out_dir: Annotated[Path, typer.Argument(help="Run folder to write; may not hold metrics yet.")],
+    out_dir: Annotated[Path, typer.Argument(help="Run folder to write; must not contain metrics yet.")],
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders with metrics.json, of one protocol.")],
 ) -> None:
-    """Join the points of several runs (two sweeps, one run per subject) into one table and report."""
+    """Combine several runs (two sweeps, one run per subject) in one table and report."""
     from launch.commands.results import run_merge
 
     run_merge(out_dir, run_dirs)
@@ -27,9 +27,11 @@ def merge(
 
 @_command("nd splits runs/random runs/cluster runs/ood")
 def splits(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Evaluated runs, each of its data.split; first the base.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(help="Evaluated runs, one per data.split; the first is the baseline.")
+    ],
 ) -> None:
-    """Print the main numbers of runs on several splits, and how far each lies from the first."""
+    """Print the main numbers of runs on several splits, and their differences from the first."""
     from launch.commands.results import print_splits
 
     print_splits(run_dirs)
@@ -42,12 +44,14 @@ def report(
         list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb (extra `track`); repeatable.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md into this folder.")
+        Path | None, typer.Option("--figures", help="Also write strip.png, grid.png and table.md to this folder.")
     ] = None,
-    beside: Annotated[Path | None, typer.Option("--beside", help="Another run, to stand beside this one.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Results so far of a run in progress.")] = False,
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another run to compare with.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Report the results so far of a run in progress.")
+    ] = False,
 ) -> None:
-    """Write report.html of a run: one page with tables, pictures and provenance."""
+    """Write a run's report.html: a single page with tables, pictures and provenance."""
     from launch.commands.results import run_report
 
     run_report(run_dir, track or [], figures, beside, partial)
@@ -57,7 +61,7 @@ def report(
 def conformance(
     directory: Annotated[Path, typer.Argument(help="Folder of reference cases (layout: docs/conformance.md).")],
 ) -> None:
-    """Compare this implementation with reference cases of the released code; exit 0 only if all hold."""
+    """Compare this implementation with reference cases from the released code; exit 0 only if all match."""
     from launch.commands.results import run_conformance_table
 
     raise typer.Exit(run_conformance_table(directory))

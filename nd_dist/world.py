@@ -63,7 +63,7 @@ class World:
             raise WorldError(
                 "Two launchers describe different worlds.",
                 where=", ".join(f"{w.family}: rank {w.rank} of {w.size}" for w in found),
-                todo="start the program with one launcher only, or unset the variables of the other",
+                todo="use only one launcher, or unset the other's variables",
             )
         return replace(max(found, key=lambda world: world.size), meeting=environ.get("MASTER_ADDR", ""))
 

@@ -127,6 +127,8 @@ def _python() -> Iterator[Check]:
             yield Check(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, "missing", "not installed", f"pip install {name}")
+    if importlib.util.find_spec("torchvision"):
+        yield _torchvision()
     owners = importlib.metadata.packages_distributions()
     for name in OUR_PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -134,6 +136,18 @@ def _python() -> Iterator[Check]:
         others = sorted(set(owners.get(name, ())) - {"nd-dist"})
         if origin != CODE_DIR or others:
             yield Check(f"package {name}", "missing", f"comes from {origin}", f"pip uninstall {' '.join(others)}")
+
+
+def _torchvision() -> Check:
+    """Return the check that torchvision was built for this torch; another one breaks transformers and diffusers."""
+    version = importlib.metadata.version("torchvision")
+    code = "import torchvision"  # in a process of its own: half an import would stay in this one
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return Check("torchvision", "ok", version)
+    found = f"{version} cannot be imported: {done.stderr.strip().splitlines()[-1]}"
+    todo = "install the torchvision built for this torch, or pip uninstall torchvision"
+    return Check("torchvision", "missing", found, todo)
 
 
 def _mpi() -> Iterator[Check]:

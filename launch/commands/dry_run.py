@@ -74,7 +74,9 @@ def dry_run_grid(config: Config, request: GridRequest, options: LaunchOptions) -
 def _told(config: Config) -> Console:
     """Return a console on which the settings of a command were printed."""
     console = make_console()
-    console.print(f"# {config.run_dir / 'config.yaml'} where it differs from the defaults (nd config show: all of it)")
+    console.print(
+        f"# {config.run_dir / 'config.yaml'} where it differs from the defaults (`nd config show` prints everything)"
+    )
     console.print(yaml_text(changed_settings(config)))
     return console
 

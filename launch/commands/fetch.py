@@ -1,8 +1,8 @@
 """`nd fetch`: downloads what a run reads, where there is a network, into the folders that it is read from.
 
 Of a hub's repository it takes those files that are opened (``nd_dist.frozen.folders``) and no others. What is there
-and whole is kept, so the same command resumes after an interruption. NSD asks for a signed form and comes by the `aws`
-client: its commands are printed.
+and whole is kept, so the same command resumes after an interruption. Data sets come by the `aws` client, after terms
+that people accept: the commands are printed (``shards.sources.download``).
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from nd_dist.frozen.folders import NETWORK, STABLE_DIFFUSION, choose_files
 CLIP_JUDGE = "openai/clip-vit-large-patch14"
 COCO = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
 CAPTIONS = ("captions_train2017.json", "captions_val2017.json")
-TERMS = "https://cvnlab.slite.page/p/IB6BSeW_7o/Terms-and-Conditions"
-FORM = "https://forms.gle/xue2bCdM9LaFNMeb7"
 _TORCHVISION = "https://download.pytorch.org/models"
 _JUDGES = {
     "alexnet": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
@@ -44,9 +42,6 @@ _JUDGES = {
     "weights-inception-2015-12-05-6726825d.pth",
 }
 """Weight file -> where its publisher keeps it; the eight digits in a name begin the file's sha256."""
-# Grid of func1pt8mm by subject (NSD data manual); a session is 750 volumes of int16
-_GRIDS = {1: (81, 104, 83), 2: (82, 106, 84), 3: (81, 106, 82), 4: (85, 99, 80),
-          5: (79, 97, 78), 6: (85, 113, 83), 7: (78, 95, 81), 8: (80, 103, 78)}  # fmt: skip
 # What a failed connection raises differs between releases of huggingface_hub; its own error has it as a base
 _FAILURES: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, RuntimeError, zipfile.BadZipFile)
 
@@ -87,7 +82,7 @@ class Fetcher:
                 if not is_there and not self.dry_run:
                     path = Path(get(name, force_download=path is not None and path.exists()))
                     if not _is_whole(path, siblings[name]):
-                        raise DataError("A download is not what the hub announced.", where=str(path))
+                        raise DataError("A downloaded file does not match what the hub announced.", where=str(path))
                 rows.append((name, _megabytes(siblings[name].size), self._state(is_there)))
         self.console.print(aligned(rows))
 
@@ -151,21 +146,26 @@ class Fetcher:
 
 
 def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, subjects: Sequence[int]) -> None:
-    """Fetch ``models``, ``judges``, ``captions`` or, in commands that are printed, ``nsd``.
+    """Fetch ``models``, ``judges`` or ``captions``; of a data set print the commands that do.
 
     Raises:
-        ConfigError: another word.
+        ConfigError: another word, or no folder.
         DataError: see ``Fetcher``.
     """
+    from shards.sources.download import COMMANDS
+
     say = fetcher.console.print
+    if what not in (known := ("models", "judges", "captions", *COMMANDS)):
+        raise ConfigError("There is nothing by this name to fetch.", found=what, expected=", ".join(known))
     if what == "models":
         models = ((config.model, STABLE_DIFFUSION, "model"), (config.guidance_model, NETWORK, "guidance_model"))
         for repo, parts, _ in models:
             fetcher.model(repo, parts, to / repo if to else None)
         say("Settings: " + " ".join(f"{key}={to / repo if to else repo}" for repo, _, key in models))
-    elif to is None:
-        raise ConfigError("Only models have a place of their own, the Hugging Face cache.", todo="give --to FOLDER")
-    elif what == "judges":
+        return
+    if to is None:
+        raise ConfigError("Only models have a default place, the Hugging Face cache.", todo="add --to FOLDER")
+    if what == "judges":
         for name, url in _JUDGES.items():
             fetcher.judge(name, url, to)
         fetcher.model(CLIP_JUDGE, NETWORK, to / CLIP_JUDGE.rpartition("/")[2])
@@ -173,47 +173,14 @@ def fetch_command(what: str, to: Path | None, fetcher: Fetcher, config: Config, 
     elif what == "captions":
         fetcher.captions(to)
         say(f"Setting: data.captions={to}")
-    elif what == "nsd":
-        say(nsd_commands(to, subjects or config.data.subjects, config))
     else:
-        raise ConfigError("This cannot be fetched.", found=what, expected="models, judges, captions or nsd")
+        commands = COMMANDS[what](to, subjects or config.data.subjects, config.data)
+        say("\n".join(commands), highlight=False, markup=False)
 
 
-def nsd_commands(to: Path, subjects: Sequence[int], config: Config) -> str:
-    """Return the commands that copy what is read of NSD, with sizes by arithmetic (betas as int16, uncompressed)."""
-    from shards.sources.known import NSD, NSD_IMAGES, NSD_TRIALS_PER_SESSION
-
-    if unknown := sorted(set(subjects) - set(NSD)):
-        raise ConfigError(f"NSD has no subjects {unknown}.", expected=f"some of {sorted(NSD)}")
-    betas = config.data.betas
-    pictures = f"pictures, {NSD_IMAGES * 425**2 * 3 / 1e9:.1f} GB"
-    lines = [
-        f"# NSD's terms: {TERMS}",
-        f"# Sign the access form first: {FORM}",
-        "B=s3://natural-scenes-dataset",
-        _sync("nsddata/experiments/nsd", to, "design and picture table, some MB"),
-        f"aws s3 cp --no-sign-request $B/{_STIMULI} {to}/{_STIMULI}   # {pictures}",
-    ]
-    for subject in subjects:
-        x, y, z = _GRIDS[subject]
-        sessions = NSD[subject].sessions
-        size = x * y * z * 2 * NSD_TRIALS_PER_SESSION * sessions / 1e9
-        place = f"ppdata/subj{subject:02d}"
-        lines += [
-            _sync(f"nsddata/{place}/behav", to, f"subject {subject}: responses, some MB"),
-            _sync(f"nsddata/{place}/func1pt8mm/roi", to, f"subject {subject}: regions, some MB"),
-            _sync(f"nsddata_betas/{place}/func1pt8mm/{betas}", to, f"subject {subject}: {sessions} sessions, "
-                  f"{size:.0f} GB", "--exclude '*' --include 'betas_session*.hdf5'"),
-        ]  # fmt: skip
-    return "\n".join([*lines, "# Captions are COCO's: nd fetch captions --to DIR"])
-
-
-_STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
-
-
-def _sync(place: str, to: Path, what: str, options: str = "") -> str:
-    words = ["aws s3 sync --no-sign-request", options, f"$B/{place} {to}/{place}"]
-    return f"{' '.join(filter(None, words))}   # {what}"
+def recipe_of(what: str) -> str:
+    """Return the recipe whose settings decide what is fetched, where none is given."""
+    return "laion_fmri" if what == "laion-fmri" else "paper"
 
 
 def make_fetcher(mirror: str, dry_run: bool) -> Fetcher:
@@ -242,6 +209,6 @@ def _reaching(address: str) -> Iterator[None]:
             "A download failed; what is whole was kept.",
             where=address,
             found=(str(error).strip() or type(error).__name__).splitlines()[0],
-            todo="run it where there is a network, or give a mirror with --mirror URL (of a hub also HF_ENDPOINT); "
-            "the same command goes on",
+            todo="run it on a machine with internet access, or give a mirror with --mirror URL (of a hub also "
+            "HF_ENDPOINT); the same command resumes",
         ) from error

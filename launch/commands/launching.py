@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,11 +26,7 @@ from launch.supervise.preflight import advice, preflight, require_gpus, require_
 from launch.supervise.run import Launch, run_plan
 from launch.supervise.watch import Watcher
 from nd_dist.config import Config
-from nd_dist.errors import ConfigError
-from nd_dist.events import events_path, read_events
-
-ESTIMATED_STEPS, WARM_STEPS = 24, 4
-"""Steps that an estimate makes, and those of them that do not count, as libraries choose their ways in them."""
+from nd_dist.events import events_path
 
 
 def launch_command(
@@ -71,39 +65,6 @@ def launch_command(
         if plan.note:
             console.print(f"  note: {plan.note}")
         run_launch(launch_of(command, config, launch_id, plan), config, console, agents)
-
-
-def estimate_training(config: Config, options: LaunchOptions) -> None:
-    """Make some steps of every stage in a folder that is removed again, and print how long all of them take.
-
-    Raises:
-        NdDistError: see ``launch_command``.
-    """
-    from nd_dist.training.source import stage_length, stage_request
-
-    console, training, folder = make_console(), config.training, config.run_dir / "estimate"
-    if training.rows_per_rank is not None:
-        raise ConfigError("An estimate is of the recipe's own batch.", todo="leave training.rows_per_rank out")
-    few = {
-        "steps": (ESTIMATED_STEPS, ESTIMATED_STEPS),
-        "samples_per_subject": (training.schedule(1)[1], training.schedule(2)[1]),
-        "per_target": {},
-        "checkpoint_every": ESTIMATED_STEPS,
-        "validate_every": ESTIMATED_STEPS,
-    }
-    section = training.model_copy(update=few)
-    try:
-        launch_command("train", config.model_copy(update={"run_dir": folder, "training": section}), options, console)
-        events = [event for event in read_events(events_path(folder, 0)) if event["event"] == "train_step"]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for stage in training.stages:
-        times = [event["step_s"] for event in events if event["stage"] == stage and event["step"] >= WARM_STEPS]
-        steps, pace = stage_length(config, stage_request(config, stage, 1))[0], statistics.median(times)
-        console.print(
-            f"  estimate: stage {stage}: {steps:,} steps of {pace:.3g} s, {steps * pace / 3600:.2g} hours "
-            f"(median of {len(times)} steps; validations and checkpoints come on top)"
-        )
 
 
 def launch_of(command: str, config: Config, launch_id: str, plan: LaunchPlan) -> Launch:

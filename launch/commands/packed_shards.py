@@ -39,9 +39,9 @@ def run_verify(location: str, overrides: Sequence[str] = ()) -> None:
         raise DataError(
             f"{len(problems)} problem(s) in the shards.",
             where=f"{location} ({what}, not a cache)" if "://" in location else location,
-            todo="`nd verify --repair` on the folder that was packed makes what is damaged again",
+            todo="`nd verify --repair` on the folder that was packed repairs it",
         )
-    console.print(f"  verify: every shard and table of {location} is as its index says ({what})")
+    console.print(f"  verify: every shard and table of {location} matches its index ({what})")
 
 
 def run_verify_source(recipe: str, overrides: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ def run_repair(location: str, overrides: Sequence[str] = ()) -> None:
     open_reader(config)
     require(model_checks(config))
     for path in repair(shards_dir):
-        console.print(f"  removed {path} (set aside until it is packed again)")
+        console.print(f"  removed {path} (it had been set aside until it was repacked)")
     try:
         launch_command("pack", config, LaunchOptions(), console)
     finally:
@@ -118,7 +118,7 @@ def run_export(location: str, out_dir: Path, subjects: Sequence[int] | None, ove
     for path in summary.files:
         console.print(f"  {path}")
     if not summary.has_pictures:
-        console.print("  no pictures: the shards do not hold those of all trials (data.pictures=all)")
+        console.print("  no pictures: the shards do not contain those of all trials (data.pictures=all)")
     console.print(f"  export: {len(summary.files)} files -> {out_dir}")
 
 

@@ -1,4 +1,4 @@
-"""`nd status RUN`: where a run stands, from its events and its launcher's record. Reads, changes nothing."""
+"""`nd status RUN` and `nd stop RUN`: where a run stands, from events and its launcher's record; its end on request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.text import Text
 
 from launch.console import aligned, make_console
 from launch.plans.choose import LEASED
-from launch.supervise.heartbeat import Wanted, asked_of_launcher, describe_launcher, running_launch
+from launch.supervise.heartbeat import Wanted, ask_launcher, asked_of_launcher, describe_launcher, running_launch
 from launch.supervise.outcome import is_echo
-from nd_dist.errors import DataError
+from nd_dist.errors import DataError, RankFailure
 from nd_dist.events import read_events
 
 RECENT_STEPS = 50
 RUNNING = ("starting", "running")
-WATCH_INTERVAL_S = 2.0
+WATCH_INTERVAL_S, STOP_INTERVAL_S = 2.0, 0.5
 Event = Mapping[str, Any]  # Any: whatever an event holds
 
 
@@ -219,3 +219,30 @@ def _lines(status: Status, run_dir: Path) -> Iterator[tuple[str, str]]:
         yield "logs", str(run_dir / "logs" / status.command)
     if status.state in RUNNING:
         yield "launcher", describe_launcher(run_dir)
+
+
+def stop_command(run_dir: Path, is_now: bool) -> None:
+    """Ask the launch of a run folder to stop, on whatever host it runs; a folder in which nothing runs is left alone.
+
+    Args:
+        run_dir: Folder of the run, or of a grid of trainings.
+        is_now: Whether it ends at once, without saving.
+
+    Raises:
+        RankFailure: the launch failed while it stopped.
+    """
+    console = make_console()
+    launch = running_launch(run_dir, time.time())
+    if launch:
+        ask_launcher(run_dir, launch["launch"], "end" if is_now else "stop")
+        wish = "end at once" if is_now else "save and stop"
+        console.print(f"  asked {describe_launcher(run_dir)} to {wish}; waiting for it")
+        while running_launch(run_dir, time.time()).get("launch") == launch["launch"]:
+            time.sleep(STOP_INTERVAL_S)
+    else:
+        console.print(f"  nothing is running in {run_dir}")
+    if next(find_runs(run_dir), None) or not launch:
+        console.print(describe_runs(run_dir))
+    status = status_of(run_dir)
+    if launch and status.state == "failed":
+        raise RankFailure("The launch failed while it stopped.", where=str(run_dir), found=status.last_error)

@@ -118,7 +118,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(",") if word)
     except ValueError as error:
-        raise ConfigError("An option is no list of numbers.", where=option, expected="1,2", found=text) from error
+        raise ConfigError("An option is not a list of numbers.", where=option, expected="1,2", found=text) from error
 
 
 def points_of(words: Sequence[str], is_value: Callable[[str], bool]) -> tuple[list[str], tuple[Point, ...]]:

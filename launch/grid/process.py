@@ -86,7 +86,7 @@ class TrainingProcess:
             self._process.stdin.flush()
 
     def give_up(self) -> None:
-        """End this side of it: its host does not answer any more."""
+        """End this side of it: its host does not respond any more."""
         self._process.kill()
 
     def close(self) -> None:

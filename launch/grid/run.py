@@ -69,7 +69,7 @@ class Grid:
         note: What a user should know about the places; empty if nothing.
         states: How each training stands.
         running: Those that run.
-        lost_hosts: Hosts that do not answer any more.
+        lost_hosts: Hosts that do not respond any more.
     """
 
     config: Config
@@ -133,7 +133,7 @@ def make_grid(config: Config, request: GridRequest, options: LaunchOptions) -> G
         raise ConfigError(
             "Every training of the grid runs on one host, and a launcher over hosts cannot be chosen.",
             where=f"--launcher {options.launcher}",
-            todo="leave it out; `nd submit train --all-targets` makes jobs of Slurm of the trainings",
+            todo="leave it out; `nd submit train --all-targets` submits the trainings as Slurm jobs",
         )
     request = replace(request, ranks=options.ranks or config.launch.ranks or 1)
     hosts, gpus, note = listed_hosts(options, {}, None), 1, ""
@@ -227,7 +227,7 @@ def _work(grid: Grid, agents: HostAgents | None, stop: StopSignal, console: Cons
 def _lose(grid: Grid, lost: Iterable[str], console: Console) -> None:
     """Give up what runs on hosts that do not answer any more; their own agents clear them."""
     for host in set(lost) - grid.lost_hosts:
-        console.print(f"  host {host} does not answer any more")
+        console.print(f"  host {host} does not respond any more")
         grid.lost_hosts.add(host)
         for process in grid.running.values():
             if process.slot.host == host:
@@ -269,13 +269,13 @@ def _judge(grid: Grid, stop: StopSignal) -> None:
         )
     if not left:
         return
-    lost = f" Hosts that do not answer any more: {', '.join(sorted(grid.lost_hosts))}." if grid.lost_hosts else ""
+    lost = f" Hosts that do not respond any more: {', '.join(sorted(grid.lost_hosts))}." if grid.lost_hosts else ""
     log = grid.log_path((failed or left)[0])
     raise RankFailure(
         f"{len(failed)} of {len(grid.plan)} trainings failed: {', '.join(t.name for t in failed)}.{lost}",
         where=str(log),
         found=tail_of(log),
-        todo="repair the cause, then run the same command again: what is done stays done",
+        todo="fix the cause, then run the same command again: finished work is kept",
     )
 
 

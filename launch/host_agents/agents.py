@@ -81,7 +81,7 @@ class _Agent:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the host does not answer any more."""
+        """Whether the host does not respond any more."""
         return self.ended.is_set() or self._unanswered > LOST_BEATS
 
     def start(self, command: list[str], environ: Mapping[str, str], request: str) -> None:
@@ -288,5 +288,5 @@ def require_hosts(facts: Sequence[HostFacts]) -> None:
         raise WorldError(
             f"{len(bad)} of {len(facts)} hosts cannot take part.",
             found="\n    ".join(["", *lines]),
-            todo="repair them (`nd doctor --hostfile` checks again), or leave them out with --exclude",
+            todo="fix them (check again with `nd doctor --hostfile`), or leave them out with --exclude",
         )

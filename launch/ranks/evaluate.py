@@ -22,7 +22,6 @@ from nd_dist.training.records import model_dir, ridge_dir
 from shards.format.codec import PICTURES
 from shards.format.index import Index
 from shards.format.splits import image_groups, open_index, split_sizes
-from shards.format.tables import ABSENT
 from shards.reading.reader import ShardReader
 from shards.sources.classes import read_classes
 
@@ -37,7 +36,7 @@ def make_job(rank: Rank, points: tuple[Point, ...], split: Split = "test") -> Jo
     classes = evaluation.image_classes
     needing = ["control nearest"] if any(point.control == "nearest" for point in points) else []
     needing += [*([SEEN] if classes else []), *([TRAINED] if groups else [])]
-    if needing and not _has_training_pictures(config, reader):
+    if needing and reader.without_picture(config.evaluated_subjects, "train"):
         absent = dict.fromkeys(
             needing, "the shards hold no pictures of training images (data.pictures=all packs them)"
         )
@@ -91,13 +90,6 @@ def _departures(config: Config, index: Index) -> Iterator[str]:
         yield f"{len(index.accepted)} samples cannot be real data and were packed knowingly (data.accept)"
     if index.is_simulated is None:
         yield "an earlier version packed the shards, which do not state whether the data are simulated"
-
-
-def _has_training_pictures(config: Config, reader: ShardReader) -> bool:
-    """Return whether every training image of the evaluated subjects has its picture in the shards."""
-    table = reader.store(PICTURES)
-    ids = {image_id for subject in config.evaluated_subjects for image_id in reader.images(subject, "train")}
-    return bool((table["shard"][sorted(ids)] != ABSENT).all())
 
 
 def _training_images(config: Config, reader: ShardReader) -> tuple[int, ...]:

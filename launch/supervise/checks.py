@@ -6,15 +6,19 @@ It returns what it found, in words, or raises the error that a rank would meet.
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.supervise.decoder import check_decoder
+from launch.supervise.images import check_choice_images, check_test_images, check_trained_images
 from nd_dist.config import Config, EvaluationConfig
-from nd_dist.errors import ConfigError, DataError, NdDistError, StorageError
+from nd_dist.errors import CheckpointError, ConfigError, DataError, NdDistError, StorageError
+from nd_dist.plugins import named_object
 from nd_dist.schema import INITIAL, TARGETS
 
 if TYPE_CHECKING:
@@ -37,12 +41,12 @@ def checks_of(command: str, config: Config, ranks: int = 1, coming: Collection[s
     checks: Checks
     on_shards: dict[str, Callable[[Config, Index], str]]
     if command == "train":
-        checks = {"teacher": partial(_check_teacher, config)}
+        checks = {"teacher": partial(_check_teacher, config), "monitors": partial(_check_monitors, config)}
         on_shards = {
             "subjects": _check_subjects,
             "targets": _check_targets,
             "sessions": _check_sessions,
-            "teacher's pictures": _check_teacher_pictures,
+            "images": check_trained_images,
             "run folder": partial(_check_run_folder, ranks=ranks),
             "room": partial(_check_room, ranks=ranks),
         }
@@ -51,8 +55,12 @@ def checks_of(command: str, config: Config, ranks: int = 1, coming: Collection[s
             **model_checks(config),
             "judges": partial(check_metrics, config.evaluation),
             "axes": partial(_check_axes, config),
+            "guidance": partial(_check_guidance, config),
         }
-        on_shards = {"subjects": _check_subjects, "pictures": _check_pictures, "networks": _check_sources}
+        on_shards = {"subjects": _check_subjects, "images": check_test_images, "networks": _check_sources}
+        if command != "evaluate":
+            checks["choice"] = partial(_check_choice, config)
+            on_shards["images of the choice"] = check_choice_images
         if config.evaluation.embeddings == "decoded" and "train" not in coming:
             on_shards["decoder"] = check_decoder
     if "pack" in coming:
@@ -120,16 +128,16 @@ def check_metrics(evaluation: EvaluationConfig) -> str:
     protocol, judges = protocol_named(evaluation.protocol), evaluation.judges_dir
     if evaluation.image_groups is not None:
         read_groups(evaluation.image_groups)
-    if (classes := evaluation.image_classes) is not None and not classes.is_dir():
-        read_groups(classes)
+    if evaluation.image_classes is not None:
+        _check_classes(evaluation.image_classes)
     if judges is None:
-        return "no folder is given (evaluation.judges_dir): those beside the model, or pixel metrics alone"
+        return "no folder is given (evaluation.judges_dir): using those next to the model, or pixel metrics only"
     if not judges.is_dir():
         raise ConfigError(
             "The folder of metric networks is not there.",
             where="evaluation.judges_dir",
             found=str(judges),
-            todo=f"run `nd fetch judges --to {judges}` where there is a network",
+            todo=f"run `nd fetch judges --to {judges}` on a machine with internet access",
         )
     from nd_dist.frozen.field_judges import require_field_judges
     from nd_dist.frozen.judges import has_phantom_judges
@@ -142,11 +150,49 @@ def check_metrics(evaluation: EvaluationConfig) -> str:
     return f"{judges}" + "".join(f"; no {name}: {reason}" for name, reason in absent.items())
 
 
+def _check_classes(path: Path) -> None:
+    """Refuse classes that cannot be read; COCO's files, of which each takes minutes, are only looked for."""
+    from nd_dist.evaluation.scoring.groups import read_groups
+    from shards.sources.classes import instances_paths
+
+    if not path.is_dir():
+        read_groups(path)
+    elif missing := [file for file in instances_paths(path) if not file.is_file()]:
+        raise DataError("A file of COCO's instances is missing.", where=str(missing[0]), todo="download it")
+
+
 def _check_axes(config: Config) -> str:
     from nd_dist.evaluation.points.axes import check_axes
 
     check_axes(config)
     return ", ".join(config.sweep.all_axes()) or "kappa, eta"
+
+
+def _check_guidance(config: Config) -> str:
+    """Refuse a guidance term that cannot be imported."""
+    for name in config.sampler.guidance:
+        if ":" in name:
+            named_object("sampler.guidance", name)
+    return ", ".join(config.sampler.guidance)
+
+
+def _check_choice(config: Config) -> str:
+    """Refuse to choose by a metric that does not exist, or that cannot be computed."""
+    from nd_dist.frozen.optional_judges import absent_metrics
+    from nd_dist.metrics.table import METRICS, added_metrics
+
+    name, judges = config.sweep.select, config.evaluation.judges_dir
+    if name not in (known := {*METRICS, *added_metrics()}):
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            "The metric of the choice does not exist.",
+            where="sweep.select",
+            expected=", ".join(sorted(known)),
+            found=name + (f" (did you mean {close[0]}?)" if close else ""),
+        )
+    if reason := absent_metrics(judges).get(name) if judges is not None else None:
+        raise ConfigError("The metric of the choice cannot be computed.", where=f"sweep.select={name}", found=reason)
+    return name
 
 
 def _check_subjects(config: Config, index: Index) -> str:
@@ -202,28 +248,37 @@ def _check_sessions(config: Config, index: Index) -> str:
 
 
 def _check_teacher(config: Config) -> str:
-    """Refuse a teacher that is not there."""
-    from nd_dist.frozen.folders import NETWORK
+    """Refuse a teacher that is not there, or is no ConvNeXt with its projector."""
+    from nd_dist.files import read_json
+    from nd_dist.frozen.convnext_teacher import PROJECTOR
+    from nd_dist.frozen.folders import NETWORK, resolve_folder
 
-    teacher = _teacher(config)
-    return _check_model(teacher, NETWORK) if teacher else "none"
-
-
-def _check_teacher_pictures(config: Config, index: Index) -> str:
-    """Refuse a teacher that would have no pictures to look at."""
-    from shards.format.codec import PICTURES
-
-    if _teacher(config) and PICTURES not in index.features:
-        raise DataError(
-            "The teacher looks at pictures, and the shards hold none.",
-            where="training.teacher",
-            todo="run `nd pack` with data.pictures=all, or leave training.teacher out",
+    teacher = config.training.teacher if INITIAL in config.training.targets else None
+    if not teacher:
+        return "none"
+    _check_model(teacher, NETWORK)
+    folder = resolve_folder(teacher)
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != "convnext" or not (folder / PROJECTOR).is_file():
+        raise CheckpointError(
+            "The teacher is not a ConvNeXt with a projector.",
+            where=f"training.teacher={teacher}",
+            expected=f"model_type convnext in config.json, and {PROJECTOR}",
+            found=f"model_type {kind}" + ("" if (folder / PROJECTOR).is_file() else f", no {PROJECTOR}"),
         )
-    return "packed" if _teacher(config) else "none are needed"
+    return teacher
 
 
-def _teacher(config: Config) -> str | None:
-    return config.training.teacher if INITIAL in config.training.targets else None
+def _check_monitors(config: Config) -> str:
+    """Refuse a monitor whose package is not installed."""
+    missing = [name for name in config.training.monitors if name != "csv" and find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"Packages of monitors are not installed: {', '.join(missing)}.",
+            where=f"training.monitors={list(config.training.monitors)}",
+            todo='pip install "nd-dist[track]", or leave them out',
+        )
+    return ", ".join(config.training.monitors) or "none"
 
 
 def _check_run_folder(config: Config, index: Index, ranks: int) -> str:
@@ -292,19 +347,6 @@ def _check_room(config: Config, index: Index, ranks: int) -> str:
     if not any(config.run_dir.glob("checkpoints/*/*")):
         _require_space(config.run_dir, on_disk)
     return f"{note}, {on_disk / 1e9:.1f} GB of checkpoints"
-
-
-def _check_pictures(config: Config, index: Index) -> str:
-    """Refuse shards without the pictures that are compared with."""
-    from shards.format.codec import PICTURES
-
-    if PICTURES not in index.features:
-        raise DataError(
-            "The shards hold no pictures to compare with.",
-            where=str(config.shards_dir),
-            todo="run `nd pack` with data.pictures=all (test: those of test images alone)",
-        )
-    return "packed"
 
 
 def _check_sources(config: Config, index: Index) -> str:

@@ -95,7 +95,7 @@ class RunFolder:
             raise WorldError(
                 "Ranks of an earlier launch still run in this run folder.",
                 where=str(run_dir),
-                todo="end them (their hosts and pids stand in events/*.jsonl, event rank_start)",
+                todo="end them (events/*.jsonl lists their hosts and pids: event rank_start)",
             )
         os.close(leftover)
         self._run_dir, self._path, self.stop = run_dir, launch_record_path(run_dir), StopSignal()

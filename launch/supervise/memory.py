@@ -176,7 +176,7 @@ def ridge_cost(config: Config, index: Index) -> str:
             "A ridge regression needs more memory than a GPU has.",
             expected=f"{cost.device_bytes / 1e9:.1f} GB",
             found=f"{available / 1e9:.1f} GB",
-            todo="fit it on the CPU, with no GPU in sight (CUDA_VISIBLE_DEVICES=)",
+            todo="fit it on the CPU by hiding the GPUs (CUDA_VISIBLE_DEVICES=)",
         )
     return cost.describe()
 

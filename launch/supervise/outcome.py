@@ -27,7 +27,7 @@ ECHO = re.compile(
 )
 LOG_TAIL_LINES = 20
 LAUNCHER_LOG = "launcher.log"
-AGAIN = "run the same command again; it goes on from what is valid"
+AGAIN = "run the same command again; it resumes from the last valid state"
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Outcome:
             self.ends.append(event)
 
     def lose(self, host: str) -> None:
-        """Take into account that a host does not answer any more."""
+        """Take into account that a host does not respond any more."""
         if host not in self.lost_hosts:
             self.lost_hosts.append(host)
 
@@ -121,7 +121,7 @@ class Outcome:
             return missing
         if stopped_by:
             raise Requeue(
-                f"Stopped by {stopped_by}; what was finished is on disk.", todo="run the same command again to go on"
+                f"Stopped by {stopped_by}; what was finished is on disk.", todo="run the same command again to resume"
             )
         raise self._blame(missing, returncode)
 
@@ -159,7 +159,7 @@ class Outcome:
         host = self._host(ranks[0])
         own = ", ".join(str(rank) for rank in ranks if self._host(rank) == host)
         what = (
-            f"Host {host} with rank(s) {own} does not answer any more "
+            f"Host {host} with rank(s) {own} does not respond any more "
             "(switched off, cut off the network, or all its processes were killed)."
         )
         todo = f"repair {host} or leave it out with --exclude {host}; {AGAIN}"

@@ -77,12 +77,13 @@ def advice(command: str, config: Config, ranks: int) -> list[str]:
     from nd_dist.training.source import stage_request
 
     if config.decoder.heads == "single" and len(training.targets) > 1:
-        notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each by itself")
+        notes.append(f"{len(training.targets)} networks are trained as one; --all-targets trains each separately")
     rows = min(stage_request(config, stage, ranks).num_rows for stage in training.stages)
     if rows < FEW_ROWS * ranks:
         notes.append(
-            f"{ranks} ranks share the {rows} rows of a step: more time goes into messages than into work. "
-            "--all-targets and --subjects run many trainings on few ranks each; training.rows_per_rank grows the batch"
+            f"{ranks} ranks share the {rows} rows of a step: more time is spent on communication than on work. "
+            "--all-targets and --subjects run many trainings on a few ranks each; training.rows_per_rank enlarges the "
+            "batch"
         )
     return notes
 

@@ -62,7 +62,7 @@ def draw_noise(
             where="sampler.noise_device",
             expected="cpu on this machine",
             found=str(device),
-            todo="use sampler.noise_device=cpu (other noises, equal on every machine)",
+            todo="use sampler.noise_device=cpu (a different noise, the same on every machine)",
         )
     if kind == "official":
         return torch.stack([_official_draw(request.repeat, shape, device) for request in requests])

@@ -20,7 +20,7 @@ from nd_dist.fanout.leases import STALE_S
 from nd_dist.fanout.results import OUTDATED, SETTINGS
 from nd_dist.files import hash_json, read_json
 from nd_dist.metrics.protocols import Protocol, protocol_named
-from nd_dist.metrics.table import added_metrics
+from nd_dist.metrics.table import METRICS, added_metrics
 from nd_dist.schema import Split
 from nd_dist.seeds import unit_seed
 
@@ -257,13 +257,18 @@ def keys_of(job: Job) -> Keys:
             "format": STATISTICS_FORMAT,
             "bootstrap": evaluation.bootstrap,
             **({"image_groups": hash_json(job.image_groups)} if job.image_groups else {}),
-            **({"image_classes": hash_json([job.image_classes, job.training_images])} if job.image_classes else {}),
+            **({"image_classes": hash_json(_kinds(job))} if job.image_classes else {}),
         },
         images={subject: hash_json(job.images(subject)) for subject in job.subjects},
         num_repeats=evaluation.num_repeats,
         absent={**job.absent, **networks.absent()},
     )
     return replace(keys, begun=_begun(job, keys))
+
+
+def _kinds(job: Job) -> list[object]:
+    """Return what metrics of the kind of thing follow from."""
+    return [job.image_classes, job.training_images, METRICS["kind_seen"].version]
 
 
 def _begun(job: Job, keys: Keys) -> dict[tuple[Point, int], int]:

@@ -43,5 +43,5 @@ def check_compatible(
                     where=f"target {name} of the shards",
                     expected=f"{key}={wanted!r} (this run: frozen.*, model, guidance_model)",
                     found=f"{key}={stored!r} (the shards)",
-                    todo="use the settings and models the shards were packed with, or pack again",
+                    todo="use the settings and models the shards were packed with, or repack them",
                 )

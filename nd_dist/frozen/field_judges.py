@@ -155,7 +155,7 @@ def _require_file(path: Path, recipe: _Recipe) -> None:
             "The weights of a metric network are missing.",
             where=str(path),
             expected=f"safetensors of {recipe.weights}",
-            todo=f"run `nd fetch judges --to {path.parent}` where there is a network",
+            todo=f"run `nd fetch judges --to {path.parent}` on a machine with internet access",
         )
 
 

@@ -133,7 +133,7 @@ def _require_weights(names: AbstractSet[str], part: str, read: Callable[[str], A
         where=where,
         expected=f"{', '.join(missing[:3])} (or torch's .bin, or an fp16 variant)",
         found=", ".join(present[:8]) or "no weights at all",
-        todo="run `nd fetch models --to DIR` where there is a network",
+        todo="run `nd fetch models --to DIR` on a machine with internet access",
     )
 
 
@@ -184,7 +184,7 @@ def resolve_folder(model: str | Path) -> Path:
             where=str(model),
             expected="a folder in Hugging Face layout, or the name of a cached model",
             found=f"no folder {folder}",
-            todo="give the folder's path, or run `nd fetch models --to DIR` where there is a network",
+            todo="give the folder's path, or run `nd fetch models --to DIR` on a machine with internet access",
         )
     main = folder / "refs" / "main"
     snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
@@ -196,7 +196,7 @@ def resolve_folder(model: str | Path) -> Path:
         where=str(folder),
         expected="refs/main, or a single snapshot",
         found=f"snapshots {[path.name for path in snapshots]}",
-        todo="give the path of the snapshot that you want",
+        todo="give the path of the snapshot you want",
     )
 
 

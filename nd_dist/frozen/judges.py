@@ -74,6 +74,8 @@ class NetworkJudge:
         identity: Weights' hash and settings, see ``Judge``.
         network: Maps prepared pixels to features of any shape (B, ...).
         prepare: Resizes and normalises; judges that do so alike share one.
+        named: Maps features (B, D) to the probabilities (B, O) of the classes that the network was trained to name,
+            where it was trained for classes that tell the kind of thing; None: its features tell it.
     """
 
     name: str
@@ -81,6 +83,7 @@ class NetworkJudge:
     identity: str
     network: Callable[[Tensor], Tensor]
     prepare: Preparation
+    named: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def features(self, pixels_BCHW: Tensor) -> Tensor:
@@ -170,13 +173,15 @@ def load_phantom_judges(folder: Path, device: torch.device) -> list[Judge]:
     """
     from nd_dist.frozen.phantom_judges import WEIGHTS, load_judges
 
-    passes = {kind: SharedPass(_depths_of(network.to(device))) for kind, network in load_judges(folder).items()}
+    networks = {kind: network.to(device) for kind, network in load_judges(folder).items()}
+    passes = {kind: SharedPass(_depths_of(network)) for kind, network in networks.items()}
     resize = Resize(PHANTOM_SIZE)
     prepare = Preparation(resize, "none", device)
     judges: list[Judge] = []
     for name, kind, depth, score in _PHANTOM:
         identity = f"{kind}:{sha256_file(folder / kind / WEIGHTS)[:16]}:{depth}:{resize}"
-        judges.append(NetworkJudge(name, score, identity, passes[kind].tap(depth), prepare))
+        named = networks[kind].named if depth == "late" else None
+        judges.append(NetworkJudge(name, score, identity, passes[kind].tap(depth), prepare, named))
     return judges
 
 

@@ -64,6 +64,12 @@ class JudgeNetwork(nn.Module):
         late_BD = self.features(pixels_BCHW).late
         return self.objects(late_BD), self.places(late_BD)
 
+    @torch.no_grad()
+    def named(self, late_BD: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of objects (B, num_objects) on the CPU, from late features (B, 128)."""
+        logits_BO: torch.Tensor = self.objects(late_BD.to(self.objects.weight))
+        return logits_BO.softmax(dim=1).cpu()
+
     def save(self, folder: Path) -> None:
         """Write the weights (in their own dtype) and the config to a folder."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -228,24 +228,27 @@ PROTOCOLS: dict[str, Protocol] = {
             repeats="mean_correlation",
             practice=Practice("mean_voxels", 5),
         ),
-        *registered("protocols").values(),
     )
 }
 
 
 def protocol_named(name: str) -> Protocol:
-    """Return a protocol by name.
+    """Return a protocol by name, of ``PROTOCOLS`` or of another package, which may build its own on one of these.
 
     Raises:
         ConfigError: no protocol has that name.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+    added: dict[str, Protocol] = {protocol.name: protocol for protocol in registered("protocols").values()}
+    if name in added:
+        return added[name]
+    known = [*PROTOCOLS, *added]
+    near = difflib.get_close_matches(name, known, n=1)
     raise ConfigError(
         "The metric protocol does not exist.",
         where="evaluation.protocol",
-        expected=f"one of {', '.join(PROTOCOLS)}",
+        expected=f"one of {', '.join(known)}",
         found=name,
         todo=f"use evaluation.protocol={near[0]}" if near else "",
     )

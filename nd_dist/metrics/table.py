@@ -30,7 +30,7 @@ class Metric:
         explanation: One sentence.
         stands_for: What of the field's table a made-up world has it for; empty for the field's own.
         function: Of a reconstruction and what was seen (``Picture`` both) -> the value; none: judges or sets give it.
-        version: To be raised whenever the function gives other values: pictures are then judged again.
+        version: To be raised whenever its values become others: pictures are then judged or scored again.
     """
 
     name: str
@@ -121,7 +121,16 @@ METRICS: dict[str, Metric] = {
         _two_way("residual", "Residual", "a small residual classifier", "Inception"),
         _two_way("mixer", "Mixer", "a small MLP-mixer classifier", "CLIP"),
         _distance("depthwise", "Depthwise", "a small depthwise classifier", "EffNet-B and SwAV"),
-        Metric("kind_seen", "Kind, seen", "high-level", True, True, None, "Is the kind of thing seen in the picture?"),
+        Metric(
+            "kind_seen",
+            "Kind, seen",
+            "retrieval",
+            True,
+            True,
+            None,
+            "Is the kind of thing seen in the picture?",
+            version=2,
+        ),
         Metric("kind", "Kind, decoded", "retrieval", True, True, None, "Is the kind of thing in the decoded caption?"),
         Metric(
             "image_retrieval", "Image retrieval", "retrieval", True, True, None, "Given the brain, find its picture."

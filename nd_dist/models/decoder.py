@@ -338,6 +338,6 @@ def _checked_weights(folder: Path, description: Mapping[str, object]) -> dict[st
             where=str(folder),
             expected=description["weights"],
             found=record,
-            todo="run the training command again; it exports the model anew",
+            todo="run the training command again; it exports the model again",
         )
     return weights

@@ -192,7 +192,7 @@ def read_picture(path: Path) -> Image.Image:
             "A picture of the run is missing or damaged.",
             where=str(path),
             found=str(error),
-            todo="run `nd evaluate` with the same recipe again; it makes what is missing",
+            todo="run `nd evaluate` with the same recipe again; it computes what is missing",
         ) from error
 
 

@@ -187,7 +187,7 @@ class StageCheckpoints:
                 "No checkpoint of this stage is valid any more.",
                 where=str(self._folder),
                 found="; ".join(problem.splitlines()[0] for problem in found) or "no checkpoint folder",
-                todo="remove the folder to train the stage anew",
+                todo="remove the folder to train the stage from scratch",
             )
         return Progress()
 

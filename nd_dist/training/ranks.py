@@ -193,7 +193,7 @@ def raise_not_finite(what: str, step: int, batches: Sequence[Batch]) -> NoReturn
         f"The {what} is not finite at step {step}; training stopped before the optimizer step.",
         where="; ".join(f"rank {r['rank']}: subjects {r['subjects']}, images {r['images']} ({r['why']})" for r in bad),
         found=f"a {what} of NaN or infinity on {sum(map(bool, reports))} of {len(reports)} ranks",
-        todo="look at these samples (`nd verify` checks the shards); the last checkpoint is good, "
+        todo="check these samples (`nd verify` checks the shards); the last checkpoint is intact, "
         "the same command continues from it, with a lower training.learning_rate or training.gradient_clip set if "
         "the samples are fine",
     )

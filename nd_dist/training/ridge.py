@@ -166,7 +166,7 @@ def fit(
         penalties[spec.name] = penalty
         for index in range((world.rank - dealt) % world.size, num_blocks(spec), world.size):
             if should_stop():
-                raise Requeue("Fitting was stopped on request; the same command goes on from here.")
+                raise Requeue("Fitting was stopped on request; the same command resumes from here.")
             files[block_name(spec.name, index)] = _fit_block(folder, target, index, basis, penalty)
         dealt += num_blocks(spec)
         events.write("ridge_target", target=spec.name, penalty=penalty.value, loo_error=penalty.error)

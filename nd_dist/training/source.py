@@ -174,6 +174,6 @@ def stage_specs(config: Config, source: TrainingSource) -> tuple[TargetSpec, ...
             where="training.targets",
             expected=f"some of {sorted(by_name)}",
             found=missing,
-            todo="pack them (data.targets), or train fewer",
+            todo="pack them (data.targets), or train on fewer",
         )
     return tuple(by_name[name] for name in config.training.targets)

@@ -244,7 +244,7 @@ class Index(_Record):
                 f"The shards hold no store {store!r}.",
                 where=self.place,
                 expected=sorted(self.features),
-                todo=f"add it to {wish} and run `nd pack` again; trials are not packed again",
+                todo=f"add it to {wish} and run `nd pack` again; trials are not repacked",
             )
         return self.features[store]
 

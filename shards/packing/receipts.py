@@ -128,7 +128,7 @@ def read_receipts(shards_dir: Path) -> dict[str, Receipt]:
                 "A receipt is damaged, or of another version of nd_dist.",
                 where=str(path),
                 found=differing_fields(error) if isinstance(error, ValidationError) else error.what,
-                todo="delete it and run again: its shard is packed again",
+                todo="delete it and run again: its shard will be repacked",
             ) from error
         receipts[receipt.shard.path] = receipt
     return receipts

@@ -120,7 +120,7 @@ class NodeCache:
             where=f"{source}/{file.path}",
             expected=f"{file.bytes} bytes with sha256 {file.sha256}",
             found=problem,
-            todo="check server and network, then run the same command again: it goes on from where it ended",
+            todo="check server and network, then run the same command again: it resumes where it stopped",
         )
 
     def _make_room(self, part: Path, file: StoredFile) -> None:

@@ -98,6 +98,17 @@ class ShardReader:
         is_chosen = rows["split"] == (TEST if split == "test" else TRAIN)
         return [int(image_id) for image_id in np.unique(rows["image"][is_chosen])]
 
+    def without_picture(self, subjects: Sequence[int], split: Split) -> list[int]:
+        """Return the ascending ids of the images of subjects whose pictures were not packed.
+
+        Raises:
+            DataError: a subject was not packed.
+        """
+        ids = sorted({image_id for subject in subjects for image_id in self.images(subject, split)})
+        if PICTURES not in self.index.features:
+            return ids
+        return [image_id for image_id in ids if self.store(PICTURES)["shard"][image_id] == ABSENT]
+
     def heldout_images(self, subject: int, fraction: float) -> list[int]:
         """Return the training images that ``StreamConfig.heldout_fraction`` leaves out, ascending.
 

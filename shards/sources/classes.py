@@ -11,6 +11,11 @@ from shards.sources.files import read_columns, reading
 from shards.sources.nsd_layout import NsdLayout
 
 
+def instances_paths(folder: Path) -> list[Path]:
+    """Return the files of COCO's instances in a folder."""
+    return [folder / f"instances_{split}.json" for split in SPLITS]
+
+
 def read_classes(nsd_root: Path, path: Path) -> Groups:
     """Return class -> ascending 0-based ids of the images that show it.
 
@@ -26,8 +31,7 @@ def read_classes(nsd_root: Path, path: Path) -> Groups:
     ids, _ = read_columns(NsdLayout(nsd_root).stim_info, ",", ["nsdId", "cocoId"], [])
     image_of = dict(zip(ids["cocoId"].tolist(), ids["nsdId"].tolist(), strict=True))
     found: dict[str, set[int]] = {}
-    for split in SPLITS:
-        file = path / f"instances_{split}.json"
+    for file in instances_paths(path):
         with reading(file, "A file of COCO's instances"):
             content = read_json(file)
             names = {category["id"]: category["name"] for category in content["categories"]}

@@ -76,7 +76,7 @@ def reading(path: Path, what: str = "A file of the data set", todo: str = "") ->
                 found=found or type(error).__name__,
                 todo=todo or _DOWNLOAD,
             ) from error
-        cause, advice = _CAUSES.get(number, ("the system refuses it", "repair the cause, then run again"))
+        cause, advice = _CAUSES.get(number, ("the system refuses it", "fix the cause, then run again"))
         raise DataError(
             f"{what} cannot be read: {cause}.", where=str(path), found=os.strerror(number), todo=advice
         ) from error

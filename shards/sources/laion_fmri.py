@@ -25,6 +25,7 @@ from shards.sources.betas import BetasHeader, Roi, read_affine, read_betas, read
 from shards.sources.contract import ImageSets, SubjectDesign
 from shards.sources.files import Deliveries, open_hdf5, read_columns, reading
 from shards.sources.laion_fmri_layout import (
+    FETCH,
     NUM_RUNS,
     NUM_SESSIONS,
     PARTICIPANTS,
@@ -186,7 +187,7 @@ class LaionFmriReader:
             raise DataError(
                 f"Subject {subject} has no betas.",
                 where=str(folder),
-                todo="check nsd_root and data.betas (LAION-fMRI's are in glmsingle-tedana)",
+                todo=f"check nsd_root and data.betas (LAION-fMRI's are in glmsingle-tedana); {FETCH}",
             )
         return range(1, max(found) + 1)
 

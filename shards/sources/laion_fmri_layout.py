@@ -28,6 +28,7 @@ NUM_RUNS = 12
 SHARED, UNIQUE = "shared", "unique"
 OOD = "OOD"
 KINDS = ("LAION", "THINGS+", "THINGS", "NSD", OOD)
+FETCH = "`nd fetch laion-fmri --to DIR` prints the commands that download it"
 PHANTOM_RECORD, PHANTOM_STARTED = "phantom.json", ".phantom-started.json"
 
 
@@ -126,6 +127,10 @@ class ImageTable:
 
     def __init__(self, layout: LaionFmriLayout) -> None:
         self._layout, self._path = layout, layout.stimuli("metadata.csv")
+        if not self._path.is_file():
+            raise DataError(
+                "LAION-fMRI's table of images is missing.", where=str(self._path), todo=f"check nsd_root; {FETCH}"
+            )
         words = read_columns(self._path, ",", [], ["image_name", "unique_or_shared"])[1]
         self.names: tuple[str, ...] = tuple(words["image_name"])
         self.ids = {name: image_id for image_id, name in enumerate(self.names)}

@@ -204,7 +204,7 @@ class MindEye2Reader:
                 "This is not the name of a session's trials.",
                 where=str(strange[0]),
                 expected="0.tar, 1.tar ..., one a session",
-                todo="remove it (a second download of the same file?) or give it its name",
+                todo="remove it (was the same file downloaded twice?) or rename it correctly",
             )
         shared_path = self._root / "shared1000.npy"
         shared: npt.NDArray[np.bool_] | None = None

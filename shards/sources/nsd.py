@@ -22,7 +22,7 @@ from shards.sources.betas import BetasHeader, Roi, read_betas, read_header, read
 from shards.sources.coco import SPLITS, captions_path, read_captions
 from shards.sources.contract import SubjectDesign
 from shards.sources.files import Deliveries, open_hdf5, read_columns, reading
-from shards.sources.nsd_layout import Experiment, NsdLayout, num_pictures
+from shards.sources.nsd_layout import FETCH, Experiment, NsdLayout, num_pictures
 
 CEILING_TRIALS = 3
 """Trials of an image, over whose mean a noise ceiling is computed."""
@@ -221,9 +221,7 @@ class NsdReader:
         matches = (re.fullmatch(r"betas_session(\d+)\..*", path.name) for path in folder.glob("betas_session*"))
         found = {int(match[1]) for match in matches if match}
         if not found:
-            raise DataError(
-                f"Subject {subject} has no betas.", where=str(folder), todo="check nsd_root and data.betas"
-            )
+            raise DataError(f"Subject {subject} has no betas.", where=str(folder), todo=f"check data.betas; {FETCH}")
         found |= set(self._responses(subject).get("SESSION", np.array([], dtype=np.int64)).tolist())
         return range(1, min(max(found), len(self._experiment.trials_per_session)) + 1)
 

@@ -16,7 +16,7 @@ from nd_dist.errors import DataError
 from shards.sources.files import open_hdf5, reading
 
 SPACE = "func1pt8mm"
-_FETCH = "check nsd_root; `nd fetch nsd --to DIR` prints what downloads it"
+FETCH = "check nsd_root; `nd fetch nsd --to DIR` prints what downloads it"
 PHANTOM_RECORD, PHANTOM_STARTED = "phantom.json", ".phantom-started.json"
 
 
@@ -95,7 +95,7 @@ class Experiment:
             DataError: the file is missing, damaged, or contradicts itself.
         """
         if not path.is_file():
-            raise DataError("NSD's design is missing.", where=str(path), todo=_FETCH)
+            raise DataError("NSD's design is missing.", where=str(path), todo=FETCH)
         with reading(path, "NSD's design"):
             content = scipy.io.loadmat(path)
             order = content["masterordering"].ravel().astype(np.int64) - 1
@@ -124,6 +124,6 @@ def num_pictures(path: Path) -> int:
         DataError: it is missing or damaged.
     """
     if not path.is_file():
-        raise DataError("NSD's pictures are missing.", where=str(path), todo=_FETCH)
+        raise DataError("NSD's pictures are missing.", where=str(path), todo=FETCH)
     with reading(path, "The file of NSD's pictures"), open_hdf5(path) as file:
         return int(file["imgBrick"].shape[0])

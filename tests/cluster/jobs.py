@@ -22,7 +22,7 @@ from tests.support.waiting import HANG_S, wait_until
 
 TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
-    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16",
+    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.kind=neuraldiffuser", "decoder.hidden_size=16",
     "training.steps=[24,4]", "training.samples_per_subject=[4,8]", "training.checkpoint_every=8",
     "sampler.num_steps=4", "sampler.kappa=10", "evaluation.num_images=4", "evaluation.controls=false",
     "evaluation.num_repeats=1", "evaluation.batch_size=1", "evaluation.bootstrap=100", "evaluation.baseline=false",

@@ -70,7 +70,7 @@ def test_a_host_whose_processes_are_all_killed_is_named(healthy: Cluster, broken
     healthy.crash("node2")
     code, text = end_of(job, "kill -9 of a host's process tree", time.monotonic())
     assert code == 4, text
-    assert "Host node2 with rank(s) 1 does not answer" in text
+    assert "Host node2 with rank(s) 1 does not respond" in text
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_host_that_is_cut_off_for_good_is_named_and_clears_itself(healthy: Clu
     healthy.cut("node2")
     code, text = end_of(job, "link cut for good", time.monotonic())
     assert code == 4, text
-    assert "Host node2 with rank(s) 1 does not answer" in text
+    assert "Host node2 with rank(s) 1 does not respond" in text
     healthy.heal("node2")
     assert_goes_on(healthy, broken)
 

@@ -93,7 +93,7 @@ def test_a_host_that_is_cut_off_is_named_clears_itself_and_the_same_command_goes
     job.signal(signal.SIGINT)  # the other host's training would last for long
     code, text = end_of(job, "link cut for good, the grid over ssh, then ctrl-C", time.monotonic())
     assert code == 5, text
-    assert "host node2 does not answer any more" in text
+    assert "host node2 does not respond any more" in text
     healthy.repair()
     again = Job(healthy, "node1", grid_words(broken, LONG), broken / "run")
     for network in NETWORKS:
@@ -111,7 +111,7 @@ def test_a_killed_host_fails_its_training_only(healthy: Cluster, broken: Path) -
     healthy.crash("node2")
     code, text = end_of(job, "host killed, the grid over ssh", time.monotonic())
     assert code == 4, text
-    assert "Hosts that do not answer any more: node2" in text
+    assert "Hosts that do not respond any more: node2" in text
     done = {network for network in NETWORKS if len(steps_of(broken, network)) == sum(STEPS)}
     assert len(done) == 1, "the other host's network is done with both stages"
     healthy.repair()

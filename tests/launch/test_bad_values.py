@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from launch.ranks.networks import load_extractor
 from launch.recipe import load_recipe
+from launch.supervise.images import check_trained_images
 from nd_dist.comm import Comm
 from nd_dist.compute.device import rank_device
 from nd_dist.config import Config, PhantomConfig
+from nd_dist.errors import DataError
 from nd_dist.events import EventLog
 from nd_dist.models.decoder import Decoder
 from nd_dist.schema import INITIAL
@@ -33,7 +35,15 @@ TRAINED = "training.targets=[c,z,g02,g04,g06,g08,g10]"
 def words_of(folder: Path) -> list[str]:
     sections = {"nsd_root": "nsd", "shards_dir": "shards", "run_dir": "run", "model": "sd", "guidance_model": "clip"}
     places = [f"{key}={folder / name}" for key, name in sections.items()]
-    return [*places, "data.subjects=[1,2,3]", PACKED, TRAINED, "decoder.hidden_size=8", "decoder.prior_depth=0"]
+    return [
+        *places,
+        "data.subjects=[1,2,3]",
+        PACKED,
+        TRAINED,
+        "decoder.kind=neuraldiffuser",
+        "decoder.hidden_size=8",
+        "decoder.prior_depth=0",
+    ]
 
 
 def recipe(folder: Path, *words: str) -> Config:
@@ -66,11 +76,13 @@ def _write_wrong(folder: Path, config: Config, index: Index) -> None:
     shutil.copytree(folder / "nsd", folder / "torn-nsd")
     for path in (folder / "torn-nsd").rglob("betas_session01.*"):
         path.unlink()
+    few = recipe(folder, f"shards_dir={folder / 'test-pictures'}", "data.pictures=test", "data.targets=[z]")
+    pack(few, Comm(), EventLog(folder / "log", 0, "pack"), load_extractor(few, rank_device(World())))
     data = index.identity(stage_request(config, 1, 1).subjects, config.training.targets, None)
     facts = training_fingerprint(config.model_copy(update={"seed": 1}), data, 1, SCRATCH)
     write_done(stage_dir(folder / "other-run", 1), facts, 1, 0.0, "0" * 64)
-    few = [spec for spec in index.target_specs if spec.name != INITIAL]
-    Decoder(config.decoder, {1: index.num_voxels[1]}, few).save(stage_dir(folder / "few-run", 2) / "model")
+    without_z = [spec for spec in index.target_specs if spec.name != INITIAL]
+    Decoder(config.decoder, {1: index.num_voxels[1]}, without_z).save(stage_dir(folder / "few-run", 2) / "model")
     Decoder(config.decoder, {1: 7}, index.target_specs).save(stage_dir(folder / "small-run", 2) / "model")
 
 
@@ -91,6 +103,9 @@ BAD = [
     ("train", "training.int8_targets=true", "Target stores"),
     ("train", "training.sessions=[99]", "Sessions [99] of subject 1"),
     ("train", "training.teacher={0}/nothing", "neither a folder nor in the local"),
+    ("train", "training.teacher={0}/clip", "not a ConvNeXt"),
+    ("train", "training.heldout_fraction=0.999", "no image of subject"),
+    ("train", "training.monitors=[wandb]", "wandb"),
     ("train", "run_dir={0}/other-run", "made with another recipe"),
     ("evaluate", "shards_dir={0}/nothing", "nothing"),
     ("evaluate", "model={0}/nothing", "neither a folder nor in the local"),
@@ -107,6 +122,11 @@ BAD = [
     ("evaluate", "evaluation.judges_dir={0}/empty", "etric network"),
     ("evaluate", "evaluation.protocol=takagy", "takagy"),
     ("evaluate", "evaluation.image_groups={0}/nothing.json", "nothing.json"),
+    ("evaluate", "evaluation.image_classes={0}/empty", "instances_train2017.json"),
+    ("evaluate", "evaluation.image_ids=[70000]", "no test images of subject 1"),
+    ("evaluate", "sampler.guidance={{nothing.there:Term: 1}}", "nothing.there"),
+    ("sweep", "shards_dir={0}/test-pictures", "lack pictures of subject 1's training images"),
+    ("sweep", "sweep.select=pixcor", "did you mean pixcorr?"),
     ("sweep", "sweep.axes={{decoder.hidden_size: [1, 2]}}", "cannot vary this key"),
 ]
 
@@ -147,3 +167,10 @@ def test_everything_that_is_wrong_is_said_at_once(world: Path) -> None:
     assert result.returncode in (2, 3)
     for said in ("3 things are wrong", "neither a folder", "not trained on", "takagy"):
         assert said in result.stderr
+
+
+def test_a_teacher_is_refused_where_training_pictures_were_not_packed(world: Path) -> None:
+    index = Index.read(world / "test-pictures")
+    check_trained_images(recipe(world), index)
+    with pytest.raises(DataError, match="training images; the teacher looks at them"):
+        check_trained_images(recipe(world, "training.teacher=anything"), index)

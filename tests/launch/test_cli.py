@@ -174,6 +174,26 @@ def test_doctor_says_all_that_a_run_would_miss_and_the_command_that_mends_it(tmp
     assert text.count("These shards have no index") == 1
 
 
+def test_doctor_finds_a_torchvision_that_was_built_for_another_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    (tmp_path / "torchvision-9.dist-info").mkdir()
+    (tmp_path / "torchvision-9.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 9\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = nd_process("doctor")
+    assert result.returncode == 3, result.stdout
+    text = " ".join(result.stdout.replace("│", " ").split())
+    assert "9 cannot be imported: RuntimeError: operator torchvision::nms does not exist" in text
+    assert "pip uninstall torchvision" in text
+
+
+def test_doctor_names_what_downloads_laion_fmri(tmp_path: Path) -> None:
+    result = nd("doctor", "laion_fmri", f"nsd_root={tmp_path}", f"shards_dir={tmp_path / 'shards'}")
+    assert result.returncode == 3, result.stdout
+    assert "nd fetch laion-fmri" in " ".join(result.stdout.replace("│", " ").split())
+
+
 def test_a_dry_submission_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
     shards = write_index(tmp_path / "shards")
     words = [f"run_dir={tmp_path / 'run'}", f"shards_dir={shards}", "slurm.nodes=2"]

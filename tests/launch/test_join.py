@@ -25,8 +25,8 @@ JOIN = ["-m", "launch.join"]
 ND = [sys.executable, "-m", "launch.cli"]
 TINY = [
     "phantom.num_subjects=2", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
-    "phantom.num_voxels=60", "data.subjects=[1,2]", "decoder.hidden_size=16", "training.stages=[2]",
-    "training.steps=[4,4]", "training.samples_per_subject=[2,4]", "training.checkpoint_every=2",
+    "phantom.num_voxels=60", "data.subjects=[1,2]", "decoder.kind=neuraldiffuser", "decoder.hidden_size=16",
+    "training.stages=[2]", "training.steps=[4,4]", "training.samples_per_subject=[2,4]", "training.checkpoint_every=2",
     "sampler.num_steps=2", "sampler.kappa=10", "evaluation.num_images=2", "evaluation.num_repeats=1",
     "evaluation.controls=false", "evaluation.baseline=false", "evaluation.image_groups=null",
     "evaluation.image_classes=null", "evaluation.bootstrap=100", "sweep.kappa=[10]",

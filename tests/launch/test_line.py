@@ -20,8 +20,9 @@ from tests.support.command_line import ND, Ended, nd_process
 pytestmark = pytest.mark.launch
 TINY = [
     "phantom.num_subjects=3", "phantom.num_sessions=2", "phantom.trials_per_session=24", "phantom.num_shared=6",
-    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.hidden_size=16", "training.steps=[6,6]",
-    "training.samples_per_subject=[2,4]", "training.checkpoint_every=3", "sampler.num_steps=4", "sampler.kappa=10",
+    "phantom.num_voxels=60", "data.subjects=[1,2,3]", "decoder.kind=neuraldiffuser", "decoder.hidden_size=16",
+    "training.steps=[6,6]", "training.samples_per_subject=[2,4]", "training.checkpoint_every=3",
+    "sampler.num_steps=4", "sampler.kappa=10",
     "evaluation.num_images=4", "evaluation.num_repeats=2", "evaluation.batch_size=2", "evaluation.bootstrap=100",
     "sweep.kappa=[10]", "sweep.eta=[0.5,1.0]", "sweep.num_images=2", "evaluation.controls=false",
     "decoder.prior_depth=1", "decoder.prior_dim_head=8", "model=CompVis/stable-diffusion-v1-4",
@@ -72,6 +73,24 @@ def test_a_training_is_estimated_from_steps_that_are_forgotten(finished: Path) -
     assert [steps for steps, _, _ in paces] == ["3,600", "36,000"]
     for steps, pace, hours in paces:
         assert float(hours) == pytest.approx(int(steps.replace(",", "")) * float(pace) / 3600, rel=0.06)
+    assert not (run_dir / "estimate").exists()
+
+
+def test_a_grid_is_estimated_from_one_training_of_each_kind(finished: Path) -> None:
+    run_dir = finished / "estimated"
+    words = [*words_of(finished), f"run_dir={run_dir}", "training.steps=[3600,36000]", "decoder.heads=single"]
+    targets = "training.targets=[z,g02,g04]"  # z is of one kind, the others are of another
+    places = ["--subjects", "1,2", "--at-once", "2", "--ranks", "1"]
+    said = nd("train", "demo", *words, targets, *places, "--estimate").stdout
+    kinds = re.findall(r"estimate: (\w+) stage (\d): .* ([\d.e+-]+) hours .* ([\d,]+) files", said)
+    assert [kind[:2] for kind in kinds] == [("z", "1"), ("z", "2"), ("g02", "1"), ("g02", "2")]
+    found = re.search(r"12 trainings, 2 at once: ([\d.e+-]+) hours \(([\d.e+-]+) one .* ([\d,]+) files", said)
+    assert found, said
+    times = {"z": 2, "g02": 4}  # networks of a kind, over both subjects
+    work = sum(times[network] * float(hours) for network, _, hours, _ in kinds)
+    assert float(found[2]) == pytest.approx(work, rel=0.1)
+    assert work / 2 * 0.9 <= float(found[1]) < work
+    assert int(found[3]) == sum(times[network] * int(files) for network, _, _, files in kinds)
     assert not (run_dir / "estimate").exists()
 
 
@@ -183,6 +202,13 @@ def test_the_whole_line_runs_on_laion_fmris_layout_and_refuses_another_split(tmp
     refused = nd_process("evaluate", "laion_fmri_demo", *words, "data.split=tau", "--ranks", "1")
     assert refused.returncode == 3
     assert "trained on another split" in refused.stderr + refused.stdout
+    for command in ("train", "evaluate"):
+        nd(command, "laion_fmri_demo", *words, "data.split=tau", f"run_dir={tmp_path / 'tau'}", "--ranks", "1")
+    table = nd("splits", str(tmp_path / "run"), str(tmp_path / "tau")).stdout
+    own, tau = (points_of(tmp_path, run)[-1]["metrics"]["pixcorr"]["value"] for run in ("run", "tau"))
+    for value in (own, tau, abs(tau - own)):
+        assert f"{abs(value):.3f}".lstrip("0") in table, table
+    assert all(f"{split}, subject 1" in " ".join(table.split()) for split in ("own", "tau")), table
 
 
 @pytest.mark.slow

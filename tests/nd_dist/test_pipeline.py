@@ -25,6 +25,7 @@ from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.metrics.table import metric_of
 from tests.nd_dist.evaluation.toy_world import NUM_VOXELS, TEST_IMAGES, ToySource, toy_job, toy_picture, write_models
 from tests.support.documents import DOCS, programs
+from tests.support.hub import Hub
 from tests.support.waiting import HANG_S
 
 
@@ -78,6 +79,21 @@ def test_a_saved_pipeline_makes_the_same_pictures_of_voxels(pipe: NeuralDiffuser
     assert again.sampler == pipe.sampler
     alone = again(voxels[1], subject=2, generator=generators(2)[1], output_type="pt").images
     torch.testing.assert_close(alone, second[1:], atol=1e-4, rtol=0)
+
+
+def test_a_pushed_pipeline_brings_its_decoder_and_statistics(
+    pipe: NeuralDiffuserPipeline, hub: type[Hub], tmp_path: Path
+) -> None:
+    pipe.push_to_hub("lab/pipeline", token="hf_secret")
+    assert {"model_index.json", "decoder/model.safetensors", "unet/config.json"} <= hub.files.keys()
+    for name, content in hub.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    again, voxels = NeuralDiffuserPipeline.from_pretrained(tmp_path), ToySource().voxels(2, [0])
+    first, second = (
+        each(voxels, subject=2, generator=generators(1), output_type="pt").images for each in (pipe, again)
+    )
+    assert torch.equal(first, second)
 
 
 def test_a_plain_stable_diffusion_folder_reconstructs_own_pictures(world: Path) -> None:

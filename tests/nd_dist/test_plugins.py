@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nd_dist.errors import ConfigError
+from nd_dist.metrics.protocols import protocol_named
 from nd_dist.plugins import named_object, registered
 from tests.support.waiting import HANG_S
 
@@ -19,6 +20,11 @@ def brightness(recon, seen):
 def metric():
     from nd_dist.metrics.table import Metric
     return Metric("brightness", "Brightness", "low-level", True, False, None, "Brighter by.", function=brightness)
+
+def protocol():
+    import dataclasses
+    from nd_dist.metrics.protocols import protocol_named
+    return dataclasses.replace(protocol_named("mindeye2"), name="corner", num_test_images=12)
 
 class Judge:
     name, score, identity = "corner", "distance", "corner"
@@ -70,6 +76,7 @@ def lab(tmp_path: Path) -> Path:
     (place / "corner_lab-1.dist-info" / "METADATA").write_text("Name: corner-lab\nVersion: 1\n")
     (place / "corner_lab.py").write_text(LAB)
     points = "[nd_dist.metrics]\nbrightness = corner_lab:metric\n[nd_dist.judges]\ncorner = corner_lab:Judge\n"
+    points += "[nd_dist.protocols]\ncorner = corner_lab:protocol\n"
     (place / "corner_lab-1.dist-info" / "entry_points.txt").write_text(points)
     return place
 
@@ -92,6 +99,9 @@ def test_a_class_that_a_recipe_names_is_found_and_a_missing_one_is_named(
     assert named_object("sampler.guidance", "corner_lab:Towards").version == 2
     assert registered("judges", "cpu")["corner"].name == "corner"
     assert registered("metrics")["brightness"].label == "Brightness"
+    assert protocol_named("corner").num_test_images == 12
+    with pytest.raises(ConfigError, match="evaluation.protocol=corner"):
+        protocol_named("corners")
     for name in ("corner_lab:Nothing", "nothing_here:Class", "clipp"):
         with pytest.raises(ConfigError, match=name):
             named_object("sampler.guidance", name)

@@ -19,9 +19,9 @@ from tests.support.documents import commands, programs
 from tests.support.waiting import HANG_S
 
 TINY = (
-    "data.subjects=[1,2] decoder.hidden_size=16 training.steps=[4,4] training.samples_per_subject=[4,4] "
-    "training.checkpoint_every=4 sampler.num_steps=3 evaluation.num_images=3 evaluation.num_repeats=1 "
-    "evaluation.bootstrap=100 evaluation.controls=false"
+    "data.subjects=[1,2] decoder.kind=neuraldiffuser decoder.hidden_size=16 training.steps=[4,4] "
+    "training.samples_per_subject=[4,4] training.checkpoint_every=4 sampler.num_steps=3 "
+    "evaluation.num_images=3 evaluation.num_repeats=1 evaluation.bootstrap=100 evaluation.controls=false"
 )
 NUM_PICTURES = 30
 

@@ -89,5 +89,5 @@ def _check_key(key: str, where: str, known: Mapping[str, Any]) -> None:
             "An evaluation cannot vary this key: it does not decide how a trained decoder's pictures are made.",
             where=where,
             expected=f"a key of {', '.join(SECTIONS)} or one of {', '.join(KEYS)}",
-            todo="train once for each value in a run_dir= of its own, evaluate there, and join them with `nd merge`",
+            todo="train once per value, each in its own run_dir=, evaluate there, and combine them with `nd merge`",
         )

@@ -29,7 +29,7 @@ def read_groups(path: Path) -> Groups:
         raise DataError(
             "The file that names groups or classes of images is missing.",
             where=str(path),
-            todo="correct evaluation.image_groups or evaluation.image_classes, or set it to null",
+            todo="fix evaluation.image_groups or evaluation.image_classes, or set it to null",
         )
     content = read_json(path)
     is_groups = isinstance(content, dict) and all(

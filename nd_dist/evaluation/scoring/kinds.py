@@ -1,7 +1,8 @@
 """How much of the kind of thing is left: in decoded captions, and in the pictures as a judge sees them.
 
-Linear probes learn the classes that the recipe names (``evaluation.image_classes``) from a subject's training
-pictures: from their true captions' embeddings, and from a judge's features of them. Legend: N images, K classes.
+Linear probes learn the classes that the recipe names (``evaluation.image_classes``) from training pictures: from their
+true captions' embeddings, and from what a judge names in them (its features, if it names nothing). Legend: N images, K
+classes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nd_dist.evaluation.reconstruction.source import Source
 from nd_dist.evaluation.scoring.judging import seen_features
 from nd_dist.evaluation.scoring.score import JudgedImages
 from nd_dist.frozen.judges import Judge
-from nd_dist.metrics.kind import Classes, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
+from nd_dist.metrics.kind import Classes, Features, Float64, Probe, each_picture, fit_probe, labels_of, probe_images
 from nd_dist.metrics.protocols import Protocol
 from nd_dist.schema import SEMANTIC
 
@@ -62,11 +63,16 @@ class Kinds:
         if (SEEN, subject) not in self._probes:
             ids = self._training_images(subject, image_ids)
             features_ND = torch.cat([*seen_features(self.source, ids, self.judge, self.protocol)]).numpy()
-            self._probes[SEEN, subject] = fit_probe(features_ND, labels_of(self.classes, ids))
+            self._probes[SEEN, subject] = fit_probe(self._named(features_ND), labels_of(self.classes, ids))
         probe, labels_NK = self._probes[SEEN, subject], labels_of(self.classes, image_ids)
         _, repeats = judged.of(self.judge.name, self.protocol)
-        each_RN = [each_picture(probe.scores(made_ND), labels_NK) for made_ND in repeats]
+        each_RN = [each_picture(probe.scores(self._named(made_ND)), labels_NK) for made_ND in repeats]
         return {SEEN: np.mean(each_RN, axis=0)}
+
+    def _named(self, features_ND: Features) -> Features:
+        """Return what the judge names in pictures, from its features of them; the features where it names nothing."""
+        named = getattr(self.judge, "named", None)
+        return features_ND if named is None else named(torch.from_numpy(features_ND)).numpy()
 
     def _training_images(self, subject: int, image_ids: Sequence[int]) -> list[int]:
         """Return what a probe learns from: training images that show a class, but not those that it reads."""

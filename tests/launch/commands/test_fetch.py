@@ -19,6 +19,7 @@ from nd_dist.files import sha256_file
 from nd_dist.frozen import clip_vision, stable_diffusion
 from nd_dist.frozen.folders import resolve_folder
 from shards.sources.known import NSD
+from shards.sources.laion_fmri_layout import LaionFmriLayout
 from tests.nd_dist.frozen.toy_folders import write_clip, write_stable_diffusion
 from tests.support.command_line import Ended, nd, nd_process
 from tests.support.file_server import FileServer
@@ -177,4 +178,32 @@ def test_nsd_s_commands_name_every_part_of_the_subjects_with_sizes(tmp_path: Pat
     assert "39.6 GB" in text
     assert f"{81 * 104 * 83 * 2 * 750 * NSD[1].sessions / 1e9:.0f} GB" in text
     assert nd("fetch", "nsd", "--to", "nsd", "--subjects", "9").returncode == 2
-    assert nd("fetch", "everything", "--to", "nsd").returncode == 2
+
+
+def test_laion_fmri_s_commands_say_what_is_there_and_which_sizes_nobody_published(tmp_path: Path) -> None:
+    layout = LaionFmriLayout(tmp_path)
+    for path in (
+        layout.stimuli("stimuli.h5"),
+        layout.betas(3, "glmsingle-tedana", 1),
+        layout.trials(3, "glmsingle-tedana", 1),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    lines = nd("fetch", "laion-fmri", "--to", str(tmp_path), "--subjects", "1,3").stdout.splitlines()
+    [pictures] = [line for line in lines if "download-stimuli" in line]
+    assert pictures.endswith("3.2 GB; is there")
+    [betas_1, betas_3] = [line for line in lines if "SingletrialBetas" in line]
+    assert betas_3.endswith("2 of 60 files are there")
+    assert "there" not in betas_1
+    assert "size not published" in betas_1
+    assert "$B/derivatives/glmsingle-tedana/sub-03 " in betas_3
+    assert not any("sub-05" in line for line in lines)
+    assert "no subjects [2]" in nd("fetch", "laion-fmri", "--to", "new", "--subjects", "2").stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--to", "somewhere"]])
+def test_a_wrong_word_is_named_before_anything_that_is_missing(words: list[str]) -> None:
+    ended = nd("fetch", "everything", *words)
+    assert ended.returncode == 2
+    assert "found: everything" in ended.stderr
+    assert "--to" not in ended.stderr

@@ -69,7 +69,7 @@ def test_one_command_repairs_what_is_damaged_with_the_recipe_that_the_folder_kee
     result = nd("verify", str(folder), "--repair")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "removed trials/subj02/nsd-s02-e01.tar" in result.stdout
-    assert "is as its index says" in result.stdout
+    assert "matches its index" in result.stdout
     assert shard.read_bytes() == right
     assert {path: path.stat().st_mtime_ns for path in times} == times, "nothing else was packed again"
     assert "nothing was damaged" in nd("verify", str(folder), "--repair").stdout

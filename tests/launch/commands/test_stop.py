@@ -53,7 +53,7 @@ def test_a_launch_on_another_host_is_stopped_through_its_files_alone(config: Con
 
 def test_where_nothing_runs_nothing_is_asked(config: Config) -> None:
     result = nd("stop", str(config.run_dir))
-    assert (result.returncode, "no launch works" in result.stdout) == (0, True)
+    assert (result.returncode, "nothing is running" in result.stdout) == (0, True)
     assert not (config.run_dir / ".state").exists()
     assert nd("stop", str(config.run_dir / "none")).returncode == 3
 

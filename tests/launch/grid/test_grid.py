@@ -68,7 +68,7 @@ def test_a_training_is_the_recipe_with_its_own_folder_subject_target_and_stage()
 def test_subjects_that_are_not_in_the_recipe_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[9\]"):
         plan_grid(paper(), GridRequest(subjects=(1, 9)))
-    with pytest.raises(ConfigError, match="no list of numbers"):
+    with pytest.raises(ConfigError, match="not a list of numbers"):
         numbers("1;2", "--subjects")
 
 

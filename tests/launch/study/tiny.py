@@ -8,7 +8,8 @@ import yaml
 
 SETTINGS = {
     "phantom.num_subjects": 3, "phantom.num_sessions": 2, "phantom.trials_per_session": 24, "phantom.num_shared": 6,
-    "phantom.num_voxels": 60, "data.subjects": [1, 2, 3], "decoder.hidden_size": 16, "training.steps": [4, 4],
+    "phantom.num_voxels": 60, "data.subjects": [1, 2, 3], "decoder.kind": "neuraldiffuser",
+    "decoder.hidden_size": 16, "training.steps": [4, 4],
     "training.samples_per_subject": [2, 4], "training.checkpoint_every": 2, "sampler.num_steps": 4,
     "sampler.kappa": 10,
     "evaluation.num_images": 3, "evaluation.num_repeats": 1, "evaluation.batch_size": 1, "evaluation.bootstrap": 100,

@@ -126,7 +126,7 @@ def test_a_lost_host_is_named_with_its_ranks_and_how_to_go_on_without_it() -> No
     assert made.has_failed
     assert made.open_ranks == [1]
     error = error_of(made)
-    assert "Host node2 with rank(s) 2, 3 does not answer" in str(error)
+    assert "Host node2 with rank(s) 2, 3 does not respond" in str(error)
     assert "--exclude node2" in str(error)
 
 

@@ -67,7 +67,7 @@ def test_ranks_that_share_few_rows_and_networks_that_share_a_gpu_are_pointed_at_
     assert advice("train", paper(shards, "training.targets=[c]"), 8) == []
     assert advice("train", paper(shards, "training.targets=[c]", "training.rows_per_rank=7"), 64) == []
     (told,) = advice("train", paper(shards), 8)
-    assert told == "8 networks are trained as one; --all-targets trains each by itself"
+    assert told == "8 networks are trained as one; --all-targets trains each separately"
 
 
 def test_a_training_that_no_gpu_holds_is_refused_with_what_would_help(shards: Path) -> None:
