@@ -104,7 +104,7 @@ def test_a_dry_run_prints_what_is_not_a_default_the_exact_command_and_the_verdic
     result = nd(command, "demo", *words, "--ranks", "2", "--dry-run")
     assert f"launch.ranks.{command}" in result.stdout
     assert "hosts: localhost slots=2" in result.stdout
-    assert "  kappa: 1000.0\n" in result.stdout
+    assert "  kappa: 300.0\n" in result.stdout
     assert "slurm:" not in result.stdout, "all of its settings have their defaults"
     assert result.stdout.splitlines()[-1].startswith("# would be refused: ")
     assert result.returncode == 3

@@ -132,7 +132,7 @@ def test_what_differs_from_the_defaults_is_a_recipe_of_the_same_configuration(tm
         path.write_text(yaml_text(changed_settings(config)))
         assert load_recipe(str(path)) == config
     changed = changed_settings(load_recipe("demo"))
-    assert changed["sampler"]["kappa"] == 1000
+    assert changed["sampler"]["kappa"] == 300
     assert not {"slurm", "launch", "remote"} & set(changed)
     assert "captions" not in changed["data"], "it follows nsd_root, as the default does"
 

@@ -164,7 +164,7 @@ def test_names_in_the_hub_cache_are_opened_as_folders_are(
 
 def test_the_shipped_phantom_brings_the_settings_of_its_recipe() -> None:
     pipe = NeuralDiffuserPipeline.from_pretrained("phantom/stable-diffusion")
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo_full")
     assert (pipe.sampler, pipe.frozen) == (recipe.sampler, recipe.frozen)
     assert pipe.image_encoder.config.num_hidden_layers == len(recipe.sampler.layer_scale)
 

@@ -51,7 +51,8 @@ def start_launcher(
     """Start a launcher of two ranks, with words before its command, and return once both run."""
     words = json.dumps(list(plan_of(config, behaviour, 2).argv))
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "import json, signal, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background\n"
         "from launch.plans.environment import environment\nfrom launch.plans.plan import LaunchPlan\n"
         "from launch.supervise.run import Launch, run_plan\nfrom launch.supervise.watch import Watcher\n"
         f"plan = LaunchPlan(tuple(json.loads({words!r})), {{}}, 2)\n"
