@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +56,12 @@ def test_every_documented_training_passes_on_any_number_of_ranks(words: list[str
     require(checks)
 
 
-def test_the_published_recipe_starts_on_eight_ranks_and_its_dry_run_says_what_a_gpu_needs(shards: Path) -> None:
+def test_the_published_recipe_starts_on_eight_ranks_and_its_dry_run_says_what_a_gpu_needs(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _folder: SimpleNamespace(free=10**15)
+    )  # whatever disk tests are on
     words = [f"shards_dir={shards}", "run_dir=runs/a", "training.targets=[c]"]
     told = nd("train", "paper", *words, "--ranks", "8", "--dry-run").stdout
     assert re.search(r"# room: stage 1 needs \d\.\d GB on each GPU, stage 2 needs \d\.\d GB on each GPU, ", told)
