@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster.hosts import Cluster, cluster, reason_against
 from tests.cluster.jobs import TINY, run_nd, words_of
+from tests.cluster.slurm import wait_for_nodes, write_slurm
 
 HERE = Path(__file__).parent
 
@@ -36,6 +37,18 @@ def healthy(hosts: Cluster) -> Iterator[Cluster]:
     hosts.repair()
     yield hosts
     hosts.repair()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two hosts with Slurm."""
+    folder = tmp_path_factory.mktemp("slurm")
+    boot = folder / "slurm" / "boot"
+    plain = Cluster(folder, 2)
+    write_slurm(folder / "slurm", plain.names, [plain.address(name) for name in plain.names])
+    with cluster(folder, 2, lambda name: [[str(boot), name]]) as made:
+        wait_for_nodes(made)
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nd_dist.events import events_path, read_events
 from nd_dist.models.decoder import Decoder
-from tests.cluster.hosts import Cluster, cluster
+from tests.cluster.hosts import Cluster
 from tests.cluster.jobs import ND, losses, metrics_points, record, record_start, run_nd, wait_until_clear, words_of
 from tests.cluster.slurm import (
     job_state,
@@ -26,7 +25,6 @@ from tests.cluster.slurm import (
     sbatch,
     wait_for_nodes,
     wait_for_state,
-    write_slurm,
 )
 from tests.cluster.test_line import assert_equal_shards, hosts_of
 from tests.support.environments import SHELL, WORDS, assert_as_planned, rank_environments
@@ -34,18 +32,6 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(reason_against_slurm()), reason=reason_against_slurm())
 NODES = ["slurm.nodes=2", "slurm.ranks_per_node=1", "slurm.time=20:00", "slurm.sbatch.mem=1G"]
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two hosts with Slurm."""
-    folder = tmp_path_factory.mktemp("slurm")
-    boot = folder / "slurm" / "boot"
-    plain = Cluster(folder, 2)
-    write_slurm(folder / "slurm", plain.names, [plain.address(name) for name in plain.names])
-    with cluster(folder, 2, lambda name: [[str(boot), name]]) as made:
-        wait_for_nodes(made)
-        yield made
 
 
 @pytest.fixture

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nd_dist.events import read_events
-from tests.cluster.hosts import Cluster, cluster
+from tests.cluster.hosts import Cluster
 from tests.cluster.jobs import run_nd, wait_until_clear
 from tests.cluster.slurm import (
     query,
     reason_against_slurm,
-    wait_for_nodes,
     wait_for_state,
-    write_slurm,
 )
 from tests.launch.study.tiny import write_study
 from tests.support.waiting import wait_until
@@ -34,18 +31,6 @@ STUDY = {
     "runs": {"guided": {}, "ridge": {"decoder": "ridge"}},
     "tables": [{"title": "Two", "rows": {"network": "guided", "ridge": "ridge"}, "against": "network"}],
 }
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two hosts with Slurm."""
-    folder = tmp_path_factory.mktemp("slurm")
-    boot = folder / "slurm" / "boot"
-    plain = Cluster(folder, 2)
-    write_slurm(folder / "slurm", plain.names, [plain.address(name) for name in plain.names])
-    with cluster(folder, 2, lambda name: [[str(boot), name]]) as made:
-        wait_for_nodes(made)
-        yield made
 
 
 def submit(slurm: Cluster, path: str) -> dict[str, str]:
