@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.keys import did_you_mean
 from launch.supervise.decoder import check_decoder
 from launch.supervise.images import check_choice_images, check_test_images, check_trained_images
 from nd_dist.config import Config, EvaluationConfig
@@ -179,16 +180,16 @@ def _check_guidance(config: Config) -> str:
 def _check_choice(config: Config) -> str:
     """Refuse to choose by a metric that does not exist, or that cannot be computed."""
     from nd_dist.frozen.optional_judges import absent_metrics
-    from nd_dist.metrics.table import METRICS, added_metrics
+    from nd_dist.metrics.table import METRICS
 
     name, judges = config.sweep.select, config.evaluation.judges_dir
-    if name not in (known := {*METRICS, *added_metrics()}):
-        close = difflib.get_close_matches(name, known, n=1)
+    if name not in METRICS:
         raise ConfigError(
             "The metric of the choice does not exist.",
             where="sweep.select",
-            expected=", ".join(sorted(known)),
-            found=name + (f" (did you mean {close[0]}?)" if close else ""),
+            expected=", ".join(sorted(METRICS)),
+            found=name,
+            todo=did_you_mean(difflib.get_close_matches(name, METRICS, n=1)),
         )
     if reason := absent_metrics(judges).get(name) if judges is not None else None:
         raise ConfigError("The metric of the choice cannot be computed.", where=f"sweep.select={name}", found=reason)
@@ -233,7 +234,7 @@ def _check_sessions(config: Config, index: Index) -> str:
     """Refuse stages without subjects, and sessions that were not packed."""
     from nd_dist.training.source import stage_request
 
-    for stage in _stages(config):
+    for stage in config.made_stages:
         request = stage_request(config, stage, 1)
         for subject in set(request.subjects) & set(index.subjects):
             packed = index.subjects[subject].sessions
@@ -284,13 +285,8 @@ def _check_monitors(config: Config) -> str:
 def _check_run_folder(config: Config, index: Index, ranks: int) -> str:
     """Refuse a run folder that another recipe was trained in."""
     _require_packed(config, index)
-    stages = [stage for stage in _stages(config) if check_stage(config, index, stage, ranks)]
+    stages = [stage for stage in config.made_stages if check_stage(config, index, stage, ranks)]
     return f"{config.run_dir}" + "".join(f", holds stage {stage}" for stage in stages)
-
-
-def _stages(config: Config) -> tuple[int, ...]:
-    """Return the stages that are made: a ridge regression is fitted on the target subject alone."""
-    return (2,) if config.decoder.kind == "ridge" else config.training.stages
 
 
 def check_stage(config: Config, index: Index, stage: int, ranks: int | None = None) -> bool:

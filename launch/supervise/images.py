@@ -42,7 +42,7 @@ def check_trained_images(config: Config, index: Index) -> str:
     from nd_dist.training.source import stage_request
 
     reader, training = _reader(index), config.training
-    for stage in (2,) if config.decoder.kind == "ridge" else training.stages:
+    for stage in config.made_stages:
         request = stage_request(config, stage, 1)
         for subject in (subject for subject in request.subjects if subject in index.subjects):
             left_out = set(reader.heldout_images(subject, training.heldout_fraction))

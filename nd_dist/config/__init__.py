@@ -97,6 +97,11 @@ class Config(Section):
         return self
 
     @property
+    def made_stages(self) -> tuple[int, ...]:
+        """Stages of training that are made: a ridge regression is fitted on the target subject alone."""
+        return (2,) if self.decoder.kind == "ridge" else self.training.stages
+
+    @property
     def fits_ridge_beside(self) -> bool:
         """Whether a ridge regression is fitted and evaluated beside a network of several targets, as a control."""
         training, is_network = self.training, self.decoder.kind != "ridge"
