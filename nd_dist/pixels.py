@@ -27,11 +27,18 @@ _STATISTICS = {
 }
 
 
-def pictures_to_pixels(pictures_BHWC: npt.NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
-    """Return uint8 pictures (B, H, W, 3) as float32 pixels (B, 3, H, W) in [0,1]."""
+def pictures_to_pixels(
+    pictures_BHWC: npt.NDArray[np.uint8] | torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    """Return uint8 pictures (B, H, W, 3) as float32 pixels (B, 3, H, W) in [0,1].
+
+    Args:
+        pictures_BHWC: Pictures.
+        memory_format: ``torch.channels_last`` leaves the numbers in the order of the pictures.
+    """
     if isinstance(pictures_BHWC, np.ndarray):
         pictures_BHWC = torch.from_numpy(np.ascontiguousarray(pictures_BHWC))
-    return pictures_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255.0
+    return pictures_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).float() / 255.0
 
 
 def to_uint8(pixels_BCHW: torch.Tensor, rounding: Literal["round", "truncate"] = "round") -> npt.NDArray[np.uint8]:

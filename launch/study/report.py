@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launch.console import make_console
 from launch.study.plan import Stage, plan_study
-from launch.study.run import DONE, states_of
+from launch.study.run import DONE, read_stage, states_of
 from launch.study.study import Study, Table
 from nd_dist.report.findings import point_label
 from nd_dist.report.study.page import write_study_report
@@ -28,7 +28,11 @@ def report_study(study: Study) -> None:
     ]
     console = make_console()
     title = f"Study {study.study_dir.name}: reconstructions of seen pictures from fMRI"
-    for path in write_study_report(study.study_dir, title, tables, study.departures, lacking):
+    took: dict[str, list[float]] = {}
+    for stage in plan:
+        if (seconds := read_stage(study, stage).get("seconds")) is not None and states[stage.name] == DONE:
+            took.setdefault(stage.group, []).append(seconds)
+    for path in write_study_report(study.study_dir, title, tables, study.departures, lacking, took):
         console.print(f"  report: {path}")
     if lacking:
         console.print(f"  note: {len(lacking)} stage(s) are not done; their rows say so")

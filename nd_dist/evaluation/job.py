@@ -27,6 +27,7 @@ from nd_dist.seeds import unit_seed
 FORMAT = 1
 JUDGING_FORMAT = 2
 STATISTICS_FORMAT = 3
+RETRIEVAL_FORMAT = 2
 SELECTION = "selection"
 # how the sampler runs, but not what it makes: in the settings of pictures they stand as they are by default
 IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop"}
@@ -226,7 +227,7 @@ class Keys:
             case "score":
                 inputs = [self.key("judged", point, subject), self.statistics, self.images[subject]]
             case "retrieval":
-                inputs = [self.key("decoded", point, subject), self.statistics, self.images[subject]]
+                inputs = [self.key("decoded", point, subject), self.statistics, self.images[subject], RETRIEVAL_FORMAT]
         return hash_json(inputs)
 
 

@@ -27,7 +27,7 @@ from nd_dist.evaluation.reconstruction.reconstruct import (
 )
 from nd_dist.evaluation.scoring.groups import group_metrics
 from nd_dist.evaluation.scoring.judging import Judges, Verdict, judge_all
-from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
+from nd_dist.evaluation.scoring.retrieved import correlation_metrics, retrieval_metrics
 from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images, scored_sets
 from nd_dist.fanout.results import publish, read_record, write_staged
 from nd_dist.fanout.tasks import Steps, Task, Work
@@ -306,7 +306,9 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
         yield
-        facts = {"metrics": metrics, "image_ids": list(ids)}
-        publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, arrays))
+        more, more_arrays = correlation_metrics(predicted, true, predicted.names, ids, bench.statistics)
+        yield
+        facts = {"metrics": {**metrics, **more}, "image_ids": list(ids)}
+        publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, {**arrays, **more_arrays}))
 
     return Task(f"retrieval_{folder.name}", lambda: bench.has(folder, key), work)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ SsimKind = Literal["2d", "columns"]
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5  # int(3.5 * sigma + 0.5): scikit-image's truncation, an 11-tap window
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
+BLOCK = 32  # rows of a map that are filtered at once: the quickest of 16 to 96
 SAME_COLOUR = 1e-6  # pixels that differ by less were equal bytes, before they were resized
 
 
@@ -36,23 +37,32 @@ class Picture:
 
     def correlation(self, other: Picture) -> float:
         """Return PixCorr with a picture of the same size, see ``pixel_correlation``."""
-        return float(self._unit @ other._unit)
+        (first_P, first_norm), (second_P, second_norm) = self._deviations, other._deviations
+        return float(first_P @ second_P) / (first_norm * second_norm)
 
     def similarity(self, other: Picture) -> float:
         """Return SSIM with a picture of the same size, see ``structural_similarity``."""
         return float(_ssim(self._moments, other._moments, self._kind))
 
     @cached_property
-    def _unit(self) -> Tensor:
-        """The flat pixels (P,) float64 with mean 0 and norm 1; of a picture of one colour zeros."""
-        lowest, highest = self.pixels_CHW.aminmax()
-        flat_P = self.pixels_CHW.flatten().double()
-        flat_P -= flat_P.mean()
-        return flat_P.zero_() if bool(highest - lowest <= SAME_COLOUR) else flat_P.div_(flat_P.dot(flat_P).sqrt())
+    def _flat_PC(self) -> Tensor:  # noqa: N802
+        """The pixels (P, 3) in float64; quickest where they lie in memory as in a file (channels last)."""
+        return self.pixels_CHW.permute(1, 2, 0).flatten(0, 1).double()
+
+    @cached_property
+    def _deviations(self) -> tuple[Tensor, float]:
+        """Deviations (3 P,) of the pixels from their mean, and their norm; zeros and 1 of a picture of one colour."""
+        flat = self._flat_PC.flatten()
+        deviations = flat - flat.mean()
+        norm = math.sqrt(deviations.dot(deviations))
+        if norm <= SAME_COLOUR * math.sqrt(len(flat)) and float(flat.max() - flat.min()) <= SAME_COLOUR:
+            return deviations.zero_(), 1.0
+        return deviations, norm
 
     @cached_property
     def _moments(self) -> _Moments:
-        return _moments(self.pixels_CHW, self._kind)
+        grey_HW = (self._flat_PC @ torch.tensor(GREY_WEIGHTS, dtype=torch.float64)).view(self.pixels_CHW.shape[-2:])
+        return _moments(grey_HW, self._kind)
 
 
 def pixel_correlation(recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
@@ -108,12 +118,10 @@ class _Moments:
     square: Tensor
 
 
-def _moments(pixels_CHW: Tensor, kind: SsimKind) -> _Moments:
+def _moments(grey_HW: Tensor, kind: SsimKind) -> _Moments:
     """Return what SSIM needs of one picture, float64."""
-    if min(pixels_CHW.shape[-2:]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {tuple(pixels_CHW.shape[-2:])}")
-    red_HW, green_HW, blue_HW = pixels_CHW.double()
-    grey_HW = (GREY_WEIGHTS[0] * red_HW).add_(green_HW, alpha=GREY_WEIGHTS[1]).add_(blue_HW, alpha=GREY_WEIGHTS[2])
+    if min(grey_HW.shape) < 2 * SSIM_RADIUS + 1:
+        raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {tuple(grey_HW.shape)}")
     return _Moments(grey_HW, _filtered(grey_HW, kind), _filtered(grey_HW * grey_HW, kind))
 
 
@@ -130,17 +138,32 @@ def _ssim(x: _Moments, y: _Moments, kind: SsimKind) -> Tensor:
 
 
 def _filtered(map_HW: Tensor, kind: SsimKind) -> Tensor:
-    """Return a map under the Gaussian window, only where the window fits whole."""
-    columns = _gaussian_valid(map_HW, axis=0)
-    return _gaussian_valid(columns, axis=1) if kind == "2d" else columns
+    """Return a map (H, W) under the Gaussian window, only where the window fits whole; ``2d`` gives it transposed."""
+    columns_HW = _gaussian_valid(map_HW)
+    return _gaussian_valid(columns_HW.T) if kind == "2d" else columns_HW
 
 
-def _gaussian_valid(map_HW: Tensor, axis: int) -> Tensor:
-    """Filter along one axis where the window fits whole: sums of shifted maps, the same bits on any batch."""
+def _gaussian_valid(map_HW: Tensor) -> Tensor:
+    """Filter along the first axis where the window fits whole.
+
+    Blocks of rows are multiplied with the window's band matrix: most of it is zeros, and yet it takes a third of the
+    time of eleven passes over the map.
+    """
+    num_rows = len(map_HW) - 2 * SSIM_RADIUS
+    filtered_HW = map_HW.new_empty(num_rows, map_HW.shape[1])
+    band = _band()
+    for start in range(0, num_rows, BLOCK):
+        stop = min(start + BLOCK, num_rows)
+        inputs = map_HW[start : stop + 2 * SSIM_RADIUS]
+        torch.mm(band[: stop - start, : len(inputs)], inputs, out=filtered_HW[start:stop])
+    return filtered_HW
+
+
+@cache
+def _band() -> Tensor:
+    """Return the Gaussian window as a matrix (BLOCK, BLOCK + 10): a row holds it, shifted by the row's number."""
     weights = [math.exp(-0.5 * (tap / SSIM_SIGMA) ** 2) for tap in range(-SSIM_RADIUS, SSIM_RADIUS + 1)]
-    total = math.fsum(weights)
-    length = map_HW.shape[axis] - 2 * SSIM_RADIUS
-    filtered = map_HW.narrow(axis, 0, length) * (weights[0] / total)
-    for tap, weight in enumerate(weights[1:], start=1):
-        filtered.add_(map_HW.narrow(axis, tap, length), alpha=weight / total)
-    return filtered
+    band = torch.zeros(BLOCK, BLOCK + 2 * SSIM_RADIUS, dtype=torch.float64)
+    for row in range(BLOCK):
+        band[row, row : row + len(weights)] = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)
+    return band

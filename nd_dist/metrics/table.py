@@ -84,6 +84,11 @@ def _distance(name: str, label: str, network: str = "", stands_for: str = "") ->
     return Metric(name, label, "high-level", False, False, 1.0, text, stands_for)
 
 
+def _decoded(target: str, words: str) -> Metric:
+    text = f"Correlation of the decoded {words} with the picture's own; both less their mean over the pictures."
+    return Metric(f"decoded_{target}", f"r of {target}", "retrieval", True, False, 0.0, text)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -138,6 +143,9 @@ METRICS: dict[str, Metric] = {
         Metric(
             "brain_retrieval", "Brain retrieval", "retrieval", True, True, None, "Given the picture, find its brain."
         ),
+        _decoded("c", "caption's embedding"),
+        _decoded("z", "latent"),
+        _decoded("g", "guidance layers (mean over them)"),
         Metric(
             "repeat_pixcorr",
             "Repeats: PixCorr",

@@ -225,8 +225,9 @@ def point_cells(found: Mapping[str, Mapping[str, Any]], metrics: list[Metric]) -
 
 
 def _interval(metric: Metric, item: Mapping[str, Any]) -> str:
-    """Return the small print of a value: its interval, and chance where that depends on the number of candidates."""
+    """Return the small print of a value: its interval, its range over seeds, chance where the candidates decide it."""
     words = [] if item["ci_low"] is None else [f"{metric.number(item['ci_low'])} – {metric.number(item['ci_high'])}"]
+    words += ["seeds " + " – ".join(map(metric.number, item["seeds"]))] if "seeds" in item else []
     words += [f"chance {metric.number(item['chance'])}"] if "chance" in item else []
     return ", ".join(words)
 

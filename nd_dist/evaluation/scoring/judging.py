@@ -236,7 +236,7 @@ def _batch_features(pictures: Sequence[Tensor], judges: Sequence[Judge], batch: 
 
     A judge-less evaluation still writes a (tiny) file, so that all judged images look alike on disk.
     """
-    pixels_BCHW = torch.stack([*pictures, *[pictures[-1]] * (batch - len(pictures))])
+    pixels_BCHW = torch.stack([*pictures, *[pictures[-1]] * (batch - len(pictures))]).contiguous()
     features = {judge.name: judge.features(pixels_BCHW).float().flatten(1) for judge in judges}
     features = features or {"none": torch.zeros(batch, 1)}
     return [{name: rows_BD[row] for name, rows_BD in features.items()} for row in range(len(pictures))]
@@ -257,7 +257,7 @@ def read_pixels(folder: Path, read: Callable[[], npt.NDArray[np.uint8]]) -> Tens
     """Return pixels (R, C, H, W) of [0,1] of a folder: the floats that were handed in, or what ``read`` reads."""
     if (folder / PIXELS).exists():
         return read_tensors(folder / PIXELS)["pixels"]
-    return pictures_to_pixels(read())
+    return pictures_to_pixels(read(), torch.channels_last)
 
 
 def read_repeats(folder: Path, num_repeats: int) -> npt.NDArray[np.uint8]:

@@ -1,6 +1,6 @@
-"""Image and brain retrieval of a subject: decoded features against the pictures' own. No reconstruction is involved.
+"""Decoded targets of a subject against the pictures' own: retrieval and correlations. No reconstruction is involved.
 
-Legend: N images, L tokens, D width, R draws of candidates.
+Legend: N images, L tokens, D width, R draws of candidates, P numbers of a target.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
 from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled
 from nd_dist.metrics.statistics.scores import DRAWS, Scored, Statistics, kept_arrays
+from nd_dist.schema import Role, role_of
 
 BLOCK_IMAGES = 128
+CORRELATIONS: dict[Role, str] = {"semantic": "decoded_c", "initial": "decoded_z", "guidance": "decoded_g"}
 
 
 def retrieval_metrics(
@@ -54,6 +56,45 @@ def retrieval_metrics(
         metrics[key] = {**content, **details}
         arrays |= kept
     return metrics, arrays
+
+
+def correlation_metrics(
+    predicted: ImageTargets, true: ImageTargets, names: Sequence[str], image_ids: Sequence[int], statistics: Statistics
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return how well c, z and g (mean over its layers) are decoded as JSON, and the arrays of these metrics.
+
+    Of each image the correlation of decoded with true target, both less their mean over the images: what all pictures
+    have in common counts for nothing (so of a single image nothing is said).
+
+    Args:
+        predicted, true: As for ``retrieval_metrics``.
+        names: The decoded targets.
+        image_ids: The N images.
+        statistics: Seed and resamples.
+    """
+    of_role: dict[Role, list[npt.NDArray[np.float64]]] = {}
+    for name in sorted(names) if len(image_ids) > 1 else ():
+        of_role.setdefault(role_of(name), []).append(_correlations(predicted, true, name, image_ids))
+    num, scored = len(image_ids), dict[str, Scored]()
+    for role, layers in of_role.items():
+        values_N = np.mean(layers, axis=0)
+        resampled_B = mean_resampled(values_N, statistics.counts(num))
+        scored[CORRELATIONS[role]] = Scored(mean_of(values_N), num, True, resampled_B, values_N)
+    return {name: item.as_json() for name, item in scored.items()}, kept_arrays(scored)
+
+
+def _correlations(
+    predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Return (N,) correlations of a target's deviations from its mean; 0 where one deviates nowhere."""
+    first_NP, second_NP = (targets.rows(name, image_ids).reshape(len(image_ids), -1) for targets in (predicted, true))
+    means = [rows_NP.mean(axis=0, dtype=np.float64) for rows_NP in (first_NP, second_NP)]
+    found = np.zeros(len(image_ids))
+    for row, pair in enumerate(zip(first_NP, second_NP, strict=True)):
+        x_P, y_P = (values_P - mean_P for values_P, mean_P in zip(pair, means, strict=True))
+        norms = np.linalg.norm(x_P) * np.linalg.norm(y_P)
+        found[row] = x_P @ y_P / norms if norms > 0 else 0.0
+    return found
 
 
 def _cosines(

@@ -15,8 +15,8 @@ from nd_dist.report.tables import probability
 from nd_dist.report.templates import filled
 
 _HEAD = (
-    "table", "row", "data", "subject", "metric", "value", "ci_low", "ci_high", "n", "higher_is_better", "against",
-    "difference", "difference_ci_low", "difference_ci_high", "p", "source",
+    "table", "row", "data", "subject", "metric", "value", "ci_low", "ci_high", "seeds_low", "seeds_high", "n",
+    "higher_is_better", "against", "difference", "difference_ci_low", "difference_ci_high", "p", "source",
 )  # fmt: skip
 
 
@@ -41,7 +41,14 @@ def _csv_lines(table: StudyTable) -> Iterator[dict[str, Any]]:
             for metric in table.metrics:
                 if item := row.item(whose, metric):
                     kept = {name: item[name] for name in ("value", "ci_low", "ci_high", "n", "higher_is_better")}
-                    yield {**place, "metric": metric.name, **kept, **_csv_difference(table, row, whose, metric)}
+                    seeds = dict(zip(("seeds_low", "seeds_high"), item.get("seeds", ()), strict=False))
+                    yield {
+                        **place,
+                        "metric": metric.name,
+                        **kept,
+                        **seeds,
+                        **_csv_difference(table, row, whose, metric),
+                    }
     for published in table.published:
         own: dict[str, Any] = {"row": published.method, "data": "NSD", "subject": published.subjects}
         source = f"{published.source}; protocol {published.protocol}"
@@ -79,11 +86,13 @@ def published_cells(table: StudyTable, item: Published) -> list[str]:
 
 
 def value_text(row: StudyRow, whose: Whose, metric: Metric) -> str:
-    """Return a value with its interval; a dash where the run has no such metric."""
+    """Return a value with its interval and its range over seeds; a dash where the run has no such metric."""
     if whose not in row.scores:
         return NOT_RUN
-    item = row.item(whose, metric)
-    return f"{metric.number(item['value'])}{_interval(item, metric.number)}" if item else "–"
+    if (item := row.item(whose, metric)) is None:
+        return "–"
+    seeds = f", seeds {' to '.join(map(metric.number, item['seeds']))}" if "seeds" in item else ""
+    return f"{metric.number(item['value'])}{_interval(item, metric.number)}{seeds}"
 
 
 def change_text(metric: Metric, item: Mapping[str, Any] | None) -> str:

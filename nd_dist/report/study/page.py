@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from nd_dist.evaluation.points.layout import PICTURE, Layout, repeat_file
 from nd_dist.evaluation.points.units import image_name
+from nd_dist.evaluation.reconstruction.costs import duration
 from nd_dist.files import write_text
 from nd_dist.metrics.statistics.scores import Statistics
 from nd_dist.metrics.table import Metric
@@ -61,7 +63,12 @@ class TableView:
 
 
 def write_study_report(
-    out_dir: Path, title: str, sources: Sequence[TableSource], own_departures: Sequence[str], lacking: Sequence[str]
+    out_dir: Path,
+    title: str,
+    sources: Sequence[TableSource],
+    own_departures: Sequence[str],
+    lacking: Sequence[str],
+    took: Mapping[str, Sequence[float]],
 ) -> list[Path]:
     """Write ``report.html`` and ``tables.csv``, ``.md``, ``.tex`` of a study; return their paths.
 
@@ -71,6 +78,7 @@ def write_study_report(
         sources: The tables.
         own_departures: Where the study does otherwise than the published one.
         lacking: Stages that are not done, in words.
+        took: What was done -> the seconds of each time, of subjects and seeds.
 
     Raises:
         DataError: see ``finished_runs``.
@@ -89,6 +97,9 @@ def write_study_report(
         honesty={source: honesty(each) for source, each in firsts.items()},
         tables=[_view(table, runs) for table in tables],
         lacking=lacking,
+        took={
+            name: (len(times), duration(sum(times) / len(times)), duration(sum(times))) for name, times in took.items()
+        },
         departures=departures(found, own_departures),
         protocol=first["protocol"],
         details=first["protocol_details"],

@@ -234,14 +234,31 @@ def _row(source: RowSource, runs: Runs, statistics: Statistics) -> StudyRow:
     for name in dict.fromkeys(place.source for place in found):
         subjects = dict.fromkeys(place.subject for place in found if place.source == name)
         own = {
-            subject: [part for place, part in found.items() if place[:2] == (name, subject) and part is not None]
+            subject: {place.seed: part for place, part in found.items() if place[:2] == (name, subject) and part}
             for subject in subjects
         }
-        means = {subject: mean_of_scores(parts, statistics) for subject, parts in own.items() if parts}
+        means = {subject: _over_seeds(parts, statistics) for subject, parts in own.items() if parts}
         if len(means) == len(subjects):
-            scores[Whose(name, ALL_SUBJECTS)] = mean_of_scores(list(means.values()), statistics)
+            every = set.intersection(*(set(parts) for parts in own.values()))  # seeds that each subject has
+            seeds = [mean_of_scores([parts[seed] for parts in own.values()], statistics) for seed in sorted(every)]
+            mean = mean_of_scores(list(means.values()), statistics)
+            scores[Whose(name, ALL_SUBJECTS)] = _with_range(mean, seeds)
         scores |= {Whose(name, subject): mean for subject, mean in means.items()}
     return StudyRow(source, scores, tuple(place for place, part in found.items() if part is None))
+
+
+def _over_seeds(parts: Mapping[int, Scores], statistics: Statistics) -> Scores:
+    """Return the mean of a subject's scores over seeds."""
+    return _with_range(mean_of_scores(list(parts.values()), statistics), list(parts.values()))
+
+
+def _with_range(mean: Scores, seeds: Sequence[Scores]) -> Scores:
+    """Return a mean whose metrics also say from where to where their values go over several seeds (``seeds``)."""
+    if len(seeds) < 2:
+        return mean
+    values = {name: [float(each.metrics[name]["value"]) for each in seeds] for name in mean.metrics}
+    metrics = {n: {**item, "seeds": (min(values[n]), max(values[n]))} for n, item in mean.metrics.items()}
+    return replace(mean, metrics=metrics)
 
 
 def honesty(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def test_the_metrics_file_has_both_points_with_all_metrics(world: Path) -> None:
         (10, 0.5, 1),
     ]
     expected = {"pixcorr", "ssim", "repeat_pixcorr", "repeat_ssim", "plain_early", "plain_late", "residual", "mixer"}
-    expected |= {"depthwise", "image_retrieval", "brain_retrieval"}
+    expected |= {"depthwise", "image_retrieval", "brain_retrieval", "decoded_c", "decoded_z", "decoded_g"}
     for point in metrics["points"]:
         assert set(point["metrics"]) == expected
         for item in point["metrics"].values():

@@ -11,7 +11,7 @@ from nd_dist.checkpoint import write_tensors
 from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.scoring import score
-from nd_dist.evaluation.scoring.retrieved import retrieval_metrics
+from nd_dist.evaluation.scoring.retrieved import correlation_metrics, retrieval_metrics
 from nd_dist.evaluation.scoring.score import JudgedImages, JudgedSheets, score_images
 from nd_dist.fanout.results import publish
 from nd_dist.metrics.distance import correlation_distance
@@ -122,3 +122,18 @@ def test_retrieval_is_three_hundred_way_with_enough_images_and_all_way_with_few(
     }
     for item in few.values():
         assert item["ci_low"] <= item["value"] <= item["ci_high"]
+
+
+def test_correlations_of_decoded_targets_leave_out_what_all_pictures_have_in_common() -> None:
+    noisy, true, ids = Targets(1.0), Targets(0.0), list(range(20))
+    found, arrays = correlation_metrics(noisy, true, ["c", "g02", "g12"], ids, Statistics(100))
+    rows = [targets.rows("c", ids).reshape(20, -1) for targets in (noisy, true)]
+    first, second = (each - each.mean(axis=0) for each in rows)
+    by_hand = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(first, second, strict=True)]
+    assert set(found) == {"decoded_c", "decoded_g"}
+    assert found["decoded_c"]["value"] == found["decoded_g"]["value"] == pytest.approx(np.mean(by_hand))
+    assert arrays["added.decoded_c"].numpy() == pytest.approx(by_hand)
+    noisy._rows += 7.0
+    again, _ = correlation_metrics(noisy, true, ["c"], ids, Statistics(100))
+    assert again["decoded_c"]["value"] == pytest.approx(found["decoded_c"]["value"])
+    assert correlation_metrics(noisy, true, ["c"], [3], Statistics(100)) == ({}, {})

@@ -89,6 +89,9 @@ def test_a_mean_is_one_over_subjects_of_means_over_seeds(folder: Path, table: St
     item = guided.scores[MEAN].metrics["pixcorr"]
     assert item["value"] == pytest.approx(sum(means) / 2)
     assert item["ci_low"] < item["value"] < item["ci_high"]
+    two, one = (guided.scores[Whose("toy", s)].metrics["pixcorr"] for s in (2, 1))
+    assert two["seeds"] == (min(value("run-2-3"), value("run-2-4")), max(value("run-2-3"), value("run-2-4")))
+    assert "seeds" not in one, "a single seed has no range"
     assert guided.labelled("toy") == "guided (subject 1 seed 4 not run)"
 
 
@@ -107,7 +110,9 @@ def test_rows_are_tested_against_one_and_their_p_values_corrected_together(table
 def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) -> None:
     grid = rows(folder, a=GUIDED, b=Point(10.0, 1.0), c=Point(20.0, 0.5), d=Point(20.0, 1.0))
     tables = [source(folder), TableSource("Strength and duration", grid)]
-    paths = write_study_report(tmp_path, "A study", tables, ["One departure."], ["train x: failed"])
+    paths = write_study_report(
+        tmp_path, "A study", tables, ["One departure."], ["train x: failed"], {"train y": [60.0, 100.0]}
+    )
     texts = {path.name: path.read_text() for path in paths}
     lines = list(csv.DictReader((tmp_path / "tables.csv").open()))
     never = [line for line in lines if line["row"] == "never"]
@@ -130,6 +135,7 @@ def test_what_was_not_run_says_so_in_every_file(folder: Path, tmp_path: Path) ->
         "Judges",
         "One departure.",
         "train x: failed",
+        "<th>train y</th><td>2</td><td>80 s</td>",
         "not comparable",
         "κ 20",
     ):
