@@ -97,9 +97,7 @@ def write_study_report(
         honesty={source: honesty(each) for source, each in firsts.items()},
         tables=[_view(table, runs) for table in tables],
         lacking=lacking,
-        took={
-            name: (len(times), duration(sum(times) / len(times)), duration(sum(times))) for name, times in took.items()
-        },
+        took={name: (len(times), duration(fmean(times)), duration(sum(times))) for name, times in took.items()},
         departures=departures(found, own_departures),
         protocol=first["protocol"],
         details=first["protocol_details"],
