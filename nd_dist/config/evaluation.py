@@ -55,8 +55,9 @@ class SamplerConfig(Section):
     """Recompute activations in the guidance gradient instead of keeping them: where memory asks for it, or always."""
     max_rows: Positive | None = None
     """Most samples in one pass of a network (none: as many as fit into free memory; a few on a CPU)."""
-    compile: bool = False
-    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU."""
+    compile: bool | Literal["cuda-graphs"] = False
+    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU. `cuda-graphs`
+    also replays each pass as one CUDA graph, which spares its launches and keeps its memory."""
 
 
 class EvaluationConfig(Section):

@@ -112,7 +112,8 @@ class Denoiser:
         timestep = self._timesteps[step.timestep]
         unet = self._sd.unet if torch.is_grad_enabled() else self._forward.unet
         output = unet(x_BCHW.to(dtype), timestep, encoder_hidden_states=tokens_BLD.to(dtype)).sample
-        output = output.to(x_BCHW.dtype)
+        # copied where the next pass of a CUDA graph would overwrite it: solvers of several steps keep predictions
+        output = output.to(x_BCHW.dtype, copy=self._config.compile == "cuda-graphs")
         if self._prediction == "v_prediction":
             signal, noise = signal_and_noise(step.alpha_cumprod)
             return signal * output + noise * x_BCHW  # type: ignore[no-any-return]

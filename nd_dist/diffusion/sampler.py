@@ -56,7 +56,7 @@ class GuidedSampler:
         empty_caption_1LD: torch.Tensor | None = None,
     ) -> None:
         self._sd, self._guidance, self._config = sd, guidance, config
-        self._forward = sd.compiled() if config.compile else sd
+        self._forward = sd.compiled(config.compile == "cuda-graphs") if config.compile else sd
         self._schedule = read_schedule(sd.scheduler_config)
         self._given_empty_caption = empty_caption_1LD
         self._chunks = plan_chunks(sd, config)

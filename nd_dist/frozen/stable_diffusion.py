@@ -142,16 +142,20 @@ class StableDiffusion:
         pixels: torch.Tensor = (self.vae_decode or self.vae.decode)(unscaled.to(self.dtype)).sample
         return pixels
 
-    def compiled(self) -> StableDiffusion:
+    def compiled(self, as_graphs: bool = False) -> StableDiffusion:
         """Return the same networks with UNet and VAE decoder compiled for the shapes they meet (torch.compile).
 
         For passes without gradient only: torch 2.13's compiled gradients of these networks were wrong on a CPU
         (docs/sampler.md), though its compiled outputs were right.
+
+        Args:
+            as_graphs: On a GPU every pass is one CUDA graph; a pass then overwrites what the one before returned.
         """
+        mode = "reduce-overhead" if as_graphs else None  # torch's name for it
         return replace(
             self,
-            unet=torch.compile(self.unet, dynamic=False),
-            vae_decode=torch.compile(self.vae.decode, dynamic=False),
+            unet=torch.compile(self.unet, dynamic=False, mode=mode),
+            vae_decode=torch.compile(self.vae.decode, dynamic=False, mode=mode),
         )
 
     def save_memory(self) -> bool:

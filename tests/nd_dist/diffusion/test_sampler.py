@@ -242,12 +242,13 @@ def test_the_attention_of_the_unet_is_left_as_it_was(
     assert {name: type(processor) for name, processor in sd.unet.attn_processors.items()} == before
 
 
+@pytest.mark.parametrize("how", [True, "cuda-graphs"])
 def test_a_compiled_sampler_leaves_networks_and_pictures_as_they_are(
-    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs, how: bool | str
 ) -> None:
     plain = sampler(sd, guidance).sample(*inputs.arguments)
     with torch.compiler.set_stance("force_eager"):  # everything but the minutes of compilation
-        made = sampler(sd, guidance, compile=True).sample(*inputs.arguments)
+        made = sampler(sd, guidance, compile=how).sample(*inputs.arguments)
     assert torch.equal(made.images_BCHW, plain.images_BCHW)
     assert torch.equal(sampler(sd, guidance).sample(*inputs.arguments).images_BCHW, plain.images_BCHW)
 
@@ -261,11 +262,12 @@ def test_a_sampler_that_is_to_draw_on_a_gpu_says_that_there_is_none(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [True, "cuda-graphs"])
 def test_compiled_passes_change_pictures_by_rounding_only(
-    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs, how: bool | str
 ) -> None:
     given = inputs.rows(0)
     plain = sampler(sd, guidance).sample(*given.arguments)
-    made = sampler(sd, guidance, compile=True).sample(*given.arguments)
+    made = sampler(sd, guidance, compile=how).sample(*given.arguments)
     scale = float(plain.latents_BCHW.abs().max())
     torch.testing.assert_close(made.latents_BCHW, plain.latents_BCHW, rtol=0, atol=1e-4 * scale)
