@@ -26,6 +26,7 @@ import nibabel
 import numpy as np
 import scipy.io
 
+from benchmarks.support.memory import peak_memory
 from benchmarks.support.shards import PICTURE, SUBJECT_VOXELS, MadeUpExtractor
 from nd_dist.comm import connect
 from nd_dist.config import Config, DataConfig
@@ -87,12 +88,6 @@ def make(folder: Path, sessions: int, is_nifti: bool) -> None:
     for split, ids in (("train2017", range(IMAGES)), ("val2017", range(0))):
         annotations = [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in ids]
         (folder / f"nsd/captions/captions_{split}.json").write_text(json.dumps({"annotations": annotations}))
-
-
-def peak_memory() -> int:
-    """Return the largest resident size of this process (``ru_maxrss`` would count the one that started it)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def stage(name: str, folder: Path) -> None:

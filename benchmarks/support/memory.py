@@ -1,12 +1,19 @@
-"""Bytes that a gradient keeps between forward and backward, counted on the meta device: nothing is allocated."""
+"""Memory: of a process, and what a gradient keeps, counted on the meta device where nothing is allocated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from benchmarks.support.networks import Width, make_networks
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process (``ru_maxrss`` would count the one that started it)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def kept_bytes(width: Width, dtype: torch.dtype, checkpointing: bool) -> dict[str, int]:
