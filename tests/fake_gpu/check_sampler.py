@@ -106,10 +106,13 @@ def test_deterministic_algorithms_leave_no_resizing_gradient_that_adds_in_any_or
         assert found == expected
 
 
-def test_a_guided_picture_is_sampled_on_a_card_of_16_gb(gpu: PretendedGpu, networks: Networks) -> None:
-    config = PAPER.model_copy(update={"num_steps": 2, "eta": 1.0})
-    with gpu.limited(16.0):
-        assert sample(sampler_of(networks, config), 1).latents_BCHW.shape == (1, 4, 64, 64)
+@pytest.mark.parametrize("memory_gb", [16.0, 24.0, 40.0])
+def test_the_repeats_of_an_image_are_sampled_on_smaller_cards(
+    gpu: PretendedGpu, networks: Networks, memory_gb: float
+) -> None:
+    config = PAPER.model_copy(update={"num_steps": 2, "eta": 0.5})
+    with gpu.limited(memory_gb):
+        assert sample(sampler_of(networks, config), ROWS).latents_BCHW.shape == (ROWS, 4, 64, 64)
     assert not networks[0].unet.is_gradient_checkpointing, "it fits as it is"
 
 
