@@ -253,11 +253,12 @@ def _over_seeds(parts: Mapping[int, Scores], statistics: Statistics) -> Scores:
 
 
 def _with_range(mean: Scores, seeds: Sequence[Scores]) -> Scores:
-    """Return a mean whose metrics also say from where to where their values go over several seeds (``seeds``)."""
-    if len(seeds) < 2:
-        return mean
-    values = {name: [float(each.metrics[name]["value"]) for each in seeds] for name in mean.metrics}
-    metrics = {n: {**item, "seeds": (min(values[n]), max(values[n]))} for n, item in mean.metrics.items()}
+    """Return a mean whose metrics also say, where seeds differ, from where to where their values go (``seeds``)."""
+    metrics: dict[str, Mapping[str, Any]] = {}
+    for name, item in mean.metrics.items():
+        values = [float(each.metrics[name]["value"]) for each in seeds]
+        differ = len(set(values)) > 1
+        metrics[name] = {**item, "seeds": (min(values), max(values))} if differ else item
     return replace(mean, metrics=metrics)
 
 
