@@ -56,8 +56,8 @@ class SamplerConfig(Section):
     max_rows: Positive | None = None
     """Most samples in one pass of a network (none: as many as fit into free memory; a few on a CPU)."""
     compile: bool | Literal["cuda-graphs"] = False
-    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU. `cuda-graphs`
-    also replays each pass as one CUDA graph, which spares its launches and keeps its memory."""
+    """Run the passes without gradient through torch.compile: minutes at the start, faster steps on a GPU;
+    `cuda-graphs` also replays each pass as one CUDA graph, which spares its launches and keeps its memory."""
 
 
 class EvaluationConfig(Section):
