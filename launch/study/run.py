@@ -150,6 +150,8 @@ def _run_stage(study: Study, stage: Stage, options: LaunchOptions, console: Cons
     Raises:
         NdDistError: see ``launch_command`` and ``grid_command``.
     """
+    if is_done(study, stage) and read_stage(study, stage):
+        return
     started = time.time()
     record = {"identity": stage.identity, "name": stage.name, "error": ""}
     try:

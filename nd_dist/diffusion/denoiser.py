@@ -112,12 +112,15 @@ class Denoiser:
         timestep = self._timesteps[step.timestep]
         unet = self._sd.unet if torch.is_grad_enabled() else self._forward.unet
         output = unet(x_BCHW.to(dtype), timestep, encoder_hidden_states=tokens_BLD.to(dtype)).sample
-        # copied where the next pass of a CUDA graph would overwrite it: solvers of several steps keep predictions
-        output = output.to(x_BCHW.dtype, copy=self._config.compile == "cuda-graphs")
+        output = self._kept(output).to(x_BCHW.dtype)
         if self._prediction == "v_prediction":
             signal, noise = signal_and_noise(step.alpha_cumprod)
-            return signal * output + noise * x_BCHW  # type: ignore[no-any-return]
-        return output  # type: ignore[no-any-return]
+            return signal * output + noise * x_BCHW
+        return output
+
+    def _kept(self, output: torch.Tensor) -> torch.Tensor:
+        """Return what the UNet gave, copied where the next pass of a CUDA graph would overwrite it."""
+        return output.clone() if self._config.compile == "cuda-graphs" else output
 
     @torch.no_grad()
     def predict(
@@ -136,7 +139,7 @@ class Denoiser:
         gradient, loss = torch.zeros_like(x_BCHW), x_BCHW.new_zeros(num)
         if step.is_guided:
             eps_u = self.eps(x_BCHW, step, conditions.empty_BLD)
-            received = reader.received_BN if reader else None
+            received = self._kept(reader.received_BN) if reader else None
             eps_c, gradient, loss = self._guided(x_BCHW, step, conditions, kappa)
         else:
             tokens = torch.cat([conditions.empty_BLD, conditions.caption_BLD])

@@ -26,8 +26,7 @@ from nd_dist.seeds import unit_seed
 
 FORMAT = 1
 JUDGING_FORMAT = 2
-STATISTICS_FORMAT = 3
-RETRIEVAL_FORMAT = 2
+STATISTICS_FORMAT = 4
 SELECTION = "selection"
 # how the sampler runs, but not what it makes: in the settings of pictures they stand as they are by default
 IMMATERIAL = {"max_rows": None, "checkpointing": "auto", "on_non_finite": "stop"}
@@ -227,7 +226,7 @@ class Keys:
             case "score":
                 inputs = [self.key("judged", point, subject), self.statistics, self.images[subject]]
             case "retrieval":
-                inputs = [self.key("decoded", point, subject), self.statistics, self.images[subject], RETRIEVAL_FORMAT]
+                inputs = [self.key("decoded", point, subject), self.statistics, self.images[subject]]
         return hash_json(inputs)
 
 

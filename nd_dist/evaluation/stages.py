@@ -306,7 +306,8 @@ def _retrieval_task(bench: Bench, point: Point, subject: int) -> Task:
         ids = job.images(subject)
         metrics, arrays = retrieval_metrics(predicted, true, name, ids, bench.statistics)
         yield
-        more, more_arrays = correlation_metrics(predicted, true, predicted.names, ids, bench.statistics)
+        known = [name for name in predicted.names if name in job.config.data.targets]
+        more, more_arrays = correlation_metrics(predicted, true, known, ids, bench.statistics)
         yield
         facts = {"metrics": {**metrics, **more}, "image_ids": list(ids)}
         publish(folder, key, facts, lambda staging: write_staged(staging / ARRAYS, {**arrays, **more_arrays}))

@@ -1,7 +1,7 @@
 """Pixel metrics of pairs of pictures: PixCorr and both kinds of SSIM, one float64 value per pair.
 
-Legend: B pairs, C = 3 channels, H height, W width. Pixels are in [0,1]. Reductions run in float64 and pair by pair, so
-a value never depends on what else is in the batch. Does not resize: see ``nd_dist.pixels``.
+Legend: B pairs, C = 3 channels, H height, W width, P = H W pixels. Pixels are in [0,1]. Reductions run in float64 and
+pair by pair, so a value never depends on what else is in the batch. Does not resize: see ``nd_dist.pixels``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Picture:
     """A picture that is compared with others: what a metric needs of it alone is computed once, not once a pair.
 
     Args:
-        pixels_CHW: Pixels in [0,1].
+        pixels_CHW: Pixels in [0,1]; the colours of a pixel may lie together (channels last).
         kind: Kind of SSIM.
     """
 
@@ -47,11 +47,11 @@ class Picture:
     @cached_property
     def _flat_PC(self) -> Tensor:  # noqa: N802
         """The pixels (P, 3) in float64; quickest where they lie in memory as in a file (channels last)."""
-        return self.pixels_CHW.permute(1, 2, 0).flatten(0, 1).double()
+        return self.pixels_CHW.detach().cpu().permute(1, 2, 0).flatten(0, 1).double().contiguous()
 
     @cached_property
     def _deviations(self) -> tuple[Tensor, float]:
-        """Deviations (3 P,) of the pixels from their mean, and their norm; zeros and 1 of a picture of one colour."""
+        """Deviations (3 P,) of all numbers from their mean, and their norm; zeros and 1 of a picture of one colour."""
         flat = self._flat_PC.flatten()
         deviations = flat - flat.mean()
         norm = math.sqrt(deviations.dot(deviations))

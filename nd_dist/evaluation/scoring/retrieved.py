@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nd_dist.errors import DataError
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.metrics.retrieval import brain_hits, cosine_matrix, draw_candidates, image_hits, retrieve
 from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled
@@ -86,14 +87,24 @@ def correlation_metrics(
 def _correlations(
     predicted: ImageTargets, true: ImageTargets, name: str, image_ids: Sequence[int]
 ) -> npt.NDArray[np.float64]:
-    """Return (N,) correlations of a target's deviations from its mean; 0 where one deviates nowhere."""
+    """Return (N,) correlations of a target's deviations from its mean; 0 where one deviates nowhere.
+
+    Raises:
+        DataError: a value is not finite.
+    """
     first_NP, second_NP = (targets.rows(name, image_ids).reshape(len(image_ids), -1) for targets in (predicted, true))
     means = [rows_NP.mean(axis=0, dtype=np.float64) for rows_NP in (first_NP, second_NP)]
     found = np.zeros(len(image_ids))
     for row, pair in enumerate(zip(first_NP, second_NP, strict=True)):
         x_P, y_P = (values_P - mean_P for values_P, mean_P in zip(pair, means, strict=True))
-        norms = np.linalg.norm(x_P) * np.linalg.norm(y_P)
-        found[row] = x_P @ y_P / norms if norms > 0 else 0.0
+        norms = np.sqrt((x_P * x_P).sum() * (y_P * y_P).sum())  # sums of numpy: a BLAS's bits depend on its threads
+        found[row] = (x_P * y_P).sum() / norms if norms != 0 else 0.0
+    if not np.isfinite(found).all():
+        raise DataError(
+            f"Decoded or true {name} holds NaN or infinity.",
+            where=f"{int((~np.isfinite(found)).sum())} of {len(image_ids)} images",
+            todo="look for damage with `nd verify`; remove the run's folder evaluation/decoded and evaluate again",
+        )
     return found
 
 

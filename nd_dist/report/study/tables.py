@@ -239,10 +239,10 @@ def _row(source: RowSource, runs: Runs, statistics: Statistics) -> StudyRow:
         }
         means = {subject: _over_seeds(parts, statistics) for subject, parts in own.items() if parts}
         if len(means) == len(subjects):
-            every = set.intersection(*(set(parts) for parts in own.values()))  # seeds that each subject has
-            seeds = [mean_of_scores([parts[seed] for parts in own.values()], statistics) for seed in sorted(every)]
-            mean = mean_of_scores(list(means.values()), statistics)
-            scores[Whose(name, ALL_SUBJECTS)] = _with_range(mean, seeds)
+            mean, every = mean_of_scores(list(means.values()), statistics), {tuple(parts) for parts in own.values()}
+            seeds = next(iter(every)) if len(every) == 1 else ()  # no range where subjects have different seeds
+            of_seed = [mean_of_scores([parts[seed] for parts in own.values()], statistics) for seed in seeds]
+            scores[Whose(name, ALL_SUBJECTS)] = _with_range(mean, of_seed)
         scores |= {Whose(name, subject): mean for subject, mean in means.items()}
     return StudyRow(source, scores, tuple(place for place, part in found.items() if part is None))
 

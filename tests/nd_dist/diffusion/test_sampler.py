@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from nd_dist.config import SamplerConfig
+from nd_dist.diffusion.attention_guidance import AttentionReader
 from nd_dist.diffusion.clip_guidance import ClipGuidance
 from nd_dist.diffusion.guidance import LatentGuidance, PixelGuidance
 from nd_dist.diffusion.noise import NoiseRequest, draw_noise
@@ -251,6 +253,39 @@ def test_a_compiled_sampler_leaves_networks_and_pictures_as_they_are(
         made = sampler(sd, guidance, compile=how).sample(*inputs.arguments)
     assert torch.equal(made.images_BCHW, plain.images_BCHW)
     assert torch.equal(sampler(sd, guidance).sample(*inputs.arguments).images_BCHW, plain.images_BCHW)
+
+
+class Overwriting:
+    """Does to a UNet's outputs what CUDA graphs do: a pass overwrites what the one before gave."""
+
+    def __init__(self, unet: Any) -> None:
+        self._unet, self._given = unet, list[torch.Tensor]()
+        self.reader: AttentionReader | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        arguments = tuple(torch.clone(argument) for argument in arguments)
+        for given in self._given:
+            given.fill_(torch.nan)
+        output = self._unet(*arguments, **options)
+        assert self.reader is not None
+        self._given = [output.sample, self.reader.received_BN]
+        return output
+
+
+@pytest.mark.parametrize("unet_gradient", [True, False])
+def test_no_step_needs_what_the_next_pass_of_a_cuda_graph_overwrites(
+    sd: StableDiffusion, guidance: ClipGuidance, inputs: Inputs, monkeypatch: pytest.MonkeyPatch, unet_gradient: bool
+) -> None:
+    own = {"sag_scale": 0.75, "unet_gradient": unet_gradient}
+    plain = sampler(sd, guidance, **own).sample(*inputs.arguments)
+    unet = Overwriting(sd.unet)
+    monkeypatch.setattr(StableDiffusion, "compiled", lambda self, _: dataclasses.replace(self, unet=unet))
+    graphs = sampler(sd, guidance, compile="cuda-graphs", **own)
+    unet.reader = graphs._reader
+    assert torch.equal(graphs.sample(*inputs.arguments).images_BCHW, plain.images_BCHW)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nd_dist.checkpoint import write_tensors
+from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import FEATURES
 from nd_dist.evaluation.reconstruction.decode import ImageTargets
 from nd_dist.evaluation.scoring import score
@@ -105,7 +106,7 @@ class Targets(ImageTargets):
         self._rows = rng.standard_normal((400, 2, 4)) + noise * np.random.default_rng(1).standard_normal((400, 2, 4))
 
     def rows(self, name: str, image_ids: list[int]) -> np.ndarray:  # type: ignore[override]
-        return self._rows[image_ids]
+        return self._rows[image_ids] ** (3 if name == "g02" else 1)  # g02 is another target than the rest
 
 
 def test_retrieval_is_three_hundred_way_with_enough_images_and_all_way_with_few() -> None:
@@ -127,13 +128,22 @@ def test_retrieval_is_three_hundred_way_with_enough_images_and_all_way_with_few(
 def test_correlations_of_decoded_targets_leave_out_what_all_pictures_have_in_common() -> None:
     noisy, true, ids = Targets(1.0), Targets(0.0), list(range(20))
     found, arrays = correlation_metrics(noisy, true, ["c", "g02", "g12"], ids, Statistics(100))
-    rows = [targets.rows("c", ids).reshape(20, -1) for targets in (noisy, true)]
-    first, second = (each - each.mean(axis=0) for each in rows)
-    by_hand = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(first, second, strict=True)]
+
+    def by_hand(name: str) -> np.ndarray:
+        rows = [targets.rows(name, ids).reshape(20, -1) for targets in (noisy, true)]
+        first, second = (each - each.mean(axis=0) for each in rows)
+        return np.array([x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(first, second, strict=True)])
+
     assert set(found) == {"decoded_c", "decoded_g"}
-    assert found["decoded_c"]["value"] == found["decoded_g"]["value"] == pytest.approx(np.mean(by_hand))
-    assert arrays["added.decoded_c"].numpy() == pytest.approx(by_hand)
+    assert arrays["added.decoded_c"].numpy() == pytest.approx(by_hand("c"))
+    assert arrays["added.decoded_g"].numpy() == pytest.approx((by_hand("g02") + by_hand("g12")) / 2)
+    assert found["decoded_g"]["value"] != pytest.approx(found["decoded_c"]["value"])
     noisy._rows += 7.0
     again, _ = correlation_metrics(noisy, true, ["c"], ids, Statistics(100))
     assert again["decoded_c"]["value"] == pytest.approx(found["decoded_c"]["value"])
     assert correlation_metrics(noisy, true, ["c"], [3], Statistics(100)) == ({}, {})
+    noisy._rows[:] = 7.0
+    assert correlation_metrics(noisy, true, ["c"], ids, Statistics(100))[0]["decoded_c"]["value"] == 0.0
+    noisy._rows[3, 0, 0] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        correlation_metrics(noisy, true, ["c"], ids, Statistics(100))
