@@ -80,18 +80,20 @@ class Cost:
         num_voxels: Voxels of the subject.
         num_numbers: Numbers of all targets together.
         largest: Numbers of the largest target.
+        num_targets: How many penalties are chosen.
     """
 
     num_images: int
     num_voxels: int
     num_numbers: int
     largest: int
+    num_targets: int
 
     @classmethod
     def of(cls, num_images: int, num_voxels: int, specs: Sequence[TargetSpec]) -> Cost:
         """Return the cost of fitting these targets."""
         sizes = [spec.numel for spec in specs]
-        return cls(num_images, num_voxels, sum(sizes), max(sizes))
+        return cls(num_images, num_voxels, sum(sizes), max(sizes), len(sizes))
 
     @property
     def rank(self) -> int:
@@ -102,7 +104,9 @@ class Cost:
     def operations(self) -> int:
         """Floating point operations of all ranks together."""
         gram = min(self.num_images, self.num_voxels)
-        return 2 * self.num_images * (self.num_voxels * gram + self.rank * self.num_numbers) + 10 * gram**3
+        tried = self.num_targets * len(MULTIPLES) * min(self.largest, TRIED_COLUMNS)
+        products = self.num_voxels * gram + self.rank * (self.num_numbers + tried)
+        return 2 * self.num_images * products + 10 * gram**3
 
     @property
     def device_bytes(self) -> int:
