@@ -185,8 +185,9 @@ def pair_metrics(
     metrics: dict[str, Any] = {
         name: [function(picture, original.picture) for picture in pictures] for name, function in COMPUTED.items()
     }
-    sides = (side.contiguous() for side in (recons, originals.expand_as(recons))) if pair_judges else ()
-    metrics |= {judge.name: judge.distances(*sides).tolist() for judge in pair_judges}
+    if pair_judges:
+        sides = recons.contiguous(), originals.expand_as(recons).contiguous()
+        metrics |= {judge.name: judge.distances(*sides).tolist() for judge in pair_judges}
     if len(pictures) > 1:
         metrics["repeat_pixcorr"] = repeat_agreement(pictures, Picture.correlation)
         metrics["repeat_ssim"] = repeat_agreement(pictures, Picture.similarity)
