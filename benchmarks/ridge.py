@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 
 from benchmarks.support.memory import peak_memory
 from benchmarks.support.shards import SUBJECT_VOXELS
+from benchmarks.training_memory import SHAPES
 from nd_dist.config import Config
 from nd_dist.events import EventLog, events_path, read_events
 from nd_dist.models.ridge import RidgeDecoder
@@ -33,8 +35,6 @@ from nd_dist.training.ridge import STAGE, Cost
 from nd_dist.training.run import train
 from nd_dist.world import World
 
-SHAPES = {"c": (77, 768), "z": (4, 64, 64)}
-GUIDANCE_SHAPE = (50, 768)
 FULL = (9_000, SUBJECT_VOXELS, TARGETS)
 SMALL = (900, 1_500, ("z", "g02"))
 FACTORS = 64  # what pictures differ in
@@ -53,7 +53,7 @@ class MadeUpSource:
     def __init__(self, num_images: int, num_voxels: int, names: Sequence[str]) -> None:
         self._num_images = num_images
         self.num_voxels = {1: num_voxels}
-        self.specs = tuple(TargetSpec(name, role_of(name), SHAPES.get(name, GUIDANCE_SHAPE)) for name in names)
+        self.specs = tuple(TargetSpec(name, role_of(name), SHAPES[name]) for name in names)
         self._factors_NF = np.random.default_rng(0).standard_normal((num_images, FACTORS), dtype=np.float32)
 
     def identity(self, request: Any) -> dict[str, object]:
@@ -75,8 +75,8 @@ class MadeUpSource:
 
     def image_targets(self, name: str, image_ids: Any) -> npt.NDArray[np.float32]:
         """Return a target of all images."""
-        (place, spec), *_ = [found for found in enumerate(self.specs) if found[1].name == name]
-        return self._seen(1 + place, spec.numel).reshape(-1, *spec.shape)
+        shape = SHAPES[name]
+        return self._seen(1 + TARGETS.index(name), prod(shape)).reshape(-1, *shape)
 
     def _seen(self, seed: int, width: int) -> npt.NDArray[np.float32]:
         rng = np.random.default_rng(seed)

@@ -150,12 +150,13 @@ def _run_stage(study: Study, stage: Stage, options: LaunchOptions, console: Cons
     Raises:
         NdDistError: see ``launch_command`` and ``grid_command``.
     """
-    if is_done(study, stage) and read_stage(study, stage):
+    done = is_done(study, stage)
+    if done and read_stage(study, stage):
         return
     started = time.time()
     record = {"identity": stage.identity, "name": stage.name, "error": ""}
     try:
-        if not is_done(study, stage):
+        if not done:
             _do(study, stage, options, console)
     except Requeue:
         raise
