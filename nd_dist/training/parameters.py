@@ -9,6 +9,7 @@ import torch
 
 from nd_dist.config import TrainingConfig
 from nd_dist.models.decoder import VOXEL_PREFIX
+from nd_dist.schema import INITIAL
 
 ADAM_EPS = 1e-8
 REDUCE_BUCKET = 50_000_000
@@ -20,23 +21,35 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
 
 
-def decay_groups(named: Iterable[tuple[str, torch.nn.Parameter]], training: TrainingConfig) -> list[dict[str, Any]]:
-    """Return AdamW's groups: those that decay, and those that do not.
+def parameter_groups(
+    named: Iterable[tuple[str, torch.nn.Parameter]], training: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups by decay and by rate (``rate``: a group's share of the step's learning rate).
 
     Args:
         named: Names in the decoder, and parameters.
         training: Says how strongly and what decays. ``official``: all but names containing "bias", of the voxel
-            encoders these too (the released rule); ``weights``: parameters of two axes and more.
+            encoders these too (the released rule); ``weights``: parameters of two axes and more. What started at the
+            ridge regression has ``ridge_rate``.
     """
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in named:
         is_exempt = "bias" in name and not name.startswith(VOXEL_PREFIX)
         if training.decay == "weights":
             is_exempt = parameter.ndim < 2
-        (plain if is_exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        rate = training.ridge_rate if training.start == "ridge" and has_ridge_start(name) else 1.0
+        groups.setdefault((is_exempt, rate), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if is_exempt else training.weight_decay, "rate": rate}
+        for (is_exempt, rate), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def has_ridge_start(name: str) -> bool:
+    """Return whether a parameter of the decoder is one that ``ridge_start`` sets: z's own encoder and head are not."""
+    if name.startswith(VOXEL_PREFIX):
+        return not name.startswith(f"{VOXEL_PREFIX}{INITIAL}.")
+    return ".backbone.linear." in name
 
 
 def deepspeed_config(training: TrainingConfig, rows_per_rank: int, world_size: int) -> dict[str, Any]:

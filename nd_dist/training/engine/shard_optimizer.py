@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from nd_dist.config import TrainingConfig
 from nd_dist.errors import CheckpointError
 from nd_dist.training.engine.sharded import Columns, OwnColumns
-from nd_dist.training.parameters import adamw, decay_groups
+from nd_dist.training.parameters import adamw, parameter_groups
 from nd_dist.training.ranks import all_rows
 from nd_dist.world import World
 
@@ -50,7 +50,7 @@ class ShardOptimizer:
             for name, layer in layers.items()
             for part, parameter in layer.own.items()
         }
-        groups = decay_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), training)
+        groups = parameter_groups(((name, parameter) for name, (parameter, _) in self._owned.items()), training)
         self.optimizers = [adamw(groups)] if groups else []
 
     def norm(self) -> torch.Tensor:

@@ -26,7 +26,7 @@ from nd_dist.models.heads import LatentOutput, TokenHead, TokenOutput
 from nd_dist.schema import Batch
 from nd_dist.training.objective import losses
 from nd_dist.training.objective.mixco import Mix, by_subject, draw_mix, mixed, voxels_of_all
-from nd_dist.training.parameters import adamw, decay_groups
+from nd_dist.training.parameters import adamw, parameter_groups
 from nd_dist.training.ranks import GlobalRows
 from nd_dist.training.schedule import ContrastivePhase, contrastive_phase
 
@@ -143,8 +143,8 @@ class Objective(Trainable):
         return self.decoder
 
     def optimizer(self, training: TrainingConfig) -> torch.optim.AdamW:
-        """Return fused AdamW with the groups of ``decay_groups``."""
-        return adamw(decay_groups(self.decoder.named_parameters(), training))
+        """Return fused AdamW with the groups of ``parameter_groups``."""
+        return adamw(parameter_groups(self.decoder.named_parameters(), training))
 
     def phase(self, step: int) -> ContrastivePhase:
         """Return the contrastive phase of an optimizer step."""

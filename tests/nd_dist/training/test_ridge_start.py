@@ -15,6 +15,7 @@ from nd_dist.errors import Requeue
 from nd_dist.models.decoder import Decoder
 from nd_dist.models.ridge import RidgeDecoder
 from nd_dist.models.voxels import RidgeEncoder
+from nd_dist.training.parameters import parameter_groups
 from nd_dist.training.ridge_start import start_at_ridge
 from nd_dist.training.source import stage_request, stage_specs
 from tests.nd_dist.training.one_rank import names, run
@@ -131,6 +132,23 @@ def test_z_alone_starts_at_random(tmp_path: Path) -> None:
     before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
     assert start_at_ridge(decoder, source, request, torch.device("cpu"), has_space=False) == []
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("heads", ["joint", "single"])
+def test_what_starts_so_and_nothing_else_has_the_lower_rate(tmp_path: Path, heads: str) -> None:
+    config = recipe(tmp_path, **{"decoder.heads": heads, "training.start": "ridge", "training.ridge_rate": 0.25})
+    request, source = stage_request(config, 1, 1), SyntheticSource()
+    decoder = Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
+    before = {name: weight.clone() for name, weight in decoder.named_parameters()}
+    start_at_ridge(decoder, source, request, torch.device("cpu"), has_space=False)
+    set_there = {name for name, weight in decoder.named_parameters() if not torch.equal(weight, before[name])}
+    name_of = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    groups = parameter_groups(decoder.named_parameters(), config.training)
+    slow = {name_of[id(parameter)] for group in groups if group["rate"] == 0.25 for parameter in group["params"]}
+    assert slow == set_there != set()
+    assert {group["rate"] for group in groups} == {0.25, 1.0}
+    random = parameter_groups(decoder.named_parameters(), config.replaced({"training.start": "random"}).training)
+    assert {group["rate"] for group in random} == {1.0}
 
 
 @pytest.mark.parametrize(("key", "value"), [("decoder.mixer", "single_residual"), ("decoder.kind", "tokens")])
