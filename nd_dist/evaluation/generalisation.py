@@ -25,14 +25,13 @@ from nd_dist.fanout.results import publish, write_staged
 from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json
 from nd_dist.frozen.judges import Judge
-from nd_dist.metrics.generalisation import drops, effective_dimension, per_image, scored_means, similarities
+from nd_dist.metrics.generalisation import ALL, KEY, drops, effective_dimension, per_image, scored_means, similarities
 from nd_dist.metrics.statistics.scores import WINS, Scored
 
 FORMAT = 1
-ALL = "all images"
 TRAINED = "similarity to training pictures"
 """Stands in ``Job.absent`` where the source holds no pictures of training images."""
-KEY, ROWS = "generalisation", "features"
+ROWS = "features"
 
 Entry = dict[str, Any]  # Any: JSON
 

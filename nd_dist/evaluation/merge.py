@@ -15,13 +15,13 @@ from typing import Any
 
 from nd_dist.config import Scalar
 from nd_dist.errors import DataError
-from nd_dist.evaluation.generalisation import KEY as GENERALISATION
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point, image_name
 from nd_dist.evaluation.result import FORMAT, entry_key, metrics_content
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import read_record
 from nd_dist.files import canonical_json, read_json, write_json
+from nd_dist.metrics.generalisation import KEY as GENERALISATION
 from nd_dist.metrics.statistics.scores import Scores, Statistics
 
 SAME = ("format", "protocol", "protocol_details", "split", "simulated", "judges", "bootstrap", "shards")

@@ -10,13 +10,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nd_dist.compute.device import platform_facts
 from nd_dist.errors import DataError
-from nd_dist.evaluation.bench import Bench
-from nd_dist.evaluation.generalisation import KEY as GENERALISATION
-from nd_dist.evaluation.job import Job, Keys
 from nd_dist.evaluation.points.units import Point, recipe_point
 from nd_dist.evaluation.reconstruction.decode import STATISTICS_FOLDER
 from nd_dist.evaluation.scoring.comparisons import ALL_SUBJECTS, Key, averages, comparisons
@@ -24,8 +21,13 @@ from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.fanout.results import OUTDATED, has_result, read_record
 from nd_dist.fanout.tasks import Steps, Task
 from nd_dist.files import hash_json, read_json, write_json
+from nd_dist.metrics.generalisation import KEY as GENERALISATION
 from nd_dist.metrics.statistics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
+
+if TYPE_CHECKING:  # it brings Stable Diffusion, which joining finished runs needs not
+    from nd_dist.evaluation.bench import Bench
+    from nd_dist.evaluation.job import Job, Keys
 
 FORMAT = 3
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from nd_dist.metrics.identification import Features
 from nd_dist.metrics.statistics.bootstrap import Counts, Float64
@@ -42,6 +41,8 @@ def frechet_distance(reals_ND: Features, recons_ND: Features) -> float:
     """
     if min(len(reals_ND), len(recons_ND)) < 2:
         raise ValueError("FID needs at least two pictures")
+    from torchmetrics.image.fid import FrechetInceptionDistance  # half a second that no report should wait for
+
     metric = FrechetInceptionDistance(feature=_Given(reals_ND[0:1].shape[1])).set_dtype(torch.float64)
     for rows, is_real in ((reals_ND, True), (recons_ND, False)):
         for start in range(0, len(rows), BLOCK_ROWS):

@@ -20,6 +20,8 @@ from nd_dist.metrics.statistics.bootstrap import mean_of, mean_resampled, percen
 from nd_dist.metrics.statistics.scores import EACH, WINS, Float64, Scored, Statistics
 from nd_dist.metrics.table import metric_of
 
+KEY, ALL = "generalisation", "all images"
+"""What is found of a point stands under ``KEY`` in metrics.json, by group of pictures and for ``ALL`` of them."""
 BLOCK_ROWS = 1024
 TO_SEEN, NEARER = "to_seen", "nearer_to_seen"
 TO_TRAINED, SEEN_TO_TRAINED = "to_nearest_trained", "seen_to_nearest_trained"

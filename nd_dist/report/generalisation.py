@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nd_dist.errors import DataError
-from nd_dist.evaluation.generalisation import ALL
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point
 from nd_dist.evaluation.scoring.score import read_scores
-from nd_dist.metrics.generalisation import NEARER, SEEN_TO_TRAINED, TO_SEEN, TO_TRAINED, unpaired_difference
+from nd_dist.metrics.generalisation import ALL, NEARER, SEEN_TO_TRAINED, TO_SEEN, TO_TRAINED, unpaired_difference
 from nd_dist.metrics.statistics.scores import RESAMPLED
 from nd_dist.metrics.table import Metric, metric_of
 from nd_dist.report.findings import Findings, Row

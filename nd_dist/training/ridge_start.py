@@ -5,7 +5,7 @@ squared error has a closed-form optimum up to that width: regress every target o
 directions in which the predictions vary most as the shared space (the backbone maps it to the targets), and let each
 voxel encoder predict a picture's place in that space. A new subject's encoder is fitted onto a space that is there.
 
-z's network is not affine: in the joint decoder it starts from the shared space, alone it starts at random.
+z's network is not affine and starts at random. In the joint decoder the shared space has room for z's regression too.
 
 Legend of shape suffixes: N images, V voxels, R directions of a subject's basis, H width of the space, D numbers of a
 target.
@@ -42,11 +42,11 @@ class _Subject:
     right_VR: torch.Tensor
     penalties: dict[str, float]
 
-    def target(self, head: _Head, source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def target(self, name: str, source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what each direction adds to a target (R, D), and the target's mean (D,)."""
-        rows_ND, mean_D = Target(head.name, source, self.image_ids, self.basis.weight_N).columns(slice(None))
+        rows_ND, mean_D = Target(name, source, self.image_ids, self.basis.weight_N).columns(slice(None))
         squares_R = self.basis.values_R.square()
-        shrink_R = self.basis.values_R / (squares_R + self.penalties[head.name])
+        shrink_R = self.basis.values_R / (squares_R + self.penalties[name])
         return shrink_R[:, None] * (self.basis.left_NR.T @ rows_ND), mean_D
 
 
@@ -57,6 +57,19 @@ class _Head:
     name: str
     linear: nn.Linear
     shift: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What shares an encoder: affine heads, and targets whose networks are not affine."""
+
+    heads: list[_Head]
+    others: list[str]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of all."""
+        return [*(head.name for head in self.heads), *self.others]
 
 
 def start_at_ridge(
@@ -77,35 +90,35 @@ def start_at_ridge(
         DataError: voxels or targets are not finite.
     """
     spaces = _spaces(decoder)
-    subjects = {
-        s: _regress(s, source, request, [h for heads in spaces.values() for h in heads], device)
-        for s in request.subjects
-    }
-    for key, heads in spaces.items():
+    targets = [name for space in spaces.values() for name in space.targets]
+    subjects = {s: _regress(s, source, request, targets, device) for s in request.subjects}
+    for key, space in spaces.items():
         if not has_space:
-            _make_space(heads, list(subjects.values()), source)
+            _make_space(space, list(subjects.values()), source)
         encoder = decoder.voxels[key]
         assert isinstance(encoder, RidgeEncoder)
         for number, subject in subjects.items():
-            _fit_encoder(encoder.subjects[str(number)], heads, subject, source)
-    return [head.name for heads in spaces.values() for head in heads]
+            _fit_encoder(encoder.subjects[str(number)], space.heads, subject, source)
+    return [head.name for space in spaces.values() for head in space.heads]
 
 
-def _spaces(decoder: Decoder) -> dict[str, list[_Head]]:
-    """Return encoder -> the affine heads on its space."""
-    spaces: dict[str, list[_Head]] = {}
+def _spaces(decoder: Decoder) -> dict[str, _Space]:
+    """Return encoder -> what lies on its space, as far as there are affine heads."""
+    is_joint, spaces = decoder.config.heads == "joint", dict[str, _Space]()
     for name, head in decoder.heads.items():
+        space = spaces.setdefault(SHARED if is_joint else name, _Space([], []))
         if isinstance(head, TokenHead) and isinstance(head.backbone, Backbone):
-            key = SHARED if decoder.config.heads == "joint" else name
             linear = head.backbone.linear
             with torch.no_grad():
                 shift = head.backbone.mixer(linear.weight.new_zeros(1, 1, linear.in_features))[0, 0]
-            spaces.setdefault(key, []).append(_Head(name, linear, shift))
-    return spaces
+            space.heads.append(_Head(name, linear, shift))
+        else:
+            space.others.append(name)
+    return {key: space for key, space in spaces.items() if space.heads}
 
 
 def _regress(
-    number: int, source: TrainingSource, request: StageRequest, heads: Sequence[_Head], device: torch.device
+    number: int, source: TrainingSource, request: StageRequest, targets: Sequence[str], device: torch.device
 ) -> _Subject:
     image_ids = source.fit_images(number, request.sessions)
     voxels_NV, counts = source.mean_voxels(number, image_ids, request.sessions)
@@ -113,23 +126,23 @@ def _regress(
     weight_N = weight_N / weight_N.mean()
     basis, mean_V, right_VR = decompose(torch.from_numpy(voxels_NV).to(device), weight_N)
     penalties = {
-        head.name: choose_penalty(Target(head.name, source, image_ids, weight_N), basis, None).value for head in heads
+        name: choose_penalty(Target(name, source, image_ids, weight_N), basis, None).value for name in targets
     }
     return _Subject(image_ids, basis, mean_V, right_VR, penalties)
 
 
-def _make_space(heads: Sequence[_Head], subjects: Sequence[_Subject], source: TrainingSource) -> None:
+def _make_space(space: _Space, subjects: Sequence[_Subject], source: TrainingSource) -> None:
     """Give the heads the directions in which predictions vary most, every target counting alike."""
     gram_NN: torch.Tensor | float = 0.0
-    for head in heads:
-        rows_ND, _ = _predictions(head, subjects, source)
+    for name in space.targets:
+        rows_ND, _ = _predictions(name, subjects, source)
         gram_NN = gram_NN + rows_ND @ rows_ND.T / rows_ND.square().sum().clamp(min=1e-12)
     assert isinstance(gram_NN, torch.Tensor)
     squares, vectors = torch.linalg.eigh(gram_NN)
-    width = min(heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
+    width = min(space.heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
     left_NH = vectors.flip(1)[:, :width]
-    for head in heads:  # made again, because the predictions of all targets do not fit into memory together
-        rows_ND, mean_D = _predictions(head, subjects, source)
+    for head in space.heads:  # made again, because the predictions of all targets do not fit into memory together
+        rows_ND, mean_D = _predictions(head.name, subjects, source)
         map_HD = left_NH.T @ rows_ND / len(left_NH) ** 0.5  # places in the space have deviation 1 or so
         shift_D = head.shift[:width].to(map_HD) @ map_HD
         with torch.no_grad():
@@ -138,13 +151,11 @@ def _make_space(heads: Sequence[_Head], subjects: Sequence[_Subject], source: Tr
             head.linear.bias.copy_(mean_D - shift_D)
 
 
-def _predictions(
-    head: _Head, subjects: Sequence[_Subject], source: TrainingSource
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _predictions(name: str, subjects: Sequence[_Subject], source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
     """Return centred predictions (N, D) of a target for pictures of all subjects, and the mean (D,) of its means."""
     share, rows, means = max(1, MAX_ROWS // len(subjects)), [], []
     for subject in subjects:
-        weight_RD, mean_D = subject.target(head, source)
+        weight_RD, mean_D = subject.target(name, source)
         chosen = slice(None, None, -(-len(subject.image_ids) // share))
         rows.append((subject.basis.left_NR[chosen] * subject.basis.values_R) @ weight_RD)
         means.append(mean_D)
@@ -161,7 +172,7 @@ def _fit_encoder(linear: nn.Module, heads: Sequence[_Head], subject: _Subject, s
     for head in heads:
         map_DH, bias_D = head.linear.weight.detach().to(device).double(), head.linear.bias.detach().to(device).double()
         bias_D = bias_D + map_DH @ head.shift.to(device).double()
-        weight_RD, mean_D = subject.target(head, source)
+        weight_RD, mean_D = subject.target(head.name, source)
         weight = 1.0 / map_DH.square().sum().clamp(min=1e-12)
         scores_RH = scores_RH + weight * weight_RD @ map_DH
         centre_H = centre_H + weight * (mean_D - bias_D) @ map_DH

@@ -14,13 +14,13 @@ from PIL import Image, ImageFilter
 
 from nd_dist.comm import Comm
 from nd_dist.errors import DataError
-from nd_dist.evaluation.generalisation import ALL, TRAINED
+from nd_dist.evaluation.generalisation import TRAINED
 from nd_dist.evaluation.points.units import Point, config_points
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.frozen.folders import resolve_folder
 from nd_dist.frozen.phantom_judges import JudgeNetwork
-from nd_dist.metrics.generalisation import NEARER, SEEN_TO_TRAINED, TO_SEEN, TO_TRAINED, similarities
+from nd_dist.metrics.generalisation import ALL, NEARER, SEEN_TO_TRAINED, TO_SEEN, TO_TRAINED, similarities
 from nd_dist.pixels import pictures_to_pixels
 from nd_dist.report.findings import Findings
 from nd_dist.report.generalisation import generalisation_tables, split_table
