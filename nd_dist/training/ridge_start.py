@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nd_dist.models.backbone import Backbone
 from nd_dist.models.decoder import SHARED, Decoder
@@ -51,12 +52,26 @@ class _Subject:
 
 
 @dataclass(frozen=True)
+class _Map:
+    """An affine map from the space to a target."""
+
+    name: str
+    weight_DH: torch.Tensor
+    bias_D: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Head:
     """One affine head: its linear map from the space, and the constant that the mixer adds before it."""
 
     name: str
     linear: nn.Linear
     shift: torch.Tensor
+
+    def map(self, device: torch.device) -> _Map:
+        """Return what mixer and linear map do together, in float64."""
+        weight_DH, bias_D = (part.detach().to(device).double() for part in (self.linear.weight, self.linear.bias))
+        return _Map(self.name, weight_DH, bias_D + weight_DH @ self.shift.to(device).double())
 
 
 @dataclass(frozen=True)
@@ -93,12 +108,12 @@ def start_at_ridge(
     targets = [name for space in spaces.values() for name in space.targets]
     subjects = {s: _regress(s, source, request, targets, device) for s in request.subjects}
     for key, space in spaces.items():
-        if not has_space:
-            _make_space(space, list(subjects.values()), source)
+        others = [] if has_space else _make_space(space, list(subjects.values()), source)
+        maps = [*(head.map(device) for head in space.heads), *others]
         encoder = decoder.voxels[key]
         assert isinstance(encoder, RidgeEncoder)
         for number, subject in subjects.items():
-            _fit_encoder(encoder.subjects[str(number)], space.heads, subject, source)
+            _fit_encoder(encoder.subjects[str(number)], maps, subject, source)
     return [head.name for space in spaces.values() for head in space.heads]
 
 
@@ -131,8 +146,11 @@ def _regress(
     return _Subject(image_ids, basis, mean_V, right_VR, penalties)
 
 
-def _make_space(space: _Space, subjects: Sequence[_Subject], source: TrainingSource) -> None:
-    """Give the heads the directions in which predictions vary most, every target counting alike."""
+def _make_space(space: _Space, subjects: Sequence[_Subject], source: TrainingSource) -> list[_Map]:
+    """Give the heads the directions in which predictions vary most, every target counting alike.
+
+    Returns what would take these to the targets that have no affine head.
+    """
     gram_NN: torch.Tensor | float = 0.0
     for name in space.targets:
         rows_ND, _ = _predictions(name, subjects, source)
@@ -141,14 +159,20 @@ def _make_space(space: _Space, subjects: Sequence[_Subject], source: TrainingSou
     squares, vectors = torch.linalg.eigh(gram_NN)
     width = min(space.heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
     left_NH = vectors.flip(1)[:, :width]
-    for head in space.heads:  # made again, because the predictions of all targets do not fit into memory together
-        rows_ND, mean_D = _predictions(head.name, subjects, source)
+    heads, others = {head.name: head for head in space.heads}, list[_Map]()
+    for name in space.targets:  # made again, because the predictions of all targets do not fit into memory together
+        rows_ND, mean_D = _predictions(name, subjects, source)
         map_HD = left_NH.T @ rows_ND / len(left_NH) ** 0.5  # places in the space have deviation 1 or so
-        shift_D = head.shift[:width].to(map_HD) @ map_HD
+        if name not in heads:
+            missing = space.heads[0].linear.in_features - width
+            others.append(_Map(name, F.pad(map_HD.T, (0, missing)), mean_D))
+            continue
+        linear, shift_D = heads[name].linear, heads[name].shift[:width].to(map_HD) @ map_HD
         with torch.no_grad():
-            head.linear.weight.zero_()
-            head.linear.weight[:, :width] = map_HD.T.to(head.linear.weight)
-            head.linear.bias.copy_(mean_D - shift_D)
+            linear.weight.zero_()
+            linear.weight[:, :width] = map_HD.T.to(linear.weight)
+            linear.bias.copy_(mean_D - shift_D)
+    return others
 
 
 def _predictions(name: str, subjects: Sequence[_Subject], source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,21 +186,18 @@ def _predictions(name: str, subjects: Sequence[_Subject], source: TrainingSource
     return torch.cat(rows), torch.stack(means).mean(dim=0)
 
 
-def _fit_encoder(linear: nn.Module, heads: Sequence[_Head], subject: _Subject, source: TrainingSource) -> None:
-    """Give a subject's encoder the places in the space from which the heads come nearest to the ridge regression."""
+def _fit_encoder(linear: nn.Module, maps: Sequence[_Map], subject: _Subject, source: TrainingSource) -> None:
+    """Give a subject's encoder the places in the space from which the maps come nearest to the ridge regression."""
     assert isinstance(linear, nn.Linear)
-    device = subject.mean_V.device
     scores_RH: torch.Tensor | float = 0.0
     centre_H: torch.Tensor | float = 0.0
     gram_HH: torch.Tensor | float = 0.0
-    for head in heads:
-        map_DH, bias_D = head.linear.weight.detach().to(device).double(), head.linear.bias.detach().to(device).double()
-        bias_D = bias_D + map_DH @ head.shift.to(device).double()
-        weight_RD, mean_D = subject.target(head.name, source)
-        weight = 1.0 / map_DH.square().sum().clamp(min=1e-12)
-        scores_RH = scores_RH + weight * weight_RD @ map_DH
-        centre_H = centre_H + weight * (mean_D - bias_D) @ map_DH
-        gram_HH = gram_HH + weight * map_DH.T @ map_DH
+    for own in maps:
+        weight_RD, mean_D = subject.target(own.name, source)
+        weight = 1.0 / own.weight_DH.square().sum().clamp(min=1e-12)
+        scores_RH = scores_RH + weight * weight_RD @ own.weight_DH
+        centre_H = centre_H + weight * (mean_D - own.bias_D) @ own.weight_DH
+        gram_HH = gram_HH + weight * own.weight_DH.T @ own.weight_DH
     assert isinstance(gram_HH, torch.Tensor)
     inverse_HH = torch.linalg.pinv(gram_HH, hermitian=True, rtol=1e-10)
     weight_VH = subject.right_VR @ (scores_RH @ inverse_HH)
