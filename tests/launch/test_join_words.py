@@ -26,6 +26,7 @@ def test_other_words_are_refused_with_what_is_expected(words: list[str]) -> None
     assert "COMMAND RECIPE key=value" in result.stderr
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("command", ["pack", "train", "evaluate", "sweep"])
 def test_the_module_of_a_ranks_work_is_no_program_and_says_what_is(command: str) -> None:
     result = run(f"launch.ranks.{command}", "demo")
@@ -33,6 +34,7 @@ def test_the_module_of_a_ranks_work_is_no_program_and_says_what_is(command: str)
     assert f"python -m launch.join {command} RECIPE" in result.stderr
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("command", ["pack", "train", "evaluate", "sweep"])
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_nd_itself_under_a_launcher_says_what_to_run_and_touches_nothing(

@@ -33,6 +33,7 @@ def test_two_ranks_score_as_one_does(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.launch
 def test_pictures_that_do_not_fit_are_refused_before_a_rank_starts(tmp_path: Path) -> None:
     seen, made = write_pictures(tmp_path)
     np.save(made, np.load(made)[:5])

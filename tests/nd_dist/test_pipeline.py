@@ -192,6 +192,7 @@ def test_a_saved_decoder_states_data_protocol_and_metrics_of_its_run(world: Path
     assert "No evaluation is recorded" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.launch
 def test_the_documented_quickstart_reconstructs_the_picture(tmp_path: Path) -> None:
     shutil.copytree(DOCS / "images", tmp_path / "docs" / "images")
     program = programs("../README.md")["quickstart.py"]

@@ -81,6 +81,7 @@ def lab(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.launch
 def test_a_metric_and_a_judge_of_another_package_are_computed_for_pictures_that_are_there(
     tmp_path: Path, lab: Path
 ) -> None:

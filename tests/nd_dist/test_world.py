@@ -103,6 +103,7 @@ print(comm.size, [each["rank"] for each in said], len(gathered))
 """
 
 
+@pytest.mark.launch
 def test_ranks_that_are_told_where_to_meet_need_no_mpi() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

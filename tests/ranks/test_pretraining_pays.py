@@ -94,6 +94,7 @@ def found_by(config: Config, run_dir: Path, stages: tuple[int, ...], source: typ
     return values
 
 
+@pytest.mark.launch
 def test_pretraining_on_other_subjects_pays_with_one_session_and_shuffled_voxels_stay_at_chance(
     packed: Config, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def stub_srun(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("devices", ["2,3", "GPU-a,GPU-b", ""])
 @pytest.mark.parametrize(("command", "ranks"), [("train", 1), ("train", 2), ("pack", 2)])
 def test_ranks_on_this_machine_get_the_visible_gpus_the_known_variables_and_nobody_elses(
@@ -152,6 +153,7 @@ def test_ranks_on_this_machine_get_the_visible_gpus_the_known_variables_and_nobo
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("devices", ["2,3", "GPU-a,MIG-b"])
 def test_deepspeeds_own_launcher_gives_every_rank_the_visible_gpus(devices: str, tmp_path: Path) -> None:
     """The words that `nd train --ranks 2` runs, with a program that only shows the variable in the rank's place."""

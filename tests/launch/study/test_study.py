@@ -134,6 +134,7 @@ def test_a_stage_that_cannot_start_leaves_the_others_alone(tmp_path: Path, capsy
     assert re.search(r"failed: .*\n.*nowhere", said)
 
 
+@pytest.mark.launch
 def test_the_published_study_is_counted_without_data_networks_or_a_gpu() -> None:
     plan = plan_study(load_study("paper"))
     stages = {(stage.kind, stage.decoder): stage for stage in reversed(plan)}

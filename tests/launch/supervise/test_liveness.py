@@ -62,6 +62,7 @@ def test_the_guard_says_nothing_of_a_rank_that_has_said_how_it_ended(heartbeat: 
     assert said == []
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("code", ["15", "0"])
 def test_a_rank_that_leaves_while_the_others_wait_for_it_in_mpi_ends_a_leased_launch(
     config: Config, code: str

@@ -226,6 +226,7 @@ def test_runs_of_different_protocols_do_not_join(world: Path, tmp_path: Path) ->
         merge_runs(tmp_path / "joined", runs)
 
 
+@pytest.mark.launch
 def test_points_that_are_clearly_worse_stop_early_and_the_best_is_the_same(world: Path) -> None:
     settings = {"kappa": (5.0, 10.0), "eta": (0.5, 1.0), "num_images": 10, "report": "chosen"}
     whole = run_sweep(with_sweep(toy_job(world, "whole", num_images=2), **settings))["selection"]

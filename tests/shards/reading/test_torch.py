@@ -137,6 +137,7 @@ def folder_with_shards(packed_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.launch
 def test_the_documented_loop_learns_and_goes_on_where_it_stopped(folder_with_shards: Path) -> None:
     torch.manual_seed(0)
     first = run_program("loop.py", folder_with_shards, steps=20)
@@ -147,6 +148,7 @@ def test_the_documented_loop_learns_and_goes_on_where_it_stopped(folder_with_sha
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+@pytest.mark.launch
 def test_the_documented_ddp_loop_trains_what_one_process_trains(folder_with_shards: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     one, two = (run_program("ddp.py", folder_with_shards, *launcher, str(ranks)) for ranks in (1, 2))

@@ -197,6 +197,7 @@ def test_packed_shards_prove_themselves_and_know_the_data_sets_names(packed: Pat
     assert {"OOD", "not OOD", "LAION", "cluster 0"} <= set(index.groups)
 
 
+@pytest.mark.launch
 def test_two_ranks_pack_the_same_bytes(root: Path, packed: Path, tmp_path: Path) -> None:
     output = start_ranks(2, root, tmp_path / "shards", **DATA).communicate()[0]
     written, expected = folder_bytes(tmp_path / "shards"), folder_bytes(packed)

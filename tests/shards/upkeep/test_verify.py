@@ -42,6 +42,7 @@ def folder_of(index: Index) -> Path:
     return Path(index.place)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("kind", ["trials", "z", "img"])
 def test_every_single_flipped_byte_of_a_shard_is_found_by_verify(tiny_index: Index, kind: str) -> None:
     number = next(number for number, shard in enumerate(tiny_index.shards) if shard.kind == kind)
