@@ -5,7 +5,7 @@ squared error has a closed-form optimum up to that width: regress every target o
 directions in which the predictions vary most as the shared space (the backbone maps it to the targets), and let each
 voxel encoder predict a picture's place in that space. A new subject's encoder is fitted onto a space that is there.
 
-z's network is not affine and starts at random. In the joint decoder the shared space has room for z's regression too.
+z's network is not affine: in the joint decoder it starts from the shared space, alone it starts at random.
 
 Legend of shape suffixes: N images, V voxels, R directions of a subject's basis, H width of the space, D numbers of a
 target.
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nd_dist.models.backbone import Backbone
 from nd_dist.models.decoder import SHARED, Decoder
@@ -43,21 +42,12 @@ class _Subject:
     right_VR: torch.Tensor
     penalties: dict[str, float]
 
-    def target(self, name: str, source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def target(self, head: _Head, source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what each direction adds to a target (R, D), and the target's mean (D,)."""
-        rows_ND, mean_D = Target(name, source, self.image_ids, self.basis.weight_N).columns(slice(None))
+        rows_ND, mean_D = Target(head.name, source, self.image_ids, self.basis.weight_N).columns(slice(None))
         squares_R = self.basis.values_R.square()
-        shrink_R = self.basis.values_R / (squares_R + self.penalties[name])
+        shrink_R = self.basis.values_R / (squares_R + self.penalties[head.name])
         return shrink_R[:, None] * (self.basis.left_NR.T @ rows_ND), mean_D
-
-
-@dataclass(frozen=True)
-class _Map:
-    """An affine map from the space to a target."""
-
-    name: str
-    weight_DH: torch.Tensor
-    bias_D: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -67,24 +57,6 @@ class _Head:
     name: str
     linear: nn.Linear
     shift: torch.Tensor
-
-    def map(self, device: torch.device) -> _Map:
-        """Return what mixer and linear map do together, in float64."""
-        weight_DH, bias_D = (part.detach().to(device).double() for part in (self.linear.weight, self.linear.bias))
-        return _Map(self.name, weight_DH, bias_D + weight_DH @ self.shift.to(device).double())
-
-
-@dataclass(frozen=True)
-class _Space:
-    """What shares an encoder: affine heads, and targets whose networks are not affine."""
-
-    heads: list[_Head]
-    others: list[str]
-
-    @property
-    def targets(self) -> list[str]:
-        """Names of all."""
-        return [*(head.name for head in self.heads), *self.others]
 
 
 def start_at_ridge(
@@ -105,35 +77,35 @@ def start_at_ridge(
         DataError: voxels or targets are not finite.
     """
     spaces = _spaces(decoder)
-    targets = [name for space in spaces.values() for name in space.targets]
-    subjects = {s: _regress(s, source, request, targets, device) for s in request.subjects}
-    for key, space in spaces.items():
-        others = [] if has_space else _make_space(space, list(subjects.values()), source)
-        maps = [*(head.map(device) for head in space.heads), *others]
+    subjects = {
+        s: _regress(s, source, request, [h for heads in spaces.values() for h in heads], device)
+        for s in request.subjects
+    }
+    for key, heads in spaces.items():
+        if not has_space:
+            _make_space(heads, list(subjects.values()), source)
         encoder = decoder.voxels[key]
         assert isinstance(encoder, RidgeEncoder)
         for number, subject in subjects.items():
-            _fit_encoder(encoder.subjects[str(number)], maps, subject, source)
-    return [head.name for space in spaces.values() for head in space.heads]
+            _fit_encoder(encoder.subjects[str(number)], heads, subject, source)
+    return [head.name for heads in spaces.values() for head in heads]
 
 
-def _spaces(decoder: Decoder) -> dict[str, _Space]:
-    """Return encoder -> what lies on its space, as far as there are affine heads."""
-    is_joint, spaces = decoder.config.heads == "joint", dict[str, _Space]()
+def _spaces(decoder: Decoder) -> dict[str, list[_Head]]:
+    """Return encoder -> the affine heads on its space."""
+    spaces: dict[str, list[_Head]] = {}
     for name, head in decoder.heads.items():
-        space = spaces.setdefault(SHARED if is_joint else name, _Space([], []))
         if isinstance(head, TokenHead) and isinstance(head.backbone, Backbone):
+            key = SHARED if decoder.config.heads == "joint" else name
             linear = head.backbone.linear
             with torch.no_grad():
                 shift = head.backbone.mixer(linear.weight.new_zeros(1, 1, linear.in_features))[0, 0]
-            space.heads.append(_Head(name, linear, shift))
-        else:
-            space.others.append(name)
-    return {key: space for key, space in spaces.items() if space.heads}
+            spaces.setdefault(key, []).append(_Head(name, linear, shift))
+    return spaces
 
 
 def _regress(
-    number: int, source: TrainingSource, request: StageRequest, targets: Sequence[str], device: torch.device
+    number: int, source: TrainingSource, request: StageRequest, heads: Sequence[_Head], device: torch.device
 ) -> _Subject:
     image_ids = source.fit_images(number, request.sessions)
     voxels_NV, counts = source.mean_voxels(number, image_ids, request.sessions)
@@ -141,63 +113,59 @@ def _regress(
     weight_N = weight_N / weight_N.mean()
     basis, mean_V, right_VR = decompose(torch.from_numpy(voxels_NV).to(device), weight_N)
     penalties = {
-        name: choose_penalty(Target(name, source, image_ids, weight_N), basis, None).value for name in targets
+        head.name: choose_penalty(Target(head.name, source, image_ids, weight_N), basis, None).value for head in heads
     }
     return _Subject(image_ids, basis, mean_V, right_VR, penalties)
 
 
-def _make_space(space: _Space, subjects: Sequence[_Subject], source: TrainingSource) -> list[_Map]:
-    """Give the heads the directions in which predictions vary most, every target counting alike.
-
-    Returns what would take these to the targets that have no affine head.
-    """
+def _make_space(heads: Sequence[_Head], subjects: Sequence[_Subject], source: TrainingSource) -> None:
+    """Give the heads the directions in which predictions vary most, every target counting alike."""
     gram_NN: torch.Tensor | float = 0.0
-    for name in space.targets:
-        rows_ND, _ = _predictions(name, subjects, source)
+    for head in heads:
+        rows_ND, _ = _predictions(head, subjects, source)
         gram_NN = gram_NN + rows_ND @ rows_ND.T / rows_ND.square().sum().clamp(min=1e-12)
     assert isinstance(gram_NN, torch.Tensor)
     squares, vectors = torch.linalg.eigh(gram_NN)
-    width = min(space.heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
+    width = min(heads[0].linear.in_features, int((squares > RANK_SHARE * squares[-1]).sum()))
     left_NH = vectors.flip(1)[:, :width]
-    heads, others = {head.name: head for head in space.heads}, list[_Map]()
-    for name in space.targets:  # made again, because the predictions of all targets do not fit into memory together
-        rows_ND, mean_D = _predictions(name, subjects, source)
+    for head in heads:  # made again, because the predictions of all targets do not fit into memory together
+        rows_ND, mean_D = _predictions(head, subjects, source)
         map_HD = left_NH.T @ rows_ND / len(left_NH) ** 0.5  # places in the space have deviation 1 or so
-        if name not in heads:
-            missing = space.heads[0].linear.in_features - width
-            others.append(_Map(name, F.pad(map_HD.T, (0, missing)), mean_D))
-            continue
-        linear, shift_D = heads[name].linear, heads[name].shift[:width].to(map_HD) @ map_HD
+        shift_D = head.shift[:width].to(map_HD) @ map_HD
         with torch.no_grad():
-            linear.weight.zero_()
-            linear.weight[:, :width] = map_HD.T.to(linear.weight)
-            linear.bias.copy_(mean_D - shift_D)
-    return others
+            head.linear.weight.zero_()
+            head.linear.weight[:, :width] = map_HD.T.to(head.linear.weight)
+            head.linear.bias.copy_(mean_D - shift_D)
 
 
-def _predictions(name: str, subjects: Sequence[_Subject], source: TrainingSource) -> tuple[torch.Tensor, torch.Tensor]:
+def _predictions(
+    head: _Head, subjects: Sequence[_Subject], source: TrainingSource
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return centred predictions (N, D) of a target for pictures of all subjects, and the mean (D,) of its means."""
     share, rows, means = max(1, MAX_ROWS // len(subjects)), [], []
     for subject in subjects:
-        weight_RD, mean_D = subject.target(name, source)
+        weight_RD, mean_D = subject.target(head, source)
         chosen = slice(None, None, -(-len(subject.image_ids) // share))
         rows.append((subject.basis.left_NR[chosen] * subject.basis.values_R) @ weight_RD)
         means.append(mean_D)
     return torch.cat(rows), torch.stack(means).mean(dim=0)
 
 
-def _fit_encoder(linear: nn.Module, maps: Sequence[_Map], subject: _Subject, source: TrainingSource) -> None:
-    """Give a subject's encoder the places in the space from which the maps come nearest to the ridge regression."""
+def _fit_encoder(linear: nn.Module, heads: Sequence[_Head], subject: _Subject, source: TrainingSource) -> None:
+    """Give a subject's encoder the places in the space from which the heads come nearest to the ridge regression."""
     assert isinstance(linear, nn.Linear)
+    device = subject.mean_V.device
     scores_RH: torch.Tensor | float = 0.0
     centre_H: torch.Tensor | float = 0.0
     gram_HH: torch.Tensor | float = 0.0
-    for own in maps:
-        weight_RD, mean_D = subject.target(own.name, source)
-        weight = 1.0 / own.weight_DH.square().sum().clamp(min=1e-12)
-        scores_RH = scores_RH + weight * weight_RD @ own.weight_DH
-        centre_H = centre_H + weight * (mean_D - own.bias_D) @ own.weight_DH
-        gram_HH = gram_HH + weight * own.weight_DH.T @ own.weight_DH
+    for head in heads:
+        map_DH, bias_D = head.linear.weight.detach().to(device).double(), head.linear.bias.detach().to(device).double()
+        bias_D = bias_D + map_DH @ head.shift.to(device).double()
+        weight_RD, mean_D = subject.target(head, source)
+        weight = 1.0 / map_DH.square().sum().clamp(min=1e-12)
+        scores_RH = scores_RH + weight * weight_RD @ map_DH
+        centre_H = centre_H + weight * (mean_D - bias_D) @ map_DH
+        gram_HH = gram_HH + weight * map_DH.T @ map_DH
     assert isinstance(gram_HH, torch.Tensor)
     inverse_HH = torch.linalg.pinv(gram_HH, hermitian=True, rtol=1e-10)
     weight_VH = subject.right_VR @ (scores_RH @ inverse_HH)

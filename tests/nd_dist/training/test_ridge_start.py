@@ -20,7 +20,7 @@ from nd_dist.training.ridge_start import start_at_ridge
 from nd_dist.training.source import stage_request, stage_specs
 from tests.nd_dist.training.one_rank import names, run
 from tests.ranks.recipe import small_recipe
-from tests.ranks.synthetic import NUM_IMAGES, NUM_TEST, SyntheticSource, normal
+from tests.ranks.synthetic import NUM_IMAGES, NUM_TEST, SyntheticSource
 
 WIDE = {"decoder.hidden_size": 64, "decoder.prior_depth": 0}
 """A space wider than any subject has voxels: the network can express the regression."""
@@ -31,11 +31,9 @@ def recipe(folder: Path, **settings: Any) -> Config:
     return small_recipe(folder).replaced({**WIDE, **settings})
 
 
-def started(
-    config: Config, stage: int, model: Decoder | None = None, source: SyntheticSource | None = None
-) -> Decoder:
+def started(config: Config, stage: int, model: Decoder | None = None) -> Decoder:
     """A decoder of a stage before its first step; with a model of stage 1 its heads are kept."""
-    source, request = source or SyntheticSource(), stage_request(config, stage, 1)
+    source, request = SyntheticSource(), stage_request(config, stage, 1)
     torch.manual_seed(3)
     decoder = Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
     if model is not None:
@@ -90,34 +88,6 @@ def test_two_subjects_share_the_space(tmp_path: Path) -> None:
             places.append(encoder({subject: voxels})[:, :4].T)
     for one, two in zip(*places, strict=True):  # the same pictures lie at the same places
         assert float(torch.corrcoef(torch.stack([one, two]))[0, 1]) > 0.9
-
-
-class ApartSource(SyntheticSource):
-    """c and z vary with different factors of the pictures."""
-
-    def factors(self, image_id: np.ndarray) -> np.ndarray:
-        return super().factors(image_id)[:, :8]
-
-    def clean_voxels(self, subject: int, image_id: np.ndarray) -> np.ndarray:
-        return self.factors(image_id) @ normal(8, self.num_voxels[subject], words=("voxels", subject))
-
-    def target(self, name: str, image_id: np.ndarray) -> torch.Tensor:
-        own = self.factors(image_id)[:, {"c": slice(0, 4), "z": slice(4, 8)}[name]]
-        shape = self.shapes[name]
-        return torch.from_numpy(own @ normal(4, int(np.prod(shape)), words=("target", name))).reshape(-1, *shape)
-
-
-def test_a_joint_space_has_room_for_z_whose_network_is_not_affine(tmp_path: Path) -> None:
-    source, errors, image_ids = ApartSource(), [], np.arange(NUM_IMAGES)
-    true = source.target("z", image_ids).flatten(1)
-    for targets in (["c"], ["c", "z"]):
-        settings = {"decoder.hidden_size": 8, "training.stages": [2], "training.targets": targets}
-        encoder = started(recipe(tmp_path, **settings), 2, source=source).voxels["shared"]
-        with torch.no_grad():
-            places = encoder({1: torch.from_numpy(source.clean_voxels(1, image_ids))})
-        places = torch.cat([places, torch.ones(NUM_IMAGES, 1)], dim=1)
-        errors.append(relative(places @ torch.linalg.lstsq(places, true).solution, true))
-    assert errors[1] < 0.2 < 0.8 < errors[0]
 
 
 def test_a_new_subject_is_fitted_onto_a_space_that_is_there(tmp_path: Path) -> None:
