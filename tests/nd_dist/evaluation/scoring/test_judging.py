@@ -1,7 +1,7 @@
 """Judging: batches of one fixed size, features that do not depend on neighbours, results that outlive a stop."""
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nd_dist.errors import DataError
 from nd_dist.evaluation.points.layout import PICTURE, repeat_file
-from nd_dist.evaluation.scoring.judging import BATCH, Judges, Verdict, features_of, judge_all
+from nd_dist.evaluation.scoring.judging import BATCH, Judges, Original, Verdict, features_of, judge_all, pair_metrics
 from nd_dist.evaluation.scoring.score import JudgedSheets
 from nd_dist.fanout.results import has_result, publish, write_png
 from nd_dist.files import sha256_file
@@ -36,6 +36,18 @@ class MeanColour:
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         self.sizes.append(len(pixels_BCHW))
         return pixels_BCHW.mean((2, 3))
+
+
+@dataclass
+class ColourDistance:
+    """A judge of pairs: the mean power of the difference between two pictures."""
+
+    name: str
+    power: int
+    identity: str = "colour distance"
+
+    def distances(self, recons_BCHW: Tensor, originals_BCHW: Tensor) -> Tensor:
+        return (recons_BCHW - originals_BCHW).double().abs().pow(self.power).mean((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +163,14 @@ def test_a_judge_that_gives_no_number_is_named_with_the_image_and_the_repeat(tmp
         list(judge_all(verdicts, protocol_named("nd"), Judges([Broken()])))
     assert has_result(verdicts[0].folder, verdicts[0].fingerprint)
     assert not has_result(verdicts[1].folder, verdicts[1].fingerprint), "nothing wrong is kept"
+
+
+def test_every_judge_of_pairs_gets_both_pictures(tmp_path: Path) -> None:
+    protocol, (recons,) = protocol_named("nd"), pictures(3)
+    write_png(tmp_path / PICTURE, toy_picture(0))
+    original, two = Original(tmp_path, protocol), [ColourDistance("once", 1), ColourDistance("squared", 2)]
+    found = pair_metrics(recons, original, protocol, two)
+    size = original.pixels_1CHW.shape[-1]
+    gap = (replace(protocol.recon_pixels, size=size)(recons) - original.pixels_1CHW).double().abs()
+    for judge in two:
+        assert found[judge.name] == pytest.approx(gap.pow(judge.power).mean((1, 2, 3)).tolist(), rel=1e-6)

@@ -12,7 +12,7 @@ from nd_dist.evaluation.points.units import Point, config_points
 from nd_dist.evaluation.run import evaluate
 from nd_dist.events import EventLog
 from nd_dist.files import read_json, write_json
-from nd_dist.metrics.statistics.scores import Statistics
+from nd_dist.metrics.statistics.scores import Scores, Statistics
 from nd_dist.report.study.page import write_study_report
 from nd_dist.report.study.tables import (
     Evaluated,
@@ -94,6 +94,26 @@ def test_a_mean_is_one_over_subjects_of_means_over_seeds(folder: Path, table: St
     assert two["seeds"] == (min(value("run-2-3"), value("run-2-4")), max(value("run-2-3"), value("run-2-4")))
     assert "seeds" not in one, "a single seed has no range"
     assert guided.labelled("toy") == "guided (subject 1 seed 4 not run)"
+
+
+class Shifted(Runs):
+    """Every subject has two seeds; the second one's values are greater by .1."""
+
+    def scores(self, row: RowSource, place: Place) -> Scores | None:
+        found = super().scores(row, place._replace(seed=3))
+        assert found is not None
+        shift = 0.1 * (place.seed - 3)
+        return dataclasses.replace(
+            found, metrics={name: {**item, "value": item["value"] + shift} for name, item in found.metrics.items()}
+        )
+
+
+def test_the_mean_over_subjects_has_the_range_of_its_own_means_over_seeds(folder: Path) -> None:
+    table = study_table(TableSource("One", rows(folder, guided=GUIDED)), Shifted(), STATISTICS)
+    item = table.rows[0].scores[MEAN].metrics["pixcorr"]
+    assert item["seeds"] == pytest.approx((item["value"] - 0.05, item["value"] + 0.05))
+    low, high = (table.rows[0].scores[Whose("toy", s)].metrics["pixcorr"]["seeds"] for s in (1, 2))
+    assert item["seeds"] == pytest.approx([(one + two) / 2 for one, two in zip(low, high, strict=True)])
 
 
 def test_rows_are_tested_against_one_and_their_p_values_corrected_together(table: StudyTable) -> None:
