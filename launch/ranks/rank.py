@@ -9,6 +9,7 @@ code), and its guard ends it when the launcher is gone.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import mmap
@@ -171,8 +172,7 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
             raise WorldError(what, expected=size, found=f"{found} ({world.family})", todo="look at launcher.log")
         config = load_recipe(str(start.config_path), (), start.command)
         rank = Rank(config, world, events, stop.is_set, start.options)
-        work: Work = importlib.import_module(start.module).work
-        work(rank)
+        _imported(start.module)(rank)
         os.close(lock)
     except NdDistError as error:
         kind, code, message = type(error).__name__, error.exit_code, str(error)
@@ -191,6 +191,15 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
     with contextlib.suppress(OSError):  # the disk may be what failed; the launcher then names this rank as silent
         events.write("rank_failed", launch=start.launch_id, kind=kind, exit_code=code, message=message, host=host)
     return code
+
+
+def _imported(module: str) -> Work:
+    """Return a rank's work. Half a million objects of torch and diffusers stay: no garbage is looked for among them."""
+    gc.disable()
+    work: Work = importlib.import_module(module).work
+    gc.freeze()
+    gc.enable()
+    return work
 
 
 def _unforeseen(error: Exception) -> tuple[str, int, str]:
