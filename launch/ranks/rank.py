@@ -194,7 +194,7 @@ def _run(start: _Start, world: World, events: EventLog, size: int) -> int:
 
 
 def _imported(module: str) -> Work:
-    """Return a rank's work. Half a million objects of torch and diffusers stay: no garbage is looked for among them."""
+    """Return a rank's work. Half a million objects of torch and diffusers stay; no garbage is looked for in them."""
     gc.disable()
     work: Work = importlib.import_module(module).work
     gc.freeze()

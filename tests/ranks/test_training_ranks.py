@@ -25,8 +25,8 @@ from tests.support.waiting import HANG_S
 pytestmark = pytest.mark.launch
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "zero1": {"steps": (30, 6), "checkpoint_every": 10},
-    "zero0": {"stages": (1,), "zero_stage": 0, "steps": (30, 1), "checkpoint_every": 10},
+    "zero1": {"steps": (12, 4), "checkpoint_every": 4},
+    "zero0": {"stages": (1,), "zero_stage": 0, "steps": (12, 1), "checkpoint_every": 4},
     "zero2": {"stages": (1,), "zero_stage": 2, "gradient_accumulation": 2},
     "zero3": {"stages": (1,), "zero_stage": 3, "validate_every": 3},
     "clipped": {"stages": (1,), "zero_stage": 2, "gradient_clip": 5.0},
@@ -70,7 +70,7 @@ def test_the_loss_curve_is_the_same_on_one_and_two_ranks(
 def test_the_loss_curve_is_the_same_for_all_zero_stages(on_two: dict[str, Config]) -> None:
     curves = {name: losses_of(events_of(on_two[name])) for name in ("zero0", "zero1", "zero3")}
     first_stage = {key: loss for key, loss in curves["zero1"].items() if key[0] == 1}
-    assert len(first_stage) == 30
+    assert len(first_stage) == 12
     assert first_stage == pytest.approx(curves["zero0"], rel=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_the_exported_model_predicts_the_same_from_one_and_two_ranks(
 def test_rank_zero_writes_every_step_and_all_process_groups_have_the_recipes_timeout(
     on_two: dict[str, Config],
 ) -> None:
-    assert len(losses_of(events_of(on_two["zero1"], 0))) == 36
+    assert len(losses_of(events_of(on_two["zero1"], 0))) == 16
     assert losses_of(events_of(on_two["zero1"], 1)) == {}
     for rank in (0, 1):
         assert set(events_of(on_two["zero1"], rank)[-1]["group_timeouts_s"]) == {HANG_S}
@@ -116,11 +116,11 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
     on_one: dict[str, Config], on_two: dict[str, Config], tmp_path: Path
 ) -> None:
     config = recipe(tmp_path, "zero1")
-    assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=27, kill_rank=1))[1] == -9
+    assert run_ranks(2, write_job(tmp_path / "kill.json", config, kill_at=11, kill_rank=1))[1] == -9
     assert "finished" not in {event["event"] for event in events_of(config)}
     newest = json.loads((config.run_dir / "checkpoints" / "stage1" / "latest.json").read_text())["name"]
     bad = small_recipe(tmp_path / "bad", stages=(1,))
-    grown = {name: back_to(on_one[name], tmp_path / "grown" / name, "step-0000020") for name in ("zero0", "zero1")}
+    grown = {name: back_to(on_one[name], tmp_path / "grown" / name, "step-0000008") for name in ("zero0", "zero1")}
     grown["zero3"] = back_to(on_one["zero3"], tmp_path / "grown" / "zero3", "step-0000006")
     jobs = [
         write_job(tmp_path / "again.json", config),
@@ -133,7 +133,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
     loaded = next(i for i, event in enumerate(events) if event["event"] == "checkpoint_loaded")
     assert events[loaded]["tag"] == newest
     resumed, whole = losses_of(events[loaded:]), losses_of(events_of(on_two["zero1"]))
-    assert len(resumed) == 36 - events[loaded]["step"]
+    assert len(resumed) == 16 - events[loaded]["step"]
     assert resumed == {key: whole[key] for key in resumed}
 
     # the next jobs of that launch: trainings of one rank go on with two
@@ -152,7 +152,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_continues_bit_for_bit(
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_training_of_two_ranks_goes_on_with_one(name: str, on_two: dict[str, Config], tmp_path: Path) -> None:
-    tag = "step-0000020" if name in ("zero0", "zero1") else "step-0000006"
+    tag = "step-0000008" if name in ("zero0", "zero1") else "step-0000006"
     config = back_to(on_two[name], tmp_path, tag)
     train(config, World(), SyntheticSource(), EventLog(config.run_dir, 0, "train"), lambda: False)
     check_resumed(events_of(config), on_two[name], saved_by=2)
@@ -160,11 +160,11 @@ def test_a_training_of_two_ranks_goes_on_with_one(name: str, on_two: dict[str, C
 
 
 def test_zero_one_and_two_read_each_others_checkpoints(on_two: dict[str, Config], tmp_path: Path) -> None:
-    config = back_to(on_two["zero0"], tmp_path / "a", "step-0000020")
+    config = back_to(on_two["zero0"], tmp_path / "a", "step-0000008")
     other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 1})})
     with pytest.raises(CheckpointError, match=r"training\.zero_stage=0"):
         train(other, World(), SyntheticSource(), EventLog(other.run_dir, 0, "train"), lambda: False)
-    config = back_to(on_two["zero1"], tmp_path / "b", "step-0000020")
+    config = back_to(on_two["zero1"], tmp_path / "b", "step-0000008")
     other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 2})})
     train(other, World(), SyntheticSource(), EventLog(other.run_dir, 0, "train"), lambda: False)
     check_resumed(events_of(other), on_two["zero1"], saved_by=2)
