@@ -25,7 +25,7 @@ from nd_dist.metrics.generalisation import KEY as GENERALISATION
 from nd_dist.metrics.statistics.scores import Scores, Statistics
 from nd_dist.provenance import provenance
 
-if TYPE_CHECKING:  # it brings Stable Diffusion, which joining finished runs needs not
+if TYPE_CHECKING:  # they bring Stable Diffusion, which nobody needs to join finished runs
     from nd_dist.evaluation.bench import Bench
     from nd_dist.evaluation.job import Job, Keys
 

@@ -151,6 +151,20 @@ def test_what_starts_so_and_nothing_else_has_the_lower_rate(tmp_path: Path, head
     assert {group["rate"] for group in random} == {1.0}
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("shard_layers", [False, True])
+def test_the_lower_rate_is_the_one_that_trains(tmp_path: Path, zero_stage: int, shard_layers: bool) -> None:
+    settings = {"start": "ridge", "ridge_rate": 1e-9, "zero_stage": zero_stage, "shard_layers": shard_layers}
+    config = recipe(tmp_path, **{f"training.{key}": value for key, value in settings.items()})
+    run(config.replaced({"training.stages": [1], "training.learning_rate": 0.01}))
+    before = started(config, 1).state_dict()
+    after = Decoder.load(config.run_dir / "checkpoints" / "stage1" / "model").state_dict()
+    for name in ("heads.c.backbone.linear.weight", "voxels.shared.subjects.2.weight", "voxels.shared.subjects.5.bias"):
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-4)
+    head = "heads.c.contrastive.2.weight"  # at random: another weight at the start, and the whole rate
+    assert float((after[head] - before[head]).abs().max()) > 0.01
+
+
 @pytest.mark.parametrize(("key", "value"), [("decoder.mixer", "single_residual"), ("decoder.kind", "tokens")])
 def test_a_network_that_is_not_affine_cannot_start_so(tmp_path: Path, key: str, value: str) -> None:
     with pytest.raises(ValidationError, match=r"training\.start=ridge needs"):
