@@ -14,9 +14,11 @@ from typing import Any
 
 from nd_dist.evaluation.points.layout import Layout
 from nd_dist.evaluation.points.units import Point
+from nd_dist.evaluation.reconstruction.decode import StoredTargets
 from nd_dist.evaluation.scoring.comparisons import NO_GUIDANCE
 from nd_dist.evaluation.scoring.score import read_scores
 from nd_dist.metrics.statistics.scores import Scores
+from shards.reading.reader import ShardReader
 
 ND = [sys.executable, "-m", "launch.cli"]
 RECIPE = "demo_full"
@@ -54,9 +56,15 @@ class World:
         sampler = self.metrics(run).content["provenance"]["config"]["sampler"]
         return read_scores(self.layout(run).score(Point(sampler["kappa"], sampler["eta"]), subject))
 
-    def decoded(self, run: str, subject: int) -> Path:
-        """Return the folder of a subject's decoded targets, one row a test image."""
-        return self.layout(run).decoded(Point(0.0, 0.0), subject)
+    @property
+    def reader(self) -> ShardReader:
+        """Return the shards of all runs."""
+        return ShardReader(self.folder / "shards")
+
+    def decoded(self, run: str, subject: int) -> StoredTargets:
+        """Return a subject's decoded targets of all test images."""
+        folder = self.layout(run).decoded(Point(0.0, 0.0), subject)
+        return StoredTargets(folder, sorted(self.reader.images(subject, "test")))
 
     def test_images(self, run: str) -> tuple[int, list[int]]:
         """Return the one subject of a run and its test images, ascending."""

@@ -10,7 +10,6 @@ import pytest
 from nd_dist.metrics.statistics.bootstrap import Difference, difference, mean_of, mean_resampled, resample_counts
 from nd_dist.metrics.statistics.scores import compare
 from nd_dist.schema import TARGETS
-from shards.reading.reader import ShardReader
 from tests.claims.conftest import copy_stage_1
 from tests.claims.line import World, interval
 
@@ -95,14 +94,13 @@ def test_the_pictures_of_a_subject_with_one_session_are_more_alike_after_pretrai
 def decoding_gains(world: World, first: str, second: str) -> dict[str, Difference]:
     """Return target -> paired difference of two runs in how well it is decoded: centred correlation per picture."""
     subject, image_ids = world.test_images(first)
-    reader = ShardReader(world.folder / "shards")
     counts_BN = resample_counts(len(image_ids), 1000, 0)
     gains = {}
     for name in TARGETS:
-        true = centred(reader.targets(name, image_ids))
+        true = centred(world.reader.targets(name, image_ids))
         sides = []
         for run in (first, second):
-            values_N = (centred(np.load(world.decoded(run, subject) / f"{name}.npy")) * true).sum(axis=1)
+            values_N = (centred(world.decoded(run, subject).rows(name, image_ids)) * true).sum(axis=1)
             sides.append((mean_of(values_N), mean_resampled(values_N, counts_BN)))
         gains[name] = difference(sides[0], sides[1], len(image_ids))
     return gains
