@@ -11,7 +11,7 @@ help:
 	@echo "make demo   the whole pipeline on simulated data; prints the path of report.html"
 	@echo "make demo-full  the same with a larger world and a longer training: about half an hour"
 	@echo "make claims  what the method claims, measured on the larger world: about three quarters of an hour"
-	@echo "make test   the test suite: about ten minutes on two cores"
+	@echo "make test   the test suite: about eight minutes on two cores"
 	@echo "make test-launch  tests that start ranks: trainings and evaluations of several ranks, killed ranks, the whole pipeline"
 	@echo "make test-cluster  launches over several hosts (network namespaces, as root) and a small Slurm"
 	@echo "make test-slow  long tests: the demo killed at many moments, and the like"
