@@ -66,7 +66,7 @@ class TrainingConfig(Section):
     start: Literal["random", "ridge"] = "random"
     """Where the network starts: random: as published; ridge: at the ridge regression of c and g that its affine parts
     can express, voxel encoders in stage 2 too (needs `decoder.mixer: official`)."""
-    ridge_rate: Annotated[float, Field(gt=0)] = 0.125
+    ridge_rate_share: Annotated[float, Field(gt=0)] = 0.125
     """Peak learning rate of what starts at the ridge regression, as a share of `learning_rate`."""
     targets: tuple[str, ...] = TARGETS
     """Targets to train heads for."""

@@ -24,24 +24,24 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
 def parameter_groups(
     named: Iterable[tuple[str, torch.nn.Parameter]], training: TrainingConfig
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups by decay and by rate (``rate``: a group's share of the step's learning rate).
+    """Return AdamW's groups by decay and by rate (``rate_share``: a group's share of the step's learning rate).
 
     Args:
         named: Names in the decoder, and parameters.
         training: Says how strongly and what decays. ``official``: all but names containing "bias", of the voxel
             encoders these too (the released rule); ``weights``: parameters of two axes and more. What started at the
-            ridge regression has ``ridge_rate``.
+            ridge regression has ``ridge_rate_share``.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in named:
         is_exempt = "bias" in name and not name.startswith(VOXEL_PREFIX)
         if training.decay == "weights":
             is_exempt = parameter.ndim < 2
-        rate = training.ridge_rate if training.start == "ridge" and has_ridge_start(name) else 1.0
-        groups.setdefault((is_exempt, rate), []).append(parameter)
+        share = training.ridge_rate_share if training.start == "ridge" and has_ridge_start(name) else 1.0
+        groups.setdefault((is_exempt, share), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": 0.0 if is_exempt else training.weight_decay, "rate": rate}
-        for (is_exempt, rate), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "weight_decay": 0.0 if is_exempt else training.weight_decay, "rate_share": share}
+        for (is_exempt, share), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

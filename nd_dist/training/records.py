@@ -65,7 +65,7 @@ def training_fingerprint(
         kept.update({key: training[key] for key in _STOPPING})
     kept["steps"], kept["samples_per_subject"] = config.training.schedule(stage)
     if training["start"] == "random":
-        del kept["start"], kept["ridge_rate"]  # as before there was a choice
+        del kept["start"], kept["ridge_rate_share"]  # as before there was a choice
     if training["teacher"] is None:
         del kept["latent_negatives"]  # they are the teacher's
     if stage == 1:

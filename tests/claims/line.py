@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class World:
         sampler = self.metrics(run).content["provenance"]["config"]["sampler"]
         return read_scores(self.layout(run).score(Point(sampler["kappa"], sampler["eta"]), subject))
 
-    @property
+    @cached_property
     def reader(self) -> ShardReader:
         """Return the shards of all runs."""
         return ShardReader(self.folder / "shards")

@@ -221,7 +221,7 @@ class Engine:
         learning_rate, betas = self._schedule(step)
         for optimizer in (self.optimizer, *self.shards.optimizers):
             for group in optimizer.param_groups:
-                group["lr"], group["betas"] = learning_rate * group.get("rate", 1.0), betas
+                group["lr"], group["betas"] = learning_rate * group.get("rate_share", 1.0), betas
         told: list[torch.Tensor] = []
         for number, batch in enumerate(batches):
             if number:

@@ -24,7 +24,7 @@ def test_settings_are_found_by_their_key_their_meaning_and_other_programs_words(
     assert "training.samples_per_subject" in nd("config", "keys", "batch").stdout
     nothing = nd("config", "keys", "lerning_rate")
     assert nothing.returncode == 2
-    assert "did you mean training.learning_rate" in nothing.stderr
+    assert "did you mean training.learning_rate?" in nothing.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["--diff"]])

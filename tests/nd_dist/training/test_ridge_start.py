@@ -31,14 +31,26 @@ def recipe(folder: Path, **settings: Any) -> Config:
     return small_recipe(folder).replaced({**WIDE, **settings})
 
 
-def started(config: Config, stage: int, model: Decoder | None = None) -> Decoder:
-    """A decoder of a stage before its first step; with a model of stage 1 its heads are kept."""
+def at_random(config: Config, stage: int) -> Decoder:
+    """A decoder of a stage with random weights."""
     source, request = SyntheticSource(), stage_request(config, stage, 1)
     torch.manual_seed(3)
-    decoder = Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
+    return Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
+
+
+def start(decoder: Decoder, config: Config, stage: int, has_space: bool = False) -> list[str]:
+    """Start a decoder of a stage at the ridge regression; returns the targets' names."""
+    return start_at_ridge(
+        decoder, SyntheticSource(), stage_request(config, stage, 1), torch.device("cpu"), has_space=has_space
+    )
+
+
+def started(config: Config, stage: int, model: Decoder | None = None) -> Decoder:
+    """A decoder of a stage before its first step; with a model of stage 1 its heads are kept."""
+    decoder = at_random(config, stage)
     if model is not None:
         decoder.heads.load_state_dict(model.heads.state_dict())
-    start_at_ridge(decoder, source, request, torch.device("cpu"), has_space=model is not None)
+    start(decoder, config, stage, has_space=model is not None)
     return decoder.eval()
 
 
@@ -103,14 +115,14 @@ def test_a_new_subject_is_fitted_onto_a_space_that_is_there(tmp_path: Path) -> N
 
 def test_training_begins_far_below_the_random_start_and_goes_on_from_there(tmp_path: Path) -> None:
     found = {}
-    for start in ("random", "ridge"):
-        settings = {"training.start": start, "training.validate_every": 1, "training.targets": ["c", "g02"]}
-        events = run(recipe(tmp_path / start, **settings))
-        found[start] = {e["stage"]: e for e in reversed(events) if e["event"] == "validation"}  # after the first step
-        assert ("ridge_start" in names(events)) == (start == "ridge")
+    for begin in ("random", "ridge"):
+        settings = {"training.start": begin, "training.validate_every": 1, "training.targets": ["c", "g02"]}
+        events = run(recipe(tmp_path / begin, **settings))
+        found[begin] = {e["stage"]: e for e in reversed(events) if e["event"] == "validation"}  # after the first step
+        assert ("ridge_start" in names(events)) == (begin == "ridge")
     for stage in (1, 2):
         for name in ("c/prior", "g02/prior"):
-            one, two = (found[start][stage]["values"][name] for start in ("ridge", "random"))
+            one, two = (found[begin][stage]["values"][name] for begin in ("ridge", "random"))
             assert one < 0.25 * two, (stage, name)
 
 
@@ -127,34 +139,32 @@ def test_a_training_that_goes_on_is_not_started_anew(tmp_path: Path) -> None:
 
 def test_z_alone_starts_at_random(tmp_path: Path) -> None:
     config = recipe(tmp_path, **{"training.targets": ["z"], "decoder.heads": "single", "training.start": "ridge"})
-    request, source = stage_request(config, 1, 1), SyntheticSource()
-    decoder = Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
+    decoder = at_random(config, 1)
     before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
-    assert start_at_ridge(decoder, source, request, torch.device("cpu"), has_space=False) == []
+    assert start(decoder, config, 1) == []
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.state_dict().items())
 
 
 @pytest.mark.parametrize("heads", ["joint", "single"])
 def test_what_starts_so_and_nothing_else_has_the_lower_rate(tmp_path: Path, heads: str) -> None:
-    config = recipe(tmp_path, **{"decoder.heads": heads, "training.start": "ridge", "training.ridge_rate": 0.25})
-    request, source = stage_request(config, 1, 1), SyntheticSource()
-    decoder = Decoder(config.decoder, {s: source.num_voxels[s] for s in request.subjects}, stage_specs(config, source))
+    config = recipe(tmp_path, **{"decoder.heads": heads, "training.start": "ridge", "training.ridge_rate_share": 0.25})
+    decoder = at_random(config, 1)
     before = {name: weight.clone() for name, weight in decoder.named_parameters()}
-    start_at_ridge(decoder, source, request, torch.device("cpu"), has_space=False)
+    start(decoder, config, 1)
     set_there = {name for name, weight in decoder.named_parameters() if not torch.equal(weight, before[name])}
     name_of = {id(parameter): name for name, parameter in decoder.named_parameters()}
     groups = parameter_groups(decoder.named_parameters(), config.training)
-    slow = {name_of[id(parameter)] for group in groups if group["rate"] == 0.25 for parameter in group["params"]}
+    slow = {name_of[id(parameter)] for group in groups if group["rate_share"] == 0.25 for parameter in group["params"]}
     assert slow == set_there != set()
-    assert {group["rate"] for group in groups} == {0.25, 1.0}
+    assert {group["rate_share"] for group in groups} == {0.25, 1.0}
     random = parameter_groups(decoder.named_parameters(), config.replaced({"training.start": "random"}).training)
-    assert {group["rate"] for group in random} == {1.0}
+    assert {group["rate_share"] for group in random} == {1.0}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("shard_layers", [False, True])
 def test_the_lower_rate_is_the_one_that_trains(tmp_path: Path, zero_stage: int, shard_layers: bool) -> None:
-    settings = {"start": "ridge", "ridge_rate": 1e-9, "zero_stage": zero_stage, "shard_layers": shard_layers}
+    settings = {"start": "ridge", "ridge_rate_share": 1e-9, "zero_stage": zero_stage, "shard_layers": shard_layers}
     config = recipe(tmp_path, **{f"training.{key}": value for key, value in settings.items()})
     run(config.replaced({"training.stages": [1], "training.learning_rate": 0.01}))
     before = started(config, 1).state_dict()

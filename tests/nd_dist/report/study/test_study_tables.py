@@ -48,8 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_models(made)
     for subject, seed in ((1, 3), (2, 3), (2, 4)):
         layers = {"sampler.layer_scale": LAYERS[0][1]}
-        many = {"num_repeats": 1, "batch_size": SEEN}
-        job = toy_job(made, f"run-{subject}-{seed}", subjects=(subject,), points=(*POINTS, layers), **many)
+        job = toy_job(
+            made,
+            f"run-{subject}-{seed}",
+            num_repeats=1,
+            batch_size=SEEN,
+            subjects=(subject,),
+            points=(*POINTS, layers),
+        )
         config = job.config.replaced({"seed": seed, "training.target_subject": subject})
         networks = dataclasses.replace(job.networks, config=config)
         job = dataclasses.replace(
